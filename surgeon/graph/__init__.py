@@ -1,0 +1,1 @@
+"""ONNX files as graphs: loading, canonical form, concrete shapes, sessions and saving."""
