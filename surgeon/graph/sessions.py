@@ -1,0 +1,149 @@
+"""Models running in onnxruntime: quiet, deterministic sessions and taps on intermediate tensors."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as native
+
+from surgeon.errors import DataError, UnsupportedModelError
+
+Array = NDArray[Any]
+
+#: Everything onnxruntime raises; its classes have no common base of their own.
+_RUNTIME_ERRORS = (
+    native.EPFail,
+    native.EngineError,
+    native.Fail,
+    native.InvalidArgument,
+    native.InvalidGraph,
+    native.InvalidProtobuf,
+    native.ModelLoaded,
+    native.NoModel,
+    native.NoSuchFile,
+    native.NotImplemented,
+    native.RuntimeException,
+    RuntimeError,
+    ValueError,
+)
+_FATAL_ONLY = 4
+_LARGEST_MESSAGE = 2**31 - 1  # bytes protobuf can hold in one message
+_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : (\w+) : ")
+
+
+def session(
+    model: onnx.ModelProto | bytes | Path, *, threads: int = 1, optimize: bool = True
+) -> ort.InferenceSession:
+    """Opens a model on the CPU, silently and deterministically.
+
+    Args:
+        model: The model, its serialized bytes, or the path of its file (needed for external data).
+        threads: Threads inside an operator. Idle threads sleep instead of spinning, so that two sessions
+            can be compared on a busy machine.
+        optimize: Whether onnxruntime may fuse and fold; without it, every tensor stays observable as written.
+
+    Raises:
+        UnsupportedModelError: onnxruntime cannot load the model; the message is its first line.
+    """
+    ort.set_default_logger_severity(_FATAL_ONLY)
+    options = _options(threads, optimize=optimize)
+    where = str(model) if isinstance(model, Path) else None
+    try:
+        if not isinstance(model, onnx.ModelProto):
+            return _open(str(model) if isinstance(model, Path) else model, options)
+        if model.ByteSize() > _LARGEST_MESSAGE:
+            return _open_large(model, options)
+        return _open(model.SerializeToString(), options)
+    except _RUNTIME_ERRORS as error:
+        raise UnsupportedModelError(
+            f"onnxruntime cannot load the model: {first_line(error)}",
+            where=where,
+            hint="the model has to load in onnxruntime before and after surgery",
+        ) from error
+
+
+def run(runner: ort.InferenceSession, feeds: Mapping[str, Array]) -> list[Array]:
+    """Runs a session and returns all of its outputs.
+
+    Feeds that are not inputs of the model are ignored, so that one set of feeds serves a model and its
+    optimized copy.
+
+    Raises:
+        DataError: The feeds do not fit the model's inputs.
+        UnsupportedModelError: The model fails while it runs.
+    """
+    names = [argument.name for argument in runner.get_inputs()]
+    missing = [name for name in names if name not in feeds]
+    if missing:
+        raise DataError(
+            f"the model's input has no data: {', '.join(missing)}", hint=f"given: {', '.join(sorted(feeds))}"
+        )
+    try:
+        outputs: list[Array] = runner.run(None, {name: feeds[name] for name in names})
+    except native.InvalidArgument as error:
+        raise DataError(f"the data do not fit the model: {first_line(error)}") from error
+    except _RUNTIME_ERRORS as error:
+        raise UnsupportedModelError(f"onnxruntime cannot run the model: {first_line(error)}") from error
+    return outputs
+
+
+def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """Returns a copy of the model whose outputs are followed by the intermediate tensors ``names``.
+
+    Names that are outputs already are not repeated; onnxruntime infers the types of the others.
+
+    Raises:
+        UnsupportedModelError: No node of the main graph computes one of the tensors.
+    """
+    computed = {output for node in model.graph.node for output in node.output}
+    computed |= {argument.name for argument in model.graph.input}
+    unknown = [name for name in names if name not in computed]
+    if unknown:
+        raise UnsupportedModelError(f"no node computes the tensor {unknown[0]!r}")
+    tapped = onnx.ModelProto()
+    tapped.CopyFrom(model)
+    present = {output.name for output in model.graph.output}
+    for name in dict.fromkeys(names):
+        if name not in present:
+            tapped.graph.output.add(name=name)
+    return tapped
+
+
+def first_line(error: BaseException) -> str:
+    """Returns what an onnxruntime exception says first, without its code."""
+    lines = str(error).strip().splitlines()
+    return _PREFIX.sub("", lines[0]).strip() if lines else type(error).__name__
+
+
+def _options(threads: int, *, optimize: bool) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.use_deterministic_compute = True
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
+
+
+def _open(model: str | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _open_large(model: onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
+    """Opens a model over 2 GB by way of a temporary file with external data."""
+    with tempfile.TemporaryDirectory(prefix="surgeon-") as folder:
+        path = Path(folder) / "model.onnx"
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)  # saving with external data rewrites the initializers it is given
+        onnx.save(copy, str(path), save_as_external_data=True, location="weights")
+        return _open(str(path), options)
