@@ -1,0 +1,227 @@
+"""Figures of a model before and after: parameters, MACs, bytes, latency, metric."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surgeon.errors import DataError, GateError, SurgeonError, UnsupportedModelError, UsageError
+from surgeon.passes import Context, Graph
+
+if TYPE_CHECKING:
+    from surgeon.stats.chunks import Input
+    from surgeon.stats.metrics import Metric
+
+# a single run of a 2-core machine strays by a few percent, the median of interleaved runs by less
+LATENCY_TOLERANCE = 1.05
+LATENCY_SECONDS = 1.0
+_LATENCY_ROUNDS = 30
+
+
+@dataclass
+class Figures:
+    """What a model costs and how well it does.
+
+    Attributes:
+        params: Elements of all constants of rank ≥ 1 that are not int64 (those are shapes and indices).
+        macs: Multiply-accumulates of one sample.
+        bytes: Size on disk, external data included.
+        latency_ms: Median time of one sample in onnxruntime, or None when not measured.
+        metric: The metric as a fraction, or None without evaluation data.
+    """
+
+    params: int
+    macs: int
+    bytes: int
+    latency_ms: float | None = None
+    metric: float | None = None
+
+    def of_target(self, target: str) -> float | None:
+        """Returns the figure that a ``--target`` key limits."""
+        figures = {"macs": self.macs, "params": self.params, "size": self.bytes, "latency": self.latency_ms}
+        return figures[target]
+
+
+def figures(graph: Graph, size: int) -> Figures:
+    """Counts a graph whose file takes ``size`` bytes."""
+    from surgeon.cost import count
+
+    return Figures(params=parameters(graph), macs=int(count(graph).macs), bytes=size)
+
+
+def parameters(graph: Graph) -> int:
+    """Counts the elements of all constants of rank ≥ 1 that are not int64, nested graphs included."""
+    import onnx
+    import onnx_graphsurgeon as gs
+
+    from surgeon.graph.weights import data_type
+
+    total = 0
+    for each in (graph, *graph.subgraphs(recursive=True)):
+        for tensor in each.tensors().values():
+            if (
+                isinstance(tensor, gs.Constant)
+                and len(tensor.shape)
+                and data_type(tensor) != onnx.TensorProto.INT64
+            ):
+                elements = 1
+                for length in tensor.shape:
+                    elements *= int(length)
+                total += elements
+    return total
+
+
+def inputs_of(graph: Graph) -> tuple[Input, ...]:
+    """Describes a graph's inputs the way datasets need them."""
+    import numpy as np
+
+    from surgeon.stats.chunks import Input
+
+    described = []
+    for tensor in graph.inputs:
+        if tensor.dtype is None or tensor.shape is None:
+            raise UnsupportedModelError("its type or rank is not declared", where=f"input {tensor.name!r}")
+        sizes = tuple(size if isinstance(size, int) and size > 0 else str(size) for size in tensor.shape)
+        described.append(Input(tensor.name, np.dtype(tensor.dtype), sizes))
+    return tuple(described)
+
+
+def file_bytes(model: Path, graph: Graph) -> int:
+    """Returns the size of a model file and of the files that hold its external data."""
+    import onnx_graphsurgeon as gs
+
+    from surgeon.graph.weights import StoredValues
+
+    files = {model.resolve()}
+    for tensor in graph.tensors().values():
+        stored = vars(tensor).get("_values") if isinstance(tensor, gs.Constant) else None
+        if isinstance(stored, StoredValues) and stored.place is not None:
+            files.add(stored.place.path.resolve())
+    return sum(path.stat().st_size for path in files)
+
+
+def resolve_metric(name: str | None, context: Context) -> Metric:
+    """Finds the metric by name; the default is top1 where there are labels, otherwise agreement with the original.
+
+    Raises:
+        UsageError: There is no such metric.
+    """
+    from surgeon.stats.metrics import find_metric
+
+    labelled = context.evaluation is None or context.evaluation.has_labels
+    return find_metric(name or ("top1" if labelled else "agreement"))
+
+
+def check_loads(model: Path, original: Path, context: Context) -> None:
+    """Makes sure onnxruntime loads the result and runs it on a made-up sample.
+
+    Raises:
+        GateError: It does not, although the original does.
+        UnsupportedModelError: The original does not either.
+    """
+    from surgeon.graph import sessions
+
+    feeds = _sample(context)
+    try:
+        runner = sessions.session(model, optimize=False)
+        if feeds is not None:
+            sessions.run(runner, feeds)
+    except (UnsupportedModelError, DataError) as error:
+        runner = sessions.session(original, optimize=False)  # raises where the original is no better
+        try:
+            sessions.run(runner, feeds or {})
+        except (UnsupportedModelError, DataError):
+            return  # the made-up sample does not suit the model, so it proves nothing
+        hint = "please report this; --debug shows the pass that broke it"
+        raise GateError(f"the result does not run in onnxruntime: {error.message}", hint=hint) from error
+
+
+def _sample(context: Context) -> dict[str, Any] | None:
+    """Makes up one sample, or None where the inputs are of a kind that cannot be made up."""
+    from surgeon.stats.synthetic import synthetic
+
+    try:
+        return synthetic(context.inputs, context.seed)
+    except UnsupportedModelError:
+        return None
+
+
+def measure_latency(before: Path, after: Path, context: Context, threads: int) -> tuple[float, float] | None:
+    """Measures two models interleaved, about a second in all; None where no sample can be made up."""
+    from surgeon.stats.latency import compare
+
+    feeds = _sample(context)
+    if feeds is None:
+        return None
+    try:
+        first, second = compare([before, after], feeds, threads=threads, runs=3)
+        rounds = int(LATENCY_SECONDS * 1e3 / max(first.median_ms + second.median_ms, 1e-3))
+        if rounds > 3:
+            first, second = compare(
+                [before, after], feeds, threads=threads, runs=min(rounds, _LATENCY_ROUNDS)
+            )
+    except SurgeonError as error:
+        context.warn(f"latency not measured: {error}")
+        return None
+    return first.median_ms, first.median_ms * second.ratio
+
+
+def measure_metric(before: Path, after: Path, metric: Metric, context: Context) -> tuple[float, float]:
+    """Evaluates both models on the evaluation data."""
+    from surgeon.graph.sessions import session
+    from surgeon.stats.metrics import evaluate
+
+    if context.evaluation is None:
+        raise UsageError("there are no evaluation data", where="metric")
+    reference = session(before, threads=context.threads)
+    candidate = session(after, threads=context.threads)
+    return (
+        evaluate(reference, context.evaluation, metric, reference),
+        evaluate(candidate, context.evaluation, metric, reference),
+    )
+
+
+def check_gates(before: Figures, after: Figures, context: Context, metric: Metric | None) -> dict[str, Any]:
+    """Checks targets and accuracy.
+
+    Returns:
+        What was reached for each target, as a fraction of the original.
+
+    Raises:
+        GateError: A target or the accuracy bound was missed.
+    """
+    reached = {key: _reached(key, limit, before, after) for key, limit in context.targets.items()}
+    if (
+        context.max_drop is not None
+        and metric is not None
+        and before.metric is not None
+        and after.metric is not None
+    ):
+        drop = before.metric - after.metric if metric.higher_is_better else after.metric - before.metric
+        if drop > context.max_drop + 1e-9:
+            raise GateError(
+                f"{metric.name} went from {before.metric:.4f} to {after.metric:.4f}; at most {context.max_drop:g} may be lost",
+                where="--max-drop",
+                hint="cut less, or give more calibration data",
+            )
+    return reached
+
+
+def _reached(key: str, limit: float, before: Figures, after: Figures) -> float:
+    old, new = before.of_target(key), after.of_target(key)
+    if old is None or new is None:
+        raise GateError("could not be measured", where=f"target {key}")
+    fraction = new / old if old else 1.0
+    if fraction > limit * (LATENCY_TOLERANCE if key == "latency" else 1.0) + 1e-9:
+        hint = "no pass of this run reduces it that far; surgeon inspect shows how far the model can shrink"
+        raise GateError(
+            f"reached {fraction:.3f} of the original, asked for {limit:g}", where=f"target {key}", hint=hint
+        )
+    return fraction
+
+
+def as_json(figures_: Figures) -> Mapping[str, object]:
+    """Returns the figures as the JSON contract names them."""
+    return {**vars(figures_)}

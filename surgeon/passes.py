@@ -1,0 +1,189 @@
+"""What a pass is, and what it may ask of the run it takes part in.
+
+A pass is a frozen dataclass: its fields are its options, `run` takes a graph to a graph. Timing, verification,
+reports and files are the pipeline's business, so no pass knows of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
+
+from surgeon.errors import UsageError
+
+if TYPE_CHECKING:
+    from surgeon.plan import Plan
+    from surgeon.stats.chunks import Input
+    from surgeon.stats.data import Dataset
+
+Graph: TypeAlias = Any  # onnx_graphsurgeon.Graph, which comes without types
+Advance: TypeAlias = Callable[[int], None]
+SYNTHETIC_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """One transformation of a graph.
+
+    Subclasses are frozen dataclasses whose fields are typed options: bool, int, float, str, a Literal,
+    ``X | None``, ``tuple[X, ...]`` or ``dict[str, X]``. They check ranges in ``__post_init__`` and raise UsageError.
+    An ``Attributes:`` section in the class docstring documents the options.
+
+    Class attributes:
+        name: What the pass is called on the command line; the name of its entry point.
+        requires: Facts that must hold for the graph it is given, e.g. ``float``.
+        ensures: Facts that hold afterwards, e.g. ``qdq``.
+        removes: Facts that do not hold any more.
+    """
+
+    name: ClassVar[str]
+    requires: ClassVar[frozenset[str]] = frozenset()
+    ensures: ClassVar[frozenset[str]] = frozenset()
+    removes: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    def run(self, graph: Graph, context: Context) -> Graph:
+        """Returns the transformed graph; ``graph`` is the pass's own copy and may be changed in place.
+
+        Weight arrays are shared with the original: replace them, never write into them.
+        """
+
+    def options(self) -> dict[str, object]:
+        """Returns every option and its value."""
+        return {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.init}
+
+    def changed_options(self) -> dict[str, object]:
+        """Returns the options that differ from their defaults."""
+        defaults = {
+            item.name: item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+            for item in dataclasses.fields(self)
+        }
+        return {name: value for name, value in self.options().items() if value != defaults[name]}
+
+
+class Monitor(Protocol):
+    """Where a run's warnings and progress go; the command line shows them, a library keeps them."""
+
+    def warn(self, text: str) -> None:
+        """Takes one sentence the user should read."""
+
+    def progress(self, label: str, total: int | None) -> AbstractContextManager[Advance]:
+        """Opens a progress line; calling what it yields moves it on."""
+
+
+class SilentMonitor:
+    """Keeps warnings for the report and shows nothing."""
+
+    def warn(self, text: str) -> None:
+        """Does nothing: the context has already noted the text."""
+
+    def progress(self, label: str, total: int | None) -> AbstractContextManager[Advance]:
+        """Returns a progress line nobody sees."""
+        del label, total
+        return nullcontext(lambda _: None)
+
+
+@dataclass
+class Context:
+    """What a pass may ask of the run.
+
+    Attributes:
+        source_path: The model file the run started from.
+        model_sha256: Its hash, for plans.
+        inputs: Name, dtype and shape of the model's inputs.
+        data: Calibration data, or None; `calibration` never fails.
+        evaluation: Labelled or reference data to judge a candidate by, or None.
+        metric: Name of the metric to judge by.
+        max_drop: The largest accepted loss of that metric, or None.
+        targets: Fractions of the original to reach at most: macs, params, size, latency.
+        exclude: Patterns of node and tensor names to leave alone.
+        seed: Seed of everything random.
+        threads: Threads for onnxruntime; must not change any result.
+        preprocess: How images become arrays.
+        record: JSON facts of the current pass, shown in the report. ``groups`` and ``certificate`` are lifted to
+            the report's top; ``proof_seconds`` is not counted as the pass's own time; ``changed`` overrules the
+            pipeline's own idea of whether the pass changed anything.
+        plan: What was removed, set by the pass that cut.
+        warnings: Every warning so far.
+        monitor: Where warnings and progress are shown.
+    """
+
+    source_path: Path
+    model_sha256: str = ""
+    inputs: tuple[Input, ...] = ()
+    data: Dataset | None = None
+    evaluation: Dataset | None = None
+    metric: str = "top1"
+    max_drop: float | None = None
+    targets: Mapping[str, float] = field(default_factory=dict)
+    exclude: tuple[str, ...] = ()
+    seed: int = 0
+    threads: int = 1
+    preprocess: str | None = None
+    record: dict[str, object] = field(default_factory=dict)
+    plan: Plan | None = None
+    warnings: list[str] = field(default_factory=list)
+    monitor: Monitor = field(default_factory=SilentMonitor)
+
+    def calibration(self) -> Dataset:
+        """Returns the calibration data, or seeded synthetic samples with a warning of what that costs."""
+        if self.data is None:
+            from surgeon.stats.synthetic import synthetic_dataset
+
+            self.warn(
+                "no --data: statistics come from seeded synthetic inputs, which costs accuracy; "
+                "a few hundred real samples without labels are enough"
+            )
+            self.data = synthetic_dataset(self.inputs, self.seed, SYNTHETIC_SAMPLES)
+        return self.data
+
+    def warn(self, text: str) -> None:
+        """Notes and shows a sentence the user should read, once."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.monitor.warn(text)
+
+    def progress(self, label: str, total: int | None = None) -> AbstractContextManager[Advance]:
+        """Opens a progress line on the terminal: ``with context.progress("prune", 8) as advance: advance(1)``."""
+        return self.monitor.progress(label, total)
+
+    def excluded(self, name: str) -> bool:
+        """Tells whether a node or tensor name matches one of the ``exclude`` patterns (shell wildcards)."""
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.exclude)
+
+    def seed_for(self, purpose: str) -> int:
+        """Derives a seed of its own for one purpose, so that passes do not disturb each other's draws."""
+        digest = hashlib.sha256(f"{self.seed}/{purpose}".encode()).digest()
+        return int.from_bytes(digest[:4], "little")
+
+
+TARGETS = ("macs", "params", "size", "latency")
+
+
+def check_targets(targets: Mapping[str, object]) -> dict[str, float]:
+    """Checks ``--target`` entries: known keys, fractions in (0, 1].
+
+    Raises:
+        UsageError: A key is unknown or a value is no such fraction.
+    """
+    from surgeon.options import coerce
+    from surgeon.suggest import did_you_mean
+
+    checked = {}
+    for key, value in targets.items():
+        if key not in TARGETS:
+            raise UsageError("no such target", where=key, hint=did_you_mean(key, TARGETS, what="targets"))
+        fraction = coerce(value, float, f"target {key}")
+        if not 0.0 < fraction <= 1.0:
+            raise UsageError(
+                f"must be a fraction of the original in (0, 1], got {fraction}", where=f"target {key}"
+            )
+        checked[key] = float(fraction)
+    return checked

@@ -1,0 +1,230 @@
+"""Runs passes one after the other: facts checked first, each pass on its own copy, verified, timed and recorded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from surgeon.errors import PassError, SurgeonError, UsageError
+from surgeon.passes import Context, Graph, Pass
+
+_WEAKEST_FIRST = ("none", "structural", "exact")
+
+
+@dataclass
+class Outcome:
+    """What the passes made of a graph.
+
+    Attributes:
+        graph: The final graph.
+        passes: One JSON object per pass, in order.
+        groups: ``{total, cut, whole}`` of the pass that cut, or None where none did.
+        certificate: ``{status, max_rel_err, probes}``, the weakest of all passes.
+    """
+
+    graph: Graph
+    passes: list[dict[str, object]] = field(default_factory=list)
+    groups: dict[str, Any] | None = None
+    certificate: dict[str, Any] | None = None
+
+
+def copy_of(graph: Graph) -> Graph:
+    """Copies a graph's nodes and tensors; weight arrays are shared."""
+    duplicate = graph.copy()
+    originals = graph.tensors()
+    for name, tensor in duplicate.tensors().items():
+        extra = vars(originals[name]).keys() - vars(tensor).keys() if name in originals else ()
+        for key in extra:  # marks that a room put on its tensors, such as the name a constant was split from
+            setattr(tensor, key, vars(originals[name])[key])
+        shape = vars(tensor).get("shape")
+        if isinstance(shape, list):  # graphsurgeon shares the list, and a pass may shrink it in place
+            tensor.shape = [*shape]
+    for key in vars(graph).keys() - vars(duplicate).keys():
+        setattr(duplicate, key, vars(graph)[key])
+    return duplicate
+
+
+def check_facts(passes: Sequence[Pass], graph: Graph) -> None:
+    """Checks before anything runs that each pass will find what it requires.
+
+    Raises:
+        UsageError: A pass requires a fact that the model does not have or an earlier pass removed.
+    """
+    facts = starting_facts(graph)
+    removed_by: dict[str, str] = {}
+    for position, each in enumerate(passes):
+        missing = sorted(each.requires - facts)
+        if missing:
+            fact = missing[0]
+            if fact in removed_by:
+                message = (
+                    f"needs a model that is {fact!r}, but {removed_by[fact]} runs before it and ends that"
+                )
+                hint = f"put {each.name} before {removed_by[fact]}"
+            else:
+                makers = [other.name for other in passes[position:] if fact in other.ensures]
+                message = (
+                    f"needs a model that is {fact!r}, this one is {', '.join(sorted(facts)) or 'neither'}"
+                )
+                hint = f"put {makers[0]} before {each.name}" if makers else "start from the original model"
+            raise UsageError(message, where=f"pass {each.name}", hint=hint)
+        removed_by.update(dict.fromkeys(each.removes & facts, each.name))
+        facts = (facts - each.removes) | each.ensures
+
+
+def starting_facts(graph: Graph) -> frozenset[str]:
+    """Returns ``qdq`` for a graph that is quantized already, otherwise ``float``."""
+    quantized = any(
+        node.op in ("QuantizeLinear", "DynamicQuantizeLinear") or node.op.startswith("QLinear")
+        for node in graph.nodes
+    )
+    return frozenset({"qdq"} if quantized else {"float"})
+
+
+def run_passes(graph: Graph, passes: Sequence[Pass], context: Context, *, debug: bool = False) -> Outcome:
+    """Runs passes in order; the graph that comes in is left as it is.
+
+    Args:
+        graph: The model.
+        passes: What runs.
+        context: What the passes may ask of the run.
+        debug: Whether onnxruntime loads the graph after every pass, and not only the final one.
+
+    Raises:
+        GateError: A pass could not do what was asked of it.
+        PassError: A pass failed inside or broke its contract.
+    """
+    outcome = Outcome(graph)
+    for each in passes:
+        context.record = {}
+        started = time.perf_counter()
+        result = _run_one(each, copy_of(outcome.graph), context)
+        elapsed = time.perf_counter() - started
+        _check_result(each, outcome.graph, result, debug=debug)
+        _note(outcome, each, context.record, result, elapsed)
+        outcome.graph = result
+    return outcome
+
+
+def _run_one(each: Pass, graph: Graph, context: Context) -> Graph:
+    try:
+        with context.progress(each.name):
+            return each.run(graph, context)
+    except SurgeonError:
+        raise
+    except (
+        Exception
+    ) as error:  # a pass may be a third party's; whatever it raised, the user must learn whose it was
+        message = f"failed inside: {type(error).__name__}: {error}"
+        raise PassError(message, where=f"pass {each.name}", hint="run with --debug and report it") from error
+
+
+def _check_result(each: Pass, before: Graph, after: object, *, debug: bool) -> None:
+    import onnx_graphsurgeon as gs
+
+    where = f"pass {each.name}"
+    if not isinstance(after, gs.Graph):
+        raise PassError(f"returned {type(after).__name__} instead of a graph", where=where)
+    for kind in ("inputs", "outputs"):
+        old, new = (list(_signature(getattr(graph, kind))) for graph in (before, after))
+        if old != new:
+            changed = next(
+                (pair for pair in zip(old, new, strict=False) if pair[0] != pair[1]), (len(old), len(new))
+            )
+            raise PassError(f"changed the model's {kind}: {changed[0]} became {changed[1]}", where=where)
+    if debug:
+        from surgeon.graph.save import to_model
+        from surgeon.graph.sessions import session
+
+        session(to_model(after), optimize=False)
+
+
+def _signature(tensors: Sequence[Any]) -> Iterator[tuple[object, ...]]:
+    """Yields name, type, and rank with sizes and symbols."""
+    for tensor in tensors:
+        shape = getattr(tensor, "shape", None)
+        yield tensor.name, str(tensor.dtype), None if shape is None else tuple(shape)
+
+
+def _note(outcome: Outcome, each: Pass, record: dict[str, object], result: Graph, elapsed: float) -> None:
+    """Adds a pass's record to the outcome and lifts what concerns the whole run."""
+    facts = dict(record)
+    groups, certificate = facts.pop("groups", None), facts.pop("certificate", None)
+    proof = facts.get("proof_seconds", 0.0)
+    seconds = elapsed - float(proof) if isinstance(proof, int | float) else elapsed
+    if isinstance(groups, dict):
+        outcome.groups = groups
+        facts.setdefault("changed", bool(groups.get("cut")))
+    if isinstance(certificate, dict):
+        outcome.certificate = _weaker(outcome.certificate, certificate)
+    if "changed" not in facts:
+        facts["changed"] = not same(outcome.graph, result)
+    outcome.passes.append(
+        {"name": each.name, "seconds": max(seconds, 0.0), "options": each.options(), **facts}
+    )
+
+
+def _weaker(first: dict[str, Any] | None, second: dict[str, Any]) -> dict[str, Any]:
+    """Joins two certificates: the weaker status, the larger error, all probes."""
+    if first is None:
+        return second
+    errors = [each["max_rel_err"] for each in (first, second) if each.get("max_rel_err") is not None]
+    return {
+        "status": min(first["status"], second["status"], key=_WEAKEST_FIRST.index),
+        "max_rel_err": max(errors, default=None),
+        "probes": first.get("probes", 0) + second.get("probes", 0),
+    }
+
+
+def same(first: Graph, second: Graph) -> bool:
+    """Tells whether two graphs have the same nodes, attributes and weights, whatever their order."""
+    nodes, others = (
+        {tuple(out.name for out in node.outputs): node for node in graph.nodes} for graph in (first, second)
+    )
+    if nodes.keys() != others.keys() or len(first.nodes) != len(second.nodes):
+        return False
+    return all(_same_node(nodes[key], others[key]) for key in nodes)
+
+
+def _same_node(first: Any, second: Any) -> bool:
+    import onnx_graphsurgeon as gs
+
+    if (first.op, first.domain, first.name) != (second.op, second.domain, second.name):
+        return False
+    if first.attrs.keys() != second.attrs.keys() or len(first.inputs) != len(second.inputs):
+        return False
+    for one, other in zip(first.inputs, second.inputs, strict=True):
+        if one.name != other.name or isinstance(one, gs.Constant) != isinstance(other, gs.Constant):
+            return False
+        if isinstance(one, gs.Constant) and not _same_values(one, other):
+            return False
+    return all(_same_attribute(value, second.attrs[key]) for key, value in first.attrs.items())
+
+
+def _same_attribute(first: Any, second: Any) -> bool:
+    import numpy as np
+    import onnx_graphsurgeon as gs
+
+    if first is second:
+        return True
+    if isinstance(first, gs.Graph) and isinstance(second, gs.Graph):
+        return same(first, second)
+    if isinstance(first, gs.Constant) and isinstance(second, gs.Constant):
+        return _same_values(first, second)
+    return type(first) is type(second) and bool(np.array_equal(first, second))
+
+
+def _same_values(first: Any, second: Any) -> bool:
+    import numpy as np
+
+    from surgeon.graph.weights import peek
+
+    # identity first: weights nobody touched are compared without being read
+    if vars(first)["_values"] is vars(second)["_values"]:
+        return True
+    if tuple(first.shape) != tuple(second.shape) or first.dtype != second.dtype:
+        return False
+    one, other = peek(first), peek(second)
+    return one is other or bool(np.array_equal(one, other))

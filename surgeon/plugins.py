@@ -1,0 +1,120 @@
+"""Finds what is installed: passes, operator rules and metrics, by entry point.
+
+Nothing is imported until it is asked for by name, so a broken plugin harms only those who use it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+
+from surgeon.errors import PluginError, UsageError
+from surgeon.passes import Pass
+from surgeon.suggest import did_you_mean
+
+PASSES = "surgeon.passes"
+OPS = "surgeon.ops"
+METRICS = "surgeon.metrics"
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One entry point and the distribution it comes from."""
+
+    name: str
+    group: str
+    entry: EntryPoint
+    distribution: str
+    version: str
+
+    @property
+    def origin(self) -> str:
+        """The distribution and its version, as shown to people."""
+        return f"{self.distribution} {self.version}".strip()
+
+    def load(self) -> object:
+        """Imports the object.
+
+        Raises:
+            PluginError: The import failed; the distribution is named.
+        """
+        try:
+            return self.entry.load()
+        except Exception as error:  # whatever a third party's module does while it is imported
+            message = f"{self.group} plugin {self.name!r} cannot be imported: {type(error).__name__}: {error}"
+            hint = f"reinstall or remove {self.distribution}"
+            raise PluginError(message, where=self.origin, hint=hint) from error
+
+
+def available(group: str) -> dict[str, tuple[Plugin, ...]]:
+    """Lists the entry points of a group by name; more than one under a name is a conflict.
+
+    The same distribution seen twice on the path (an editable install and its source folder) counts once.
+    """
+    found: dict[str, dict[tuple[str, str], Plugin]] = {}
+    for entry in importlib.metadata.entry_points(group=group):
+        distribution = entry.dist
+        name, version = (distribution.name, distribution.version) if distribution else ("unknown", "")
+        key = (name.lower().replace("_", "-"), entry.value)
+        found.setdefault(entry.name, {}).setdefault(key, Plugin(entry.name, group, entry, name, version))
+    return {name: tuple(plugins.values()) for name, plugins in sorted(found.items())}
+
+
+def find(group: str, name: str, *, what: str = "pass") -> Plugin:
+    """Returns the one plugin of that name.
+
+    Raises:
+        UsageError: There is none.
+        PluginError: Several distributions provide it.
+    """
+    known = available(group)
+    if name not in known:
+        hint = did_you_mean(
+            name, known, what=f"installed {what}es" if what == "pass" else f"installed {what}s"
+        )
+        raise UsageError(f"no such {what}", where=name, hint=hint)
+    if len(known[name]) > 1:
+        origins = " and ".join(plugin.origin for plugin in known[name])
+        raise PluginError(f"{what} {name!r} is provided twice", where=origins, hint="uninstall one of them")
+    return known[name][0]
+
+
+@functools.cache
+def load_pass(name: str) -> type[Pass]:
+    """Imports the pass of that name and checks that it keeps the contract of passes.
+
+    Raises:
+        UsageError: No such pass is installed.
+        PluginError: It cannot be imported, is provided twice or is not a pass.
+    """
+    plugin = find(PASSES, name)
+    loaded = plugin.load()
+    fault = _fault(loaded, name)
+    if fault or not isinstance(loaded, type):
+        raise PluginError(f"pass {name!r}: {plugin.entry.value} {fault}", where=plugin.origin)
+    return loaded
+
+
+def load_all(group: str) -> dict[str, object]:
+    """Imports every plugin of a group.
+
+    Raises:
+        PluginError: One is broken or provided twice.
+    """
+    return {name: find(group, name, what="plugin").load() for name in available(group)}
+
+
+def _fault(loaded: object, name: str) -> str | None:
+    """Says what keeps an object from being a pass, or None."""
+    if not isinstance(loaded, type) or not issubclass(loaded, Pass):
+        return "is not a subclass of surgeon.Pass"
+    parameters = getattr(loaded, "__dataclass_params__", None)
+    if parameters is None or not parameters.frozen or "__dataclass_fields__" not in vars(loaded):
+        return "is not a frozen dataclass"
+    if getattr(loaded, "name", None) != name:
+        return f"calls itself {getattr(loaded, 'name', None)!r}, its entry point {name!r}"
+    if getattr(loaded, "__abstractmethods__", None):
+        return "does not define run()"
+    return None
