@@ -1,0 +1,1 @@
+"""The lossless simplifications of the pass ``clean``, one per file."""
