@@ -11,27 +11,30 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from surgeon.errors import InternalError
 from surgeon.graph.order import bodies
-from surgeon.graph.schemas import label, node_schema, standard
-from surgeon.graph.weights import StoredValues, data_type
+from surgeon.graph.schemas import attribute_kinds, label, standard
+from surgeon.graph.weights import StoredValues, data_type, stored_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _KIND = onnx.AttributeProto
+SMALL = 1024  # bytes of a constant that is always written in full
 
 
-def node_proto(node: gs.Node, versions: dict[str, int]) -> onnx.NodeProto:
-    """The message for a node; its bodies are written with the constants only they use."""
+def node_proto(node: gs.Node, versions: dict[str, int], *, light: bool = False) -> onnx.NodeProto:
+    """The message for a node; its bodies are written with the constants only they use.
+
+    With ``light`` the values of large constants are left out: enough for inferring shapes, not for running.
+    """
     result = onnx.NodeProto(op_type=node.op, name=node.name or "", domain=standard(node.domain))
     result.input.extend(tensor.name for tensor in node.inputs)
     result.output.extend(tensor.name for tensor in node.outputs)
     if node.attrs:
-        schema = node_schema(node, versions)
-        declared = schema.attributes if schema is not None else {}
+        declared = attribute_kinds(node.op, node.domain, versions.get(result.domain, 1))
         for name, value in node.attrs.items():
-            kind = int(declared[name].type.value) if name in declared else _KIND.UNDEFINED
+            kind = declared.get(name, _KIND.UNDEFINED)
             try:
-                result.attribute.append(attribute_proto(name, value, kind, versions))
+                result.attribute.append(attribute_proto(name, value, kind, versions, light=light))
             except (TypeError, ValueError) as error:
                 raise InternalError(
                     f"attribute '{name}' cannot be written: {error}", where=label(node)
@@ -39,7 +42,9 @@ def node_proto(node: gs.Node, versions: dict[str, int]) -> onnx.NodeProto:
     return result
 
 
-def attribute_proto(name: str, value: Any, kind: int, versions: dict[str, int]) -> onnx.AttributeProto:
+def attribute_proto(
+    name: str, value: Any, kind: int, versions: dict[str, int], *, light: bool = False
+) -> onnx.AttributeProto:
     """The message for one attribute.
 
     Args:
@@ -48,6 +53,7 @@ def attribute_proto(name: str, value: Any, kind: int, versions: dict[str, int]) 
         kind: The type its operator's schema declares (``AttributeProto.UNDEFINED`` where there is none): it decides
             between integers and floats and gives empty lists their type.
         versions: Opset versions, needed for bodies.
+        light: Leave out the values of large constants.
 
     Raises:
         TypeError: No attribute type holds such a value.
@@ -73,10 +79,10 @@ def attribute_proto(name: str, value: Any, kind: int, versions: dict[str, int]) 
         result.t.CopyFrom(onnx.numpy_helper.from_array(value))
     elif isinstance(value, gs.Constant):
         result.type = _KIND.TENSOR
-        result.t.CopyFrom(constant_proto(value))
+        result.t.CopyFrom(constant_proto(value, light=light))
     elif isinstance(value, gs.Graph):
         result.type = _KIND.GRAPH
-        result.g.CopyFrom(body_proto(value, versions))
+        result.g.CopyFrom(body_proto(value, versions, light=light))
     else:
         raise TypeError(f"no ONNX attribute type for {type(value).__name__}")
     return result
@@ -94,8 +100,13 @@ def _fill_list(result: onnx.AttributeProto, values: list[Any], kind: int) -> Non
         result.ints.extend(int(value) for value in values)
 
 
-def constant_proto(constant: gs.Constant) -> onnx.TensorProto:
-    """The message for a constant, values included; its stored bytes are passed on unread where possible."""
+def constant_proto(constant: gs.Constant, *, light: bool = False) -> onnx.TensorProto:
+    """The message for a constant, values included; its stored bytes are passed on unread where possible.
+
+    With ``light`` only small values are included.
+    """
+    if light and stored_bytes(constant) > SMALL:
+        return onnx.TensorProto(name=constant.name, data_type=data_type(constant), dims=constant.shape)
     stored = constant._values  # noqa: SLF001  # .values would read and keep it
     if isinstance(stored, StoredValues):
         result = onnx.TensorProto()
@@ -131,16 +142,16 @@ def _data_type_of(dtype: Any) -> int:
     return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
 
-def body_proto(body: gs.Graph, versions: dict[str, int]) -> onnx.GraphProto:
+def body_proto(body: gs.Graph, versions: dict[str, int], *, light: bool = False) -> onnx.GraphProto:
     """The message for a body: its nodes, its interface, and the constants that nobody outside uses."""
     result = onnx.GraphProto(name=body.name or "body", doc_string=body.doc_string or "")
-    result.node.extend(node_proto(node, versions) for node in body.nodes)
+    result.node.extend(node_proto(node, versions, light=light) for node in body.nodes)
     result.input.extend(interface_entry(body, tensor) for tensor in body.inputs)
     result.output.extend(interface_entry(body, tensor) for tensor in body.outputs)
     inside = {id(node) for node in nested_nodes(body)}
     for constant in own_constants(body):
         if all(id(user) in inside for user in constant.outputs):
-            result.initializer.append(constant_proto(constant))
+            result.initializer.append(constant_proto(constant, light=light))
     return result
 
 

@@ -33,6 +33,18 @@ def schema_of(operator: str, domain: str | None, version: int) -> onnx.defs.OpSc
         return None
 
 
+@lru_cache(maxsize=4096)
+def attribute_kinds(operator: str, domain: str | None, version: int) -> dict[str, int]:
+    """The declared ``AttributeProto`` type of every attribute of an operator; empty for operators without a schema."""
+    schema = schema_of(operator, domain, version)
+    if schema is None:
+        return {}
+    kinds = onnx.AttributeProto.AttributeType
+    return {
+        name: int(kinds.Value(str(entry.type).split(".")[-1])) for name, entry in schema.attributes.items()
+    }
+
+
 def opsets(graph: gs.Graph) -> dict[str, int]:
     """The opset version of every domain the graph imports; the standard domain is always present."""
     versions = {standard(entry.domain): int(entry.version) for entry in graph.import_domains or ()}

@@ -1,0 +1,283 @@
+"""One pass of shape inference over a graph, with the values of shape arithmetic as data."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import chain, count
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx.shape_inference import InferenceError, infer_node_outputs
+
+from surgeon.graph.evaluate import GROWING, Call, evaluate, static_size
+from surgeon.graph.order import bodies, captured, ordered
+from surgeon.graph.probe import dimension_key
+from surgeon.graph.proto import node_proto
+from surgeon.graph.schemas import node_schema, opsets, standard
+from surgeon.graph.weights import data_type, peek
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+Dims: TypeAlias = "tuple[int, ...] | None"
+ShapeFunction: TypeAlias = "Callable[[gs.Node, Sequence[Dims]], list[Dims]]"
+
+LARGEST_VALUE = 4096  # elements of a tensor whose value is tracked
+LARGEST_DATA = 64  # elements of a value that shape inference could want to see
+_INTEGERS = {onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL}
+_FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16}
+# Sizes of axes that depend on data; the second run takes others, so that these axes come out as dynamic.
+_UNKNOWN = ((127, 113, 131, 109), (263, 269, 271, 277))
+
+
+def _same_as_first(node: gs.Node, dims: Sequence[Dims]) -> list[Dims]:
+    return [dims[0]] + [None] * (len(node.outputs) - 1)
+
+
+# Operators without an onnx schema whose output shapes are obvious: (domain, operator) to a function from the node
+# and its inputs' shapes to its outputs' shapes. The data type is the first input's.
+SHAPE_FUNCTIONS: dict[tuple[str, str], ShapeFunction] = {
+    ("", "SimplifiedLayerNormalization"): _same_as_first,
+    ("", "LayerNormalization"): _same_as_first,
+    ("", "Affine"): _same_as_first,
+    ("", "ParametricSoftplus"): _same_as_first,
+    ("", "ScaledTanh"): _same_as_first,
+    ("com.microsoft", "Gelu"): _same_as_first,
+    ("com.microsoft", "FastGelu"): _same_as_first,
+    ("com.microsoft", "QuickGelu"): _same_as_first,
+    ("com.microsoft", "BiasGelu"): _same_as_first,
+    ("com.microsoft", "SkipLayerNormalization"): _same_as_first,
+    ("com.microsoft", "SkipSimplifiedLayerNormalization"): _same_as_first,
+    ("com.microsoft", "RotaryEmbedding"): _same_as_first,
+}
+
+
+@lru_cache(maxsize=65536)
+def tensor_type(kind: int, dims: tuple[int, ...] | None) -> onnx.TypeProto:
+    """The type of a tensor; shared, so never to be changed."""
+    result = onnx.TypeProto()
+    result.tensor_type.elem_type = kind
+    if dims is not None:
+        shape = result.tensor_type.shape
+        shape.SetInParent()
+        for size in dims:
+            shape.dim.add().dim_value = size
+    return result
+
+
+class Program:
+    """A graph made ready for several runs: ordered nodes, their messages and schemas, the constants worth reading."""
+
+    def __init__(self, graph: gs.Graph) -> None:
+        self.graph = graph
+        self.versions = opsets(graph)
+        self.imports = [
+            onnx.helper.make_opsetid(domain, version) for domain, version in self.versions.items()
+        ]
+        self.nodes = ordered(graph.nodes)
+        self.messages = [node_proto(node, self.versions, light=True) for node in self.nodes]
+        self.schemas = [node_schema(node, self.versions) for node in self.nodes]
+        self.captured = {index: captured(node) for index, node in enumerate(self.nodes) if bodies(node)}
+        self.weights: dict[str, gs.Constant] = {}
+        for tensors in [*(node.inputs for node in self.nodes), *self.captured.values(), graph.outputs]:
+            self.weights.update(
+                (tensor.name, tensor) for tensor in tensors if isinstance(tensor, gs.Constant)
+            )
+        self.kinds = {name: data_type(constant) for name, constant in self.weights.items()}
+        self.constants = {
+            name: peek(constant)
+            for name, constant in self.weights.items()
+            if _worth_reading(constant, self.kinds[name])
+        }
+
+    def run(self, sizes: Mapping[str, int], *, second: bool) -> Run:
+        """Infers everything at the given sizes of the open dimensions."""
+        return Run(self, dict(sizes), second)
+
+
+def _worth_reading(constant: gs.Constant, kind: int) -> bool:
+    """Whether a constant may take part in shape arithmetic: integers, and floats like the scales of a Resize."""
+    elements = int(np.prod(constant.shape, dtype=object))
+    return (kind in _INTEGERS and elements <= LARGEST_VALUE) or (kind in _FLOATS and elements <= 8)
+
+
+class Run:
+    """The outcome of one pass.
+
+    Attributes:
+        dims, dtypes, values: By tensor name; see :class:`surgeon.graph.shapes.Shapes`.
+        sizes: The sizes of the open dimensions.
+        failures: Why inference refused a node, by its first output.
+        data_dependent: Whether some axis got a made-up size because it depends on data.
+    """
+
+    def __init__(self, program: Program, sizes: dict[str, int], second: bool) -> None:
+        self.program, self.sizes = program, sizes
+        self.dims: dict[str, Dims] = {}
+        self.dtypes: dict[str, int] = {}
+        self.values: dict[str, NDArray[Any]] = {}
+        self.failures: dict[str, str] = {}
+        self.data_dependent = False
+        self._types: dict[str, onnx.TypeProto] = {}
+        self._data: dict[str, onnx.TensorProto] = {}
+        self._unknown = chain(_UNKNOWN[second], count(1009 + 2 * second, 4))
+        for tensor in program.graph.inputs:
+            self._add_input(tensor)
+        for name, constant in program.weights.items():
+            self._add(name, program.kinds[name], tuple(int(size) for size in constant.shape))
+        for name, array in program.constants.items():
+            self._know(name, array)
+        for index in range(len(program.nodes)):
+            self._node(index)
+
+    def _add(self, name: str, kind: int, dims: Dims) -> None:
+        self.dims[name] = dims
+        self.dtypes[name] = kind
+        self._types[name] = tensor_type(kind, dims)
+
+    def _know(self, name: str, array: NDArray[Any]) -> None:
+        self.values[name] = array
+        if array.size <= LARGEST_DATA:
+            self._data[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape))
+
+    def _add_input(self, tensor: gs.Tensor) -> None:
+        if tensor.type != "tensor_type" or tensor.dtype is None:
+            self.dims[tensor.name] = None
+            return
+        kind = int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)))
+        if tensor.shape is None:
+            self._add(tensor.name, kind, None)
+            return
+        keys = [dimension_key(tensor.name, axis, size) for axis, size in enumerate(tensor.shape)]
+        self._add(
+            tensor.name,
+            kind,
+            tuple(
+                size if isinstance(size, int) and size > 0 else self.sizes[key]
+                for size, key in zip(tensor.shape, keys, strict=True)
+            ),
+        )
+
+    def _node(self, index: int) -> None:
+        node = self.program.nodes[index]
+        types = self._infer(index, node)
+        values = self._evaluate(node, types)
+        for position, tensor in enumerate(node.outputs):
+            name = tensor.name
+            if not name:
+                continue
+            value = values[position] if values is not None and position < len(values) else None
+            if value is not None and _tracked(value):
+                self._add(name, int(onnx.helper.np_dtype_to_tensor_dtype(value.dtype)), value.shape)
+                self._know(name, value)
+            elif name in types:
+                self._typed(name, types[name])
+            else:
+                self.dims[name] = None
+
+    def _typed(self, name: str, found: onnx.TypeProto) -> None:
+        self._types[name] = found
+        self.dims[name] = None
+        if found.WhichOneof("value") != "tensor_type":
+            return
+        tensor = found.tensor_type
+        self.dtypes[name] = tensor.elem_type
+        if not tensor.HasField("shape"):
+            return
+        sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
+        if None in sizes:
+            self.data_dependent = True
+        dims = tuple(next(self._unknown) if size is None else int(size) for size in sizes)
+        self._add(name, tensor.elem_type, dims)
+
+    def _infer(self, index: int, node: gs.Node) -> dict[str, onnx.TypeProto]:
+        program = self.program
+        schema = program.schemas[index]
+        inputs = [tensor.name for tensor in node.inputs]
+        function = SHAPE_FUNCTIONS.get((standard(node.domain), node.op)) if schema is None else None
+        if function is not None and inputs and inputs[0] in self.dtypes:
+            found = function(node, [self.dims.get(name) for name in inputs])
+            kind = self.dtypes[inputs[0]]
+            return {
+                tensor.name: tensor_type(kind, dims)
+                for tensor, dims in zip(node.outputs, found, strict=True)
+                if tensor.name
+            }
+        if schema is None or any(name and name not in self._types for name in inputs):
+            return self._declared(node)
+        types = {name: self._types[name] for name in inputs if name}
+        for tensor in program.captured.get(index, ()):
+            if tensor.name in self._types:
+                types[tensor.name] = self._types[tensor.name]
+        data = {name: self._data[name] for name in inputs if name in self._data}
+        try:
+            return infer_node_outputs(
+                schema, program.messages[index], types, data, None, program.imports, onnx.IR_VERSION
+            )
+        except (InferenceError, RuntimeError, ValueError) as error:
+            self.failures[node.outputs[0].name] = (
+                str(error).strip().splitlines()[0] if str(error).strip() else "refused"
+            )
+            return self._declared(node)
+
+    def _declared(self, node: gs.Node) -> dict[str, onnx.TypeProto]:
+        """What the bodies of a control-flow node declare for their outputs, where all they agree on it."""
+        result: dict[str, onnx.TypeProto] = {}
+        if node.op != "If":
+            return result
+        for position, tensor in enumerate(node.outputs):
+            ends = [body.outputs[position] for body in bodies(node) if position < len(body.outputs)]
+            shapes = {tuple(end.shape) for end in ends if end.dtype is not None and end.shape is not None}
+            if len(shapes) == 1 and all(end.dtype is not None for end in ends):
+                shape = shapes.pop()
+                fixed = all(isinstance(size, int) for size in shape)
+                kind = int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(ends[0].dtype)))
+                result[tensor.name] = tensor_type(kind, shape if fixed else None)
+        return result
+
+    def _evaluate(self, node: gs.Node, types: Mapping[str, onnx.TypeProto]) -> list[NDArray[Any]] | None:
+        names = [tensor.name for tensor in node.inputs]
+        if standard(node.domain) != "" or not names:
+            return None
+        if node.op in ("Shape", "Size"):
+            dims = self.dims.get(names[0])
+            if dims is None:
+                return None
+            if node.op == "Size":
+                return [np.asarray(np.prod(dims, dtype=np.int64), dtype=np.int64)]
+            return [static_size(dims, node.attrs.get("start", 0), node.attrs.get("end"))]
+        if any(name and name not in self.values for name in names) or not self._bounded(node, types):
+            return None
+        return evaluate(
+            Call(
+                node.op,
+                node.attrs,
+                [self.values[name] if name else None for name in names],
+                len(node.outputs),
+            )
+        )
+
+    def _bounded(self, node: gs.Node, types: Mapping[str, onnx.TypeProto]) -> bool:
+        """Whether computing the node stays small, whatever sizes it was given."""
+        for tensor in node.outputs:
+            found = types.get(tensor.name)
+            dims = None if found is None else [dim.dim_value for dim in found.tensor_type.shape.dim]
+            if (
+                dims is None
+                or not found.tensor_type.HasField("shape")
+                or not all(dim.HasField("dim_value") for dim in found.tensor_type.shape.dim)
+            ):
+                if tensor.name and node.op in GROWING:
+                    return False
+            elif int(np.prod(dims, dtype=object)) > LARGEST_VALUE:
+                return False
+        return True
+
+
+def _tracked(value: NDArray[Any]) -> bool:
+    known = value.dtype.kind in "bf" or (value.dtype.kind == "i" and value.dtype.itemsize >= 4)
+    return known and value.size <= LARGEST_VALUE

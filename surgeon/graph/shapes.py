@@ -1,0 +1,161 @@
+"""Concrete shapes of every tensor, and the values of the shape arithmetic, at probe sizes.
+
+onnx infers the shapes node by node, with our own values as data; everything is done at two assignments of sizes to
+the open dimensions, and what differs between the two is dynamic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from surgeon.graph.inference import Program, Run
+from surgeon.graph.order import captured
+from surgeon.graph.probe import candidates, dynamic_dims, open_dimensions, taken_sizes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import onnx_graphsurgeon as gs
+    from numpy.typing import NDArray
+
+__all__ = ["Shapes", "Value", "captured", "dynamic_dims", "infer"]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A known small tensor: its ``data`` at the probe sizes, and which elements are ``dynamic`` (same shape).
+
+    A dynamic element changes with a dynamic dimension; the others are the same for every input of the model.
+    """
+
+    data: NDArray[Any]
+    dynamic: NDArray[np.bool_]
+
+    @property
+    def static(self) -> bool:
+        """Whether every element is the same for every input of the model."""
+        return not self.dynamic.any()
+
+
+@dataclass
+class Shapes:
+    """What is known of every tensor of a graph, by name.
+
+    Attributes:
+        dims: The shape at the probe sizes; None where not even the rank is known, or it is not a tensor.
+        dtypes: The onnx data type (``TensorProto.DataType``), where known.
+        dynamic: For each axis, whether its size changes with a dynamic dimension or depends on data.
+        values: Known small tensors: shape arithmetic and what goes into it.
+        probe: The size given to each open dimension (see ``dynamic_dims``).
+        failures: Nodes onnx's inference refused, and why; by first output.
+    """
+
+    dims: dict[str, tuple[int, ...] | None]
+    dtypes: dict[str, int]
+    dynamic: dict[str, tuple[bool, ...]]
+    values: dict[str, Value]
+    probe: dict[str, int]
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def infer(graph: gs.Graph, sizes: Mapping[str, int] | None = None) -> Shapes:
+    """Infers concrete shapes and values at probe sizes.
+
+    Args:
+        graph: The graph; it is not changed, and its weights are not read.
+        sizes: Sizes to use for some open dimensions (keys as in :func:`dynamic_dims`) instead of chosen ones.
+
+    Raises:
+        UnsupportedModelError: The graph has a cycle.
+    """
+    program = Program(graph)
+    dimensions = open_dimensions(graph)
+    forced = dict(sizes or {})
+    taken = taken_sizes(graph, program.constants.values())
+    best = _search(program, dimensions, taken, forced)
+    clashes = set(best.probe.values()) & _static_sizes(best) if dimensions else set()
+    if clashes - set(forced.values()):
+        again = _search(program, dimensions, taken | _static_sizes(best), forced)
+        if len(again.failures) <= len(best.failures) and _ones(again) <= _ones(best):
+            best = again
+    return best
+
+
+def _search(
+    program: Program, dimensions: Mapping[str, Any], taken: set[int], forced: Mapping[str, int]
+) -> Shapes:
+    """The first assignment that every node accepts and that leaves no dynamic axis with size 1, or the best of all."""
+    best: Shapes | None = None
+    refusals: list[frozenset[str]] = []
+    for first, alternatives in candidates(dimensions, taken, forced):
+        run = program.run(first, second=False)
+        if best is not None and len(run.failures) > len(best.failures):
+            continue
+        shapes = _compare(run, _accepted(program, run, alternatives), first)
+        if best is None or (len(shapes.failures), _ones(shapes)) < (len(best.failures), _ones(best)):
+            best = shapes
+        if not best.failures and not _ones(best):
+            break
+        refusals.append(frozenset(shapes.failures))
+        if shapes.failures and refusals.count(refusals[-1]) >= 3:
+            break  # the same nodes refuse whatever the sizes
+    if best is None:
+        raise AssertionError("there is always one recipe")
+    return best
+
+
+def _accepted(program: Program, run: Run, alternatives: list[dict[str, int]]) -> Run:
+    """The run to compare with: the first that no further node refuses."""
+    if not run.sizes and not run.data_dependent:
+        return run
+    for sizes in alternatives:
+        other = program.run(sizes, second=True)
+        if set(other.failures) <= set(run.failures):
+            return other
+    return other
+
+
+def _static_sizes(shapes: Shapes) -> set[int]:
+    return {
+        size
+        for name, dims in shapes.dims.items()
+        if dims is not None
+        for size, dynamic in zip(dims, shapes.dynamic[name], strict=True)
+        if not dynamic
+    }
+
+
+def _ones(shapes: Shapes) -> int:
+    """How many dynamic axes have shrunk to nothing or to size 1, where broadcasting hides what they are."""
+    return sum(
+        size <= 1 and dynamic
+        for name, dims in shapes.dims.items()
+        if dims is not None
+        for size, dynamic in zip(dims, shapes.dynamic[name], strict=True)
+    )
+
+
+def _compare(run: Run, other: Run, sizes: Mapping[str, int]) -> Shapes:
+    dynamic = {}
+    for name, dims in run.dims.items():
+        second = other.dims.get(name)
+        if dims is not None:
+            same = second is not None and len(second) == len(dims)
+            dynamic[name] = (
+                tuple(a != b for a, b in zip(dims, second, strict=True))
+                if same and second is not None
+                else ((True,) * len(dims))
+            )
+    values = {name: Value(data, _changed(data, other.values.get(name))) for name, data in run.values.items()}
+    return Shapes(run.dims, run.dtypes, dynamic, values, dict(sizes), run.failures)
+
+
+def _changed(data: NDArray[Any], other: NDArray[Any] | None) -> NDArray[np.bool_]:
+    if data is other:
+        return np.zeros(data.shape, bool)
+    if other is None or other.shape != data.shape:
+        return np.ones(data.shape, bool)
+    return np.asarray((data != other) & ((data == data) | (other == other)))  # noqa: PLR0124  # NaN equals NaN here
