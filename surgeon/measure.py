@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,8 @@ from surgeon.errors import DataError, GateError, SurgeonError, UnsupportedModelE
 from surgeon.passes import Context, Graph
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from surgeon.stats.chunks import Input
     from surgeon.stats.metrics import Metric
 
@@ -74,18 +75,32 @@ def parameters(graph: Graph) -> int:
 
 
 def inputs_of(graph: Graph) -> tuple[Input, ...]:
-    """Describes a graph's inputs the way datasets need them."""
-    import numpy as np
-
+    """Describes a graph's inputs the way datasets need them; what is not a tensor has the dtype object."""
     from surgeon.stats.chunks import Input
 
     described = []
     for tensor in graph.inputs:
-        if tensor.dtype is None or tensor.shape is None:
-            raise UnsupportedModelError("its type or rank is not declared", where=f"input {tensor.name!r}")
-        sizes = tuple(size if isinstance(size, int) and size > 0 else str(size) for size in tensor.shape)
-        described.append(Input(tensor.name, np.dtype(tensor.dtype), sizes))
+        shape = getattr(tensor, "shape", None) or ()
+        sizes = tuple((size or None) if isinstance(size, str) else _fixed(size) for size in shape)
+        described.append(Input(tensor.name, _dtype(getattr(tensor, "dtype", None)), sizes))
     return tuple(described)
+
+
+def _fixed(size: object) -> int | None:
+    """Exporters write 0 and -1, too, for a size that is not fixed."""
+    return int(size) if isinstance(size, int) and size > 0 else None
+
+
+def _dtype(dtype: Any) -> np.dtype[Any]:
+    import numpy as np
+    import onnx
+
+    if isinstance(dtype, int):  # types numpy does not know by itself, such as bfloat16
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(dtype))
+    try:
+        return np.dtype(object if dtype is None else dtype)
+    except TypeError:
+        return np.dtype(object)
 
 
 def file_bytes(model: Path, graph: Graph) -> int:
@@ -100,18 +115,6 @@ def file_bytes(model: Path, graph: Graph) -> int:
         if isinstance(stored, StoredValues) and stored.place is not None:
             files.add(stored.place.path.resolve())
     return sum(path.stat().st_size for path in files)
-
-
-def resolve_metric(name: str | None, context: Context) -> Metric:
-    """Finds the metric by name; the default is top1 where there are labels, otherwise agreement with the original.
-
-    Raises:
-        UsageError: There is no such metric.
-    """
-    from surgeon.stats.metrics import find_metric
-
-    labelled = context.evaluation is None or context.evaluation.has_labels
-    return find_metric(name or ("top1" if labelled else "agreement"))
 
 
 def check_loads(model: Path, original: Path, context: Context) -> None:
@@ -220,8 +223,3 @@ def _reached(key: str, limit: float, before: Figures, after: Figures) -> float:
             f"reached {fraction:.3f} of the original, asked for {limit:g}", where=f"target {key}", hint=hint
         )
     return fraction
-
-
-def as_json(figures_: Figures) -> Mapping[str, object]:
-    """Returns the figures as the JSON contract names them."""
-    return {**vars(figures_)}

@@ -131,7 +131,7 @@ def type_name(hint: Any, where: str) -> str:
         PluginError: Options cannot have this type.
     """
     if hint in _SCALARS:
-        return {str: "text"}.get(hint, hint.__name__)
+        return "text" if hint is str else str(hint.__name__)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return " | ".join(map(str, arguments))

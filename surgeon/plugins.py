@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 
@@ -97,13 +98,24 @@ def load_pass(name: str) -> type[Pass]:
     return loaded
 
 
-def load_all(group: str) -> dict[str, object]:
-    """Imports every plugin of a group.
+def load_rules(warn: Callable[[str], None]) -> None:
+    """Imports the operator rules of all plugins, which declare themselves with `surgeon.rule`.
 
-    Raises:
-        PluginError: One is broken or provided twice.
+    A broken one costs a warning and not the run: an operator without a rule is left alone, which is always safe.
     """
-    return {name: find(group, name, what="plugin").load() for name in available(group)}
+    for message in _broken_rules():
+        warn(message)
+
+
+@functools.cache
+def _broken_rules() -> tuple[str, ...]:
+    broken = []
+    for name in available(OPS):
+        try:
+            find(OPS, name, what="operator rule").load()
+        except PluginError as error:
+            broken.append(f"{error}; its operators are left as they are")
+    return tuple(broken)
 
 
 def _fault(loaded: object, name: str) -> str | None:

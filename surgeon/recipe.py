@@ -154,9 +154,11 @@ def write(recipe: Recipe) -> str:
     return "\n".join(lines) + "\n"
 
 
-def settings_text(settings: Settings) -> Settings:
-    """Returns settings whose data paths are absolute, so that the recipe works from any folder."""
-    return replace(settings, data=_absolute(settings.data), evaluation=_absolute(settings.evaluation))
+def with_absolute_data(recipe: Recipe) -> Recipe:
+    """Returns the recipe with absolute data paths, so that it works from any folder."""
+    settings = recipe.settings
+    data, evaluation = _absolute(settings.data), _absolute(settings.evaluation)
+    return replace(recipe, settings=replace(settings, data=data, evaluation=evaluation))
 
 
 def _absolute(spec: str | None) -> str | None:

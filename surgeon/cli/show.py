@@ -1,0 +1,94 @@
+"""What people see on stdout: tables and sentences; JSON does not come through here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from surgeon import report
+from surgeon.syntax import format_value
+
+
+def run(facts: Mapping[str, Any]) -> None:
+    """Shows the outcome of a run."""
+    console = _console()
+    table = _table("", "before", "after", "change", right=(1, 2, 3))
+    for row in report.rows(facts):
+        table.add_row(*map(escape, row))
+    console.print(table)
+    for sentence in report.sentences(facts):
+        console.print(sentence, markup=False, highlight=False)
+    files = [facts["output"], *facts["files"].values()]
+    console.print(
+        f"wrote {', '.join(map(str, files))} in {facts['seconds']:.1f} s", markup=False, highlight=False
+    )
+
+
+def bench(facts: Mapping[str, Any]) -> None:
+    """Shows latencies side by side."""
+    table = _table("model", "median", "p10", "p90", "of the first", "speed-up", right=(1, 2, 3, 4, 5))
+    for row in facts["models"]:
+        times = [f"{row[key]:.3g} ms" for key in ("median_ms", "p10_ms", "p90_ms")]
+        speedup = f"{row['speedup']:.2f} ×" if row["speedup"] else "-"
+        table.add_row(escape(row["model"]), *times, f"{row['ratio']:.3f}", speedup)
+    _console().print(table)
+
+
+def certificate(facts: Mapping[str, Any]) -> None:
+    """Shows what a check of a certificate found."""
+    _console().print(report.certificate_sentence(facts), markup=False, highlight=False)
+
+
+def passes(described: Sequence[Mapping[str, Any]]) -> None:
+    """Shows the installed passes."""
+    table = _table("pass", "what it does", "options", "from")
+    for each in described:
+        about = f"broken: {each['error']}" if "error" in each else each["summary"]
+        options = ", ".join(option["name"] for option in each.get("options", ()))
+        table.add_row(
+            *map(escape, (each["name"], about, options, f"{each['distribution']} {each['version']}"))
+        )
+    _console().print(table)
+
+
+def one_pass(described: Mapping[str, Any]) -> None:
+    """Shows one pass in full."""
+    console = _console()
+    origin = f"{described['distribution']} {described['version']}"
+    console.print(f"{described['name']}, from {origin}", markup=False, highlight=False)
+    for text in (described["summary"], described["details"]):
+        if text:
+            console.print(text, markup=False, highlight=False)
+    for fact in ("requires", "ensures", "removes"):
+        if described[fact]:
+            console.print(f"{fact}: {', '.join(described[fact])}", markup=False, highlight=False)
+    table = _table("option", "type", "default", "meaning")
+    for option in described["options"]:
+        default = "must be given" if option["required"] else format_value(option["default"])
+        table.add_row(*map(escape, (option["name"], option["type"], default, option["doc"])))
+    if described["options"]:
+        console.print(table)
+
+
+def anything(content: Any) -> None:
+    """Shows a rich renderable, or text as it is."""
+    console = _console()
+    if isinstance(content, str):
+        console.print(content, markup=False, highlight=False, soft_wrap=True)
+    else:
+        console.print(content)
+
+
+def _console() -> Console:
+    return Console()
+
+
+def _table(*heads: str, right: Sequence[int] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, head in enumerate(heads):
+        table.add_column(head, justify="right" if index in right else "left", overflow="fold")
+    return table

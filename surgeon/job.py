@@ -1,0 +1,278 @@
+"""One run from a model file to a smaller one: load, transform, measure, judge, write."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surgeon import measure, output, report
+from surgeon.errors import GateError, UsageError
+from surgeon.passes import Context, Graph, Monitor
+from surgeon.pipeline import Outcome, check_facts, run_passes
+from surgeon.plugins import load_rules
+from surgeon.recipe import Recipe, with_absolute_data, write
+
+if TYPE_CHECKING:
+    from surgeon.plan import Plan
+    from surgeon.stats.data import Dataset
+    from surgeon.stats.metrics import Metric
+
+HELD_OUT = 0.1
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything one run needs to know.
+
+    Attributes:
+        source: The model file.
+        recipe: Passes and settings, resolved.
+        destination: Where the files go, or None to keep the result in memory.
+        data: Calibration data that are already open, instead of the recipe's.
+        evaluation: Evaluation data that are already open, instead of the recipe's.
+        threads: Threads for onnxruntime.
+        latency: Whether to measure latency.
+        latency_threads: Threads while latency is measured; 1 gives the steadiest ratios.
+        monitor: Where warnings and progress go.
+        debug: Whether every pass's result is loaded in onnxruntime.
+        label: The model's name in the report.
+    """
+
+    source: Path
+    recipe: Recipe
+    monitor: Monitor
+    label: str
+    destination: output.Destination | None = None
+    data: Dataset | None = None
+    evaluation: Dataset | None = None
+    threads: int = 1
+    latency: bool = True
+    latency_threads: int = 1
+    debug: bool = False
+
+
+@dataclass
+class Finished:
+    """What a run gives back."""
+
+    graph: Graph
+    report: dict[str, Any]
+    recipe: Recipe
+    plan: Plan | None = None
+
+
+@dataclass
+class _Judged:
+    before: measure.Figures
+    after: measure.Figures
+    targets: dict[str, Any] = field(default_factory=dict)
+
+
+def execute(job: Job) -> Finished:
+    """Runs a job.
+
+    Raises:
+        SurgeonError: Something was wrong or a gate was not met; nothing has been written then.
+    """
+    from surgeon.graph.load import load
+
+    started = time.perf_counter()
+    if job.destination is not None:
+        output.check(job.destination, job.source)
+    if job.recipe.settings.metric is not None:
+        _find_metric(job.recipe.settings.metric)
+    graph = load(job.source)
+    check_facts(job.recipe.passes, graph)
+    context = _context(job, graph)
+    metric = _metric(job, context)
+    load_rules(context.warn)
+    original = measure.figures(graph, measure.file_bytes(job.source, graph))
+    outcome = run_passes(graph, job.recipe.passes, context, debug=job.debug)
+    _check_something_happened(job, outcome)
+    parent = job.destination.model.absolute().parent if job.destination else None
+    with output.staging(parent) as staged:
+        model = _save(job, outcome.graph, staged)
+        size = sum(path.stat().st_size for path in model.parent.iterdir())
+        judged = _judge(job, context, metric, model, _Judged(original, measure.figures(outcome.graph, size)))
+        facts = _report(job, context, metric, outcome, judged)
+        facts["seconds"] = time.perf_counter() - started
+        if job.destination is not None:
+            texts = {job.destination.report: report.to_json(facts) + "\n"}
+            texts[job.destination.recipe] = write(with_absolute_data(job.recipe))
+            if job.destination.summary is not None:
+                texts[job.destination.summary] = report.markdown(facts)
+            _write(job.destination, staged, model, texts, _plan_of(context))
+    return Finished(outcome.graph, facts, job.recipe, context.plan)
+
+
+def _context(job: Job, graph: Graph) -> Context:
+    """Opens the data and gathers what passes may ask for."""
+    from surgeon.graph.source import source_of
+    from surgeon.stats.data import open_data
+
+    settings, inputs, source = job.recipe.settings, measure.inputs_of(graph), source_of(graph)
+    data, evaluation = job.data, job.evaluation
+    if data is None and settings.data is not None:
+        data = open_data(settings.data, inputs, settings.preprocess)
+    if evaluation is None and settings.evaluation is not None:
+        evaluation = open_data(settings.evaluation, inputs, settings.preprocess)
+    if evaluation is None and data is not None and data.has_labels and data.total() >= 2:
+        data, evaluation = data.split(HELD_OUT, settings.seed)
+    context = Context(
+        source_path=job.source,
+        model_sha256=source.sha256 if source else "",
+        inputs=inputs,
+        data=data,
+        evaluation=evaluation,
+        max_drop=settings.max_drop,
+        targets=settings.target,
+        exclude=settings.exclude,
+        seed=settings.seed,
+        threads=job.threads,
+        preprocess=settings.preprocess,
+        monitor=job.monitor,
+    )
+    _check_patterns(context, graph)
+    return context
+
+
+def _check_patterns(context: Context, graph: Graph) -> None:
+    """Refuses exclusions that exclude nothing: they are misspelt, and silence would cut what must stay."""
+    import fnmatch
+
+    from surgeon.suggest import did_you_mean
+
+    names = {node.name for node in graph.nodes} | set(graph.tensors())
+    for pattern in context.exclude:
+        if not fnmatch.filter(names, pattern) and not any(
+            fnmatch.fnmatchcase(name, pattern) for name in names
+        ):
+            raise UsageError(
+                "matches no node and no tensor",
+                where=f"--exclude {pattern}",
+                hint=did_you_mean(pattern, names),
+            )
+
+
+def _find_metric(name: str) -> Metric:
+    from surgeon.stats.metrics import find_metric
+
+    return find_metric(name)
+
+
+def _metric(job: Job, context: Context) -> Metric | None:
+    """Chooses the metric; None where there is nothing to evaluate on."""
+    settings = job.recipe.settings
+    if context.evaluation is None:
+        if settings.max_drop is not None:
+            hint = "give --eval, or --data with labels"
+            raise UsageError("needs data to measure accuracy on", where="--max-drop", hint=hint)
+        return None
+    labelled = context.evaluation.has_labels
+    metric = _find_metric(settings.metric or ("top1" if labelled else "agreement"))
+    if metric.against == "labels" and not labelled:
+        hint = "add labels to the data, or take --metric agreement or cosine"
+        raise UsageError(
+            "needs labels, and the evaluation data have none", where=f"--metric {metric.name}", hint=hint
+        )
+    context.metric = metric.name
+    return metric
+
+
+def _check_something_happened(job: Job, outcome: Outcome) -> None:
+    """Raises GateError when no pass that was asked for changed anything."""
+    asked = [each for each in outcome.passes if each["name"] != "clean"] or outcome.passes
+    if any(each["changed"] for each in asked):
+        return
+    groups = outcome.groups or report.NO_GROUPS
+    why = report.reasons(groups)
+    message = f"nothing to do: {' and '.join(str(each['name']) for each in asked)} changed nothing"
+    if groups["total"]:
+        message += f"; none of {groups['total']} channel groups could be cut"
+    if why:
+        message += ", mostly because: " + "; ".join(f"{reason} ({count} ×)" for reason, count in why[:3])
+    raise GateError(message, where=job.label, hint="surgeon inspect lists every group and what pins it")
+
+
+def _save(job: Job, graph: Graph, staged: output.Staging) -> Path:
+    from surgeon.graph.save import save
+
+    folder = staged.folder / "model"
+    folder.mkdir()
+    model = folder / (job.destination.model.name if job.destination else "result.onnx")
+    save(graph, model)
+    return model
+
+
+def _judge(job: Job, context: Context, metric: Metric | None, model: Path, judged: _Judged) -> _Judged:
+    """Loads, runs and measures the result, and checks every gate."""
+    measure.check_loads(model, job.source, context)
+    if metric is not None:
+        with context.progress("evaluate"):
+            scores = measure.measure_metric(job.source, model, metric, context)
+        judged.before.metric, judged.after.metric = scores
+    if job.latency or "latency" in context.targets:
+        times = measure.measure_latency(job.source, model, context, job.latency_threads)
+        if times is not None:
+            judged.before.latency_ms, judged.after.latency_ms = times
+    judged.targets = measure.check_gates(judged.before, judged.after, context, metric)
+    return judged
+
+
+def _report(
+    job: Job, context: Context, metric: Metric | None, outcome: Outcome, judged: _Judged
+) -> dict[str, Any]:
+    destination = job.destination
+    files = {}
+    if destination is not None:
+        files = {"plan": destination.plan, "recipe": destination.recipe, "report": destination.report}
+        if destination.summary is not None:
+            files["summary"] = destination.summary
+    facts = {
+        "schema": report.SCHEMA,
+        "model": job.label,
+        "output": str(destination.model) if destination else None,
+        "model_sha256": context.model_sha256,
+        "seconds": 0.0,
+        "before": vars(judged.before),
+        "after": vars(judged.after),
+        "passes": outcome.passes,
+        "groups": outcome.groups or report.NO_GROUPS,
+        "certificate": outcome.certificate or report.NO_CERTIFICATE,
+        "metric": None
+        if metric is None
+        else {"name": metric.name, "higher_is_better": metric.higher_is_better},
+        "targets": {
+            key: {"asked": context.targets[key], "reached": value} for key, value in judged.targets.items()
+        },
+        "warnings": context.warnings,
+        "seed": context.seed,
+        "files": {name: str(path) for name, path in files.items()},
+        "versions": report.versions(),
+    }
+    plain: dict[str, Any] = report.plain(facts)
+    return plain
+
+
+def _write(
+    destination: output.Destination, staged: output.Staging, model: Path, texts: dict[Path, str], plan: Plan
+) -> None:
+    """Prepares every file and lets them appear together, the model last."""
+    for path, text in texts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staged.text(path, text)
+    saved = staged.folder / "plan.json"
+    plan.save(saved)
+    staged.add(saved, destination.plan)
+    beside = [path for path in sorted(model.parent.iterdir()) if path != model]
+    for path in (*beside, model):
+        staged.add(path, destination.model.with_name(path.name))
+    staged.commit()
+
+
+def _plan_of(context: Context) -> Plan:
+    from surgeon.plan import Plan
+
+    return context.plan if context.plan is not None else Plan(context.model_sha256, groups=())

@@ -1,0 +1,144 @@
+"""The report of a run: one JSON object, and the same as Markdown for people."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+SCHEMA = 1
+NO_GROUPS: dict[str, Any] = {"total": 0, "cut": 0, "whole": []}
+NO_CERTIFICATE: dict[str, Any] = {"status": "none", "max_rel_err": None, "probes": 0}
+
+
+def to_json(value: object) -> str:
+    """Writes a value as strict JSON: numpy scalars and arrays become numbers and lists, nan and inf become null."""
+    return json.dumps(plain(value), ensure_ascii=False, allow_nan=False)
+
+
+def plain(value: object) -> Any:
+    """Reduces a value to what JSON knows."""
+    if value is None or isinstance(value, bool | str | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return [plain(item) for item in sorted(value, key=str)]
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy, without importing it
+        return plain(value.tolist())
+    return str(value)
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in ("onnx-surgeon", "onnx", "onnxruntime", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def reasons(groups: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Counts why groups were left whole, the most frequent reason first."""
+    counted = Counter(str(entry.get("reason")) for entry in groups.get("whole", ()))
+    return sorted(counted.items(), key=lambda item: (-item[1], item[0]))
+
+
+def rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Returns the before/after table as text: figure, before, after, change."""
+    before, after = report["before"], report["after"]
+    metric = report.get("metric") or {}
+    wanted = (
+        ("parameters", "params", _count),
+        ("MACs", "macs", _count),
+        ("bytes", "bytes", _size),
+        ("latency", "latency_ms", lambda value: f"{value:.3g} ms"),
+        (str(metric.get("name", "metric")), "metric", lambda value: f"{value:.4f}"),
+    )
+    table = []
+    for label, key, show in wanted:
+        old, new = before.get(key), after.get(key)
+        if old is None or new is None:
+            continue
+        change = f"{new - old:+.4f}" if key == "metric" else f"× {new / old:.3f}" if old else ""
+        table.append((label, show(old), show(new), change))
+    return table
+
+
+def sentences(report: Mapping[str, Any], limit: int = 6) -> list[str]:
+    """Says what was cut, what was left whole and why, and what was proved."""
+    groups, certificate = report["groups"], report["certificate"]
+    lines = []
+    if groups["total"]:
+        lines.append(f"cut {groups['cut']} of {groups['total']} channel groups")
+        why = reasons(groups)
+        lines += [f"left whole: {count} × {reason}" for reason, count in why[:limit]]
+        if len(why) > limit:
+            lines.append(
+                f"left whole: {sum(count for _, count in why[limit:])} × other reasons, see the report"
+            )
+    lines.append(certificate_sentence(certificate))
+    return lines
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """Writes the report for people."""
+    lines = [f"# {report['model']} → {report['output']}", ""]
+    lines += _table(("", "before", "after", "change"), rows(report))
+    lines += ["", *(f"- {line}" for line in sentences(report, limit=50)), "", "## Passes", ""]
+    passes = [
+        (each["name"], f"{each['seconds']:.2f} s", _options(each.get("options", {})))
+        for each in report["passes"]
+    ]
+    lines += _table(("pass", "time", "options"), passes)
+    if report.get("warnings"):
+        lines += ["", "## Warnings", "", *(f"- {text}" for text in report["warnings"])]
+    lines += ["", f"Took {report['seconds']:.1f} s. Versions: {_pairs(report.get('versions', {}))}.", ""]
+    return "\n".join(lines)
+
+
+def certificate_sentence(certificate: Mapping[str, Any]) -> str:
+    """Says in words what a certificate proves."""
+    error, probes = certificate.get("max_rel_err"), certificate.get("probes", 0)
+    measured = f", largest relative error {error:.1e} on {probes} probes" if error is not None else ""
+    return {
+        "exact": f"proved: equal to the masked original{measured}",
+        "structural": f"structural only: runs, but some cuts cannot equal the masked original{measured}",
+    }.get(str(certificate.get("status")), "no cut to prove")
+
+
+def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
+    escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in body]
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *escaped)]
+
+
+def _options(options: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in options.items())
+
+
+def _pairs(values: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _count(value: float) -> str:
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return f"{value / limit:.2f} {unit}"
+    return f"{value:g}"
+
+
+def _size(value: float) -> str:
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= limit:
+            return f"{value / limit:.2f} {unit}"
+    return f"{value:g} B"
