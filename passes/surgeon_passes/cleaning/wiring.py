@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
-from surgeon.graph.constants import read
 from surgeon.graph.order import bodies
+from surgeon.graph.weights import peek
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -184,7 +183,7 @@ def captured_names(node: gs.Node) -> set[str]:
 
 def fixed_values(tensor: gs.Tensor) -> NDArray[Any] | None:
     """The values of a constant as an array that must not be written into, or None for anything else."""
-    return np.asarray(read(tensor)) if isinstance(tensor, gs.Constant) else None
+    return peek(tensor) if isinstance(tensor, gs.Constant) else None
 
 
 def _set(connections: list[Any], items: list[Any]) -> None:
