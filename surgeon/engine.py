@@ -1,0 +1,72 @@
+"""The engine's front door: a graph becomes channel groups, a choice of indices becomes a smaller graph with a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from surgeon.analysis import Analysis, solve
+from surgeon.cost import CostModel
+from surgeon.graph.canonical import canonicalize
+from surgeon.graph.shapes import infer
+from surgeon.groups import Group, Pinned, find_groups, find_pinned
+from surgeon.plan import GroupPlan, Plan
+from surgeon.surgery import cut, keep_of, tensor_cuts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    import onnx_graphsurgeon as gs
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Model:
+    """A graph in canonical form with its solved axes.
+
+    Attributes:
+        analysis: The canonical graph, its shapes and axes.
+        groups: What can be removed.
+    """
+
+    analysis: Analysis
+    groups: list[Group]
+
+    @cached_property
+    def pinned(self) -> list[Pinned]:
+        """Axes that must keep their size, and why."""
+        return find_pinned(self.analysis)
+
+    @cached_property
+    def cost(self) -> CostModel:
+        """Parameters, MACs and bytes as polynomials of the group sizes."""
+        return CostModel(self.analysis)
+
+    def cut(self, kept: Mapping[str, NDArray[np.bool_]], model_sha256: str = "") -> tuple[gs.Graph, Plan]:
+        """Remove everything that is not kept.
+
+        Args:
+            kept: Boolean array ``[size]`` per group id; groups not named stay whole.
+            model_sha256: Hash of the model file, for the plan.
+
+        Returns:
+            The smaller graph, and the plan that says what was kept.
+        """
+        keep = keep_of(kept, {group.id: group.atom for group in self.groups})
+        groups = tuple(
+            GroupPlan(g.id, g.kind, g.size, tuple(keep[g.atom].nonzero()[0].tolist()))
+            for g in self.groups
+            if g.atom in keep
+        )
+        plan = Plan(model_sha256, groups, tensor_cuts(self.analysis, keep))
+        return cut(self.analysis, keep), plan
+
+
+def analyse(graph: gs.Graph) -> Model:
+    """Bring ``graph`` to canonical form (in place) and find its channel groups."""
+    shapes = infer(graph)
+    canonicalize(graph, shapes)
+    analysis = solve(graph, shapes)
+    return Model(analysis, find_groups(analysis))

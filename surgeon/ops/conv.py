@@ -1,0 +1,48 @@
+"""Convolutions: channels of the input are contracted with the weight, its output channels are new."""
+
+from __future__ import annotations
+
+from surgeon.axes import Atom, Axis, product
+from surgeon.ops.op import Axes, Op
+from surgeon.ops.registry import rule
+
+
+@rule("Conv")
+def conv(op: Op, x: Axes, w: Axes, b: Axes | None = None) -> list[Axes]:
+    """``C_in = G x I``, ``C_out = G x O``, weight ``[G x O, I, kernel]``; depthwise is ``I = 1``."""
+    channels, out = _grouped(op, w[1].size, w[0].size)
+    op.unify(x[1], product(*channels))
+    op.unify(w[1], channels[1])
+    op.unify(w[0], product(*out))
+    return _slide(op, x, w, b, product(*out), contracted=w[1:])
+
+
+@rule("ConvTranspose")
+def conv_transpose(op: Op, x: Axes, w: Axes, b: Axes | None = None) -> list[Axes]:
+    """``C_in = G x I``, ``C_out = G x O``, weight ``[G x I, O, kernel]``."""
+    group = op.attribute("group", 1)
+    channels, out = _grouped(op, w[0].size // group, w[1].size * group)
+    op.unify(x[1], product(*channels))
+    op.unify(w[0], product(*channels))
+    op.unify(w[1], out[1])
+    return _slide(op, x, w, b, product(*out), contracted=[product(*channels), *w[2:]])
+
+
+def _grouped(op: Op, inner: int, outputs: int) -> tuple[Axes, Axes]:
+    group = op.attribute("group", 1)
+    groups, each, out = Atom(group), Atom(inner), Atom(outputs // group)
+    if group > 1:
+        op.resize_attribute("group", groups)
+    return [groups, each], [groups, out]
+
+
+def _slide(op: Op, x: Axes, w: Axes, b: Axes | None, out: Axis, contracted: Axes) -> list[Axes]:
+    op.pin(w[2:], "kernel taps")
+    op.pin(x[2:], "spatial extent")
+    if b is not None:
+        op.unify(b[0], out)
+    op.contract(1, *contracted)
+    transposed = op.node.op == "ConvTranspose"
+    op.multiply(op.refs(0) if transposed else op.out_refs(), op.refs(1, range(1, len(w))))
+    op.zeros(factors=[0, 1], terms=[2])
+    return [[x[0], out, *op.fixed_output("spatial extent")[2:]]]

@@ -1,0 +1,161 @@
+"""Re-emitting a node after a cut: attributes, sizes and indices follow from what is left of its axes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from surgeon.axes import Axis, Keep, mask, normal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from surgeon.ops.op import Op
+
+
+class Emitter:
+    """One node of the new graph, with the sizes its axes have there.
+
+    Attributes:
+        node: The node of the new graph; ``op`` speaks of the same node in the analysed graph.
+    """
+
+    def __init__(self, graph: gs.Graph, node: gs.Node, op: Op, keep: Keep) -> None:
+        self.graph, self.node, self.op, self._keep = graph, node, op, keep
+
+    def mask(self, axis: Axis) -> NDArray[np.bool_]:
+        """Which positions of ``axis`` are left."""
+        return mask(axis, self._keep)
+
+    def size(self, axis: Axis) -> int:
+        """How many positions of ``axis`` are left."""
+        return int(self.mask(axis).sum())
+
+    def changed(self, axis: Axis) -> bool:
+        """Whether ``axis`` lost positions."""
+        return self.size(axis) != axis.size
+
+    def set_attribute(self, name: str, axis: Axis | Sequence[Axis]) -> None:
+        """Write the size of ``axis``, or the list of sizes, to an attribute."""
+        several = isinstance(axis, (list, tuple))
+        self.node.attrs[name] = [self.size(each) for each in axis] if several else self.size(axis)  # type: ignore[union-attr, arg-type]  # told apart by `several`
+
+    def set_input(self, index: int, values: NDArray[Any]) -> None:
+        """Replace input ``index`` by a constant of its own, appended when it was not given."""
+        constant = gs.Constant(self._name(f"input{index}"), values)
+        while len(self.node.inputs) <= index:
+            self.node.inputs.append(gs.Variable.empty())
+        self.node.inputs[index] = constant
+
+    def set_elements(self, index: int, elements: Mapping[int, int]) -> None:
+        """Overwrite some elements of the integer tensor at input ``index``; the others stay as they are."""
+        known = self.op.partial(index)
+        if known is None:
+            return
+        values, dynamic = known
+        new = values.copy()
+        for position, element in elements.items():
+            new.flat[position] = element
+        if np.array_equal(new, values):
+            return
+        if not dynamic.any():
+            self.set_input(index, new)
+        else:
+            self.node.inputs[index] = self._mix(self.node.inputs[index], np.where(dynamic, 0, new), dynamic)
+
+    def set_sizes(self, index: int, axes: Sequence[Axis]) -> None:
+        """Write the sizes of ``axes`` to input ``index``; elements that are dynamic or mean something else stay."""
+        known = self.op.partial(index)
+        if known is None:
+            return
+        values, dynamic = known
+        static = [
+            k for k, axis in enumerate(axes) if not dynamic.flat[k] and int(values.flat[k]) == axis.size
+        ]
+        self.set_elements(index, {k: self.size(axes[k]) for k in static})
+
+    def set_reshape(self, index: int, source: Sequence[Axis], target: Sequence[Axis]) -> None:
+        """Write the target shape of a Reshape; dynamic elements become 0 (copied) or -1 (inferred) where they can."""
+        known = self.op.partial(index)
+        if known is None or not any(map(self.changed, target)):
+            return
+        dynamic = known[1]
+        copied = [k < len(source) and normal(source[k]) is normal(axis) for k, axis in enumerate(target)]
+        free = [k for k in np.flatnonzero(dynamic) if not copied[k] or self.op.attribute("allowzero", 0)]
+        if not dynamic.any() or len(free) > 1:
+            self.set_sizes(index, target)
+            return
+        result = [0 if dynamic[k] else self.size(axis) for k, axis in enumerate(target)]
+        for k in free:
+            result[k] = -1
+        self.set_input(index, np.array(result, dtype=np.int64))
+
+    def set_indices(self, index: int, axis: Axis) -> None:
+        """Renumber constant indices into ``axis``; those that point at removed positions are dropped (rank 1 only)."""
+        kept = self.mask(axis)
+        if kept.all():
+            return
+        values = self.op.value(index)
+        assert values is not None
+        wrapped = np.where(values < 0, values + axis.size, values)
+        renumbered = np.cumsum(kept) - 1
+        if values.ndim == 1:
+            wrapped = wrapped[kept[wrapped]]
+        self.set_input(index, renumbered[wrapped].astype(values.dtype))
+
+    def set_range(self, entry: int, start: int, end: int) -> None:
+        """Write one start and end of a Slice."""
+        if "starts" in self.node.attrs:
+            for name, value in (("starts", start), ("ends", end)):
+                self.node.attrs[name] = [
+                    value if k == entry else old for k, old in enumerate(self.node.attrs[name])
+                ]
+        else:
+            self.set_elements(1, {entry: start})
+            self.set_elements(2, {entry: end})
+
+    def replace(self, op_type: str, constants: Sequence[NDArray[Any]], **attributes: Any) -> None:
+        """Turn the node into another operator of its first input and ``constants``."""
+        self.node.op, self.node.attrs = op_type, dict(attributes)
+        del self.node.inputs[1:]
+        for k, values in enumerate(constants):
+            self.set_input(k + 1, values)
+
+    def scale_output(self, factor: float, index: int = 0) -> None:
+        """Multiply output ``index`` by a constant."""
+        import onnx
+
+        output = self.node.outputs[index]
+        element = onnx.helper.tensor_dtype_to_np_dtype(self.op.shapes.dtypes[output.name])
+        inner = gs.Variable(self._name("unscaled"))
+        constant = gs.Constant(self._name("scale"), np.asarray(factor, dtype=element))
+        self.node.outputs[index] = inner
+        self.graph.nodes.append(
+            gs.Node("Mul", name=self._name("rescale"), inputs=[inner, constant], outputs=[output])
+        )
+
+    def scale_input(self, index: int, factor: float) -> None:
+        """Multiply constant input ``index`` by ``factor``."""
+        from surgeon.graph.weights import peek
+
+        tensor = self.node.inputs[index]
+        assert isinstance(tensor, gs.Constant)
+        values = peek(tensor)
+        self.set_input(index, (values * factor).astype(values.dtype))
+
+    def _mix(self, runtime: gs.Tensor, constants: NDArray[Any], keep: NDArray[np.bool_]) -> gs.Variable:
+        """``runtime`` where ``keep``, ``constants`` elsewhere: two nodes whatever the number of elements."""
+        picked, mixed = gs.Variable(self._name("runtime")), gs.Variable(self._name("sizes"))
+        flags = gs.Constant(self._name("is_runtime"), keep.astype(constants.dtype))
+        fixed = gs.Constant(self._name("static"), constants)
+        self.graph.nodes.append(gs.Node("Mul", name=picked.name, inputs=[runtime, flags], outputs=[picked]))
+        self.graph.nodes.append(gs.Node("Add", name=mixed.name, inputs=[picked, fixed], outputs=[mixed]))
+        return mixed
+
+    def _name(self, suffix: str) -> str:
+        base = self.op.node.outputs[0].name if self.op.node.outputs else self.op.node.name
+        return f"{base}/surgeon/{suffix}"

@@ -1,0 +1,254 @@
+"""What a rule sees of its operator, and what it can state about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from surgeon.axes import ONE, Atom, Axis, Pin, normal, pin, unify
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    import numpy as np
+    import onnx_graphsurgeon as gs
+    from numpy.typing import NDArray
+
+    from surgeon.graph.shapes import Shapes
+    from surgeon.ops.emit import Emitter
+
+Axes: TypeAlias = "list[Axis]"
+
+
+class Barrier(Exception):  # noqa: N818 - it is a statement, not a fault
+    """Raised by a rule that cannot say how the axes relate; every axis is pinned with the reason."""
+
+
+@dataclass(frozen=True)
+class Ref:
+    """One axis of one tensor, by name: its size can be looked up in any table of shapes."""
+
+    tensor: str
+    axis: int
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """A statistic taken over an axis: exact after a cut only if what is removed is zero (``exact_on_zeros``)."""
+
+    tensor: str
+    axis: Axis
+    why: str
+    exact_on_zeros: bool
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """When an output is zero: where one of the ``factors`` is and all of the ``terms`` are (input indices).
+
+    With ``parts`` the inputs lie side by side in the output instead.
+    """
+
+    factors: tuple[int, ...]
+    terms: tuple[int, ...]
+    parts: bool = False
+
+
+@dataclass
+class Facts:
+    """Everything a rule stated that is needed after the axes are solved.
+
+    Attributes:
+        macs: Products of axes; the operator's multiply-accumulates are their sum.
+        contracted: For each input that is contracted, the axes it is summed over.
+        emit: How to re-emit the node once sizes are known.
+        zeros: When the outputs are zero, or None when nothing is known.
+        reductions: Statistics over axes.
+        barrier: Why every axis of the operator is pinned, or None.
+        divisors: Inputs that must not be zeroed when channels are masked out, for the operator divides by them.
+    """
+
+    macs: list[list[Ref]] = field(default_factory=list)
+    contracted: dict[int, Axes] = field(default_factory=dict)
+    emit: list[Callable[[Emitter], None]] = field(default_factory=list)
+    zeros: Zeros | None = None
+    reductions: list[Reduction] = field(default_factory=list)
+    barrier: str | None = None
+    divisors: tuple[int, ...] = ()
+
+
+@cache
+def _defaults(name: str, domain: str, opset: int) -> dict[str, Any]:
+    import onnx
+
+    try:
+        schema = onnx.defs.get_schema(name, opset, domain)
+    except onnx.defs.SchemaError:
+        return {}
+    return {
+        key: onnx.helper.get_attribute_value(attribute.default_value)
+        for key, attribute in schema.attributes.items()
+        if attribute.default_value.type
+    }
+
+
+class Op:
+    """One node during the analysis.
+
+    Attributes:
+        node: The graphsurgeon node.
+        name: How reasons call it: operator type and node name.
+        opset: The version of its domain that the graph imports.
+        facts: What the rule stated.
+    """
+
+    def __init__(self, node: gs.Node, opset: int, shapes: Shapes, axes: dict[str, Axes | None]) -> None:
+        self.node, self.opset, self.shapes, self.axes = node, opset, shapes, axes
+        label = node.name or (node.outputs[0].name if node.outputs else "")
+        self.name = f"{node.op} {label}".strip()
+        self.facts = Facts()
+
+    # What the operator is -----------------------------------------------------------------------------------------
+
+    def has(self, index: int) -> bool:
+        """Whether input ``index`` is given."""
+        return index < len(self.node.inputs) and self.node.inputs[index].name != ""
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """An attribute, or its default in the ONNX schema, or ``default``."""
+        if name in self.node.attrs:
+            return self.node.attrs[name]
+        known = _defaults(self.node.op, self.node.domain or "", self.opset)
+        value = known.get(name, default)
+        return value.decode() if isinstance(value, bytes) else value
+
+    def dims(self, index: int) -> tuple[int, ...]:
+        """The concrete shape of input ``index`` at the probe sizes.
+
+        Raises:
+            Barrier: It is not known.
+        """
+        return self._dims(self.node.inputs[index].name)
+
+    def out_dims(self, index: int = 0) -> tuple[int, ...]:
+        """The concrete shape of output ``index`` at the probe sizes.
+
+        Raises:
+            Barrier: It is not known.
+        """
+        return self._dims(self.node.outputs[index].name)
+
+    def _dims(self, name: str) -> tuple[int, ...]:
+        dims = self.shapes.dims.get(name)
+        if dims is None:
+            raise Barrier(f"the shape of {name} is not known")
+        return dims
+
+    def out_dynamic(self, index: int = 0) -> tuple[bool, ...]:
+        """Which axes of output ``index`` change with a dynamic dimension."""
+        name = self.node.outputs[index].name
+        return self.shapes.dynamic.get(name) or (False,) * len(self.out_dims(index))
+
+    def value(self, index: int) -> NDArray[Any] | None:
+        """The value of input ``index`` if it is the same for every input of the model, else None."""
+        import onnx_graphsurgeon as gs
+
+        tensor = self.node.inputs[index]
+        if isinstance(tensor, gs.Constant):
+            values: NDArray[Any] = tensor.values
+            return values
+        known = self.shapes.values.get(tensor.name)
+        return None if known is None or known.dynamic.any() else known.data
+
+    def partial(self, index: int) -> tuple[NDArray[Any], NDArray[np.bool_]] | None:
+        """The value of input ``index`` at the probe sizes and which elements are dynamic, or None when unknown."""
+        import numpy as np
+
+        fixed = self.value(index)
+        if fixed is not None:
+            return fixed, np.zeros(fixed.shape, bool)
+        known = self.shapes.values.get(self.node.inputs[index].name)
+        return None if known is None else (known.data, known.dynamic)
+
+    # What a rule states -------------------------------------------------------------------------------------------
+
+    def unify(self, left: Axis, right: Axis) -> None:
+        """The two axes index the same things."""
+        unify(left, right, self.name)
+
+    def pin(self, axes: Axis | Iterable[Axis], why: str) -> None:
+        """The axes must not shrink."""
+        for axis in (axes,) if isinstance(axes, Axis) else axes:
+            pin(axis, Pin(self.name, why))
+
+    def fixed(self, size: int, why: str) -> Axis:
+        """A new axis that must not shrink."""
+        return ONE if size == 1 else Atom(size, Pin(self.name, why))
+
+    def fixed_output(self, why: str, index: int = 0) -> Axes:
+        """New axes that must not shrink, for output ``index``."""
+        return [self.fixed(size, why) for size in self.out_dims(index)]
+
+    def broadcast(self, *inputs: Axes) -> Axes:
+        """Numpy broadcasting: axes aligned from the right are unified unless one has size 1."""
+        rank = max(map(len, inputs))
+        result: Axes = []
+        for k in range(rank):
+            here = [axes[k - rank + len(axes)] for axes in inputs if k - rank + len(axes) >= 0]
+            wide = [axis for axis in here if axis.size != 1]
+            for other in wide[1:]:
+                self.unify(wide[0], other)
+            result.append(wide[0] if wide else ONE)
+        return result
+
+    def multiply(self, *refs: Sequence[Ref]) -> None:
+        """The operator costs the product of these axes in multiply-accumulates."""
+        self.facts.macs.append([ref for group in refs for ref in group])
+
+    def refs(self, index: int, axes: Iterable[int] | None = None) -> list[Ref]:
+        """References to the axes of input ``index`` (all of them by default)."""
+        name = self.node.inputs[index].name
+        return [Ref(name, axis) for axis in (range(len(self.dims(index))) if axes is None else axes)]
+
+    def out_refs(self, index: int = 0) -> list[Ref]:
+        """References to all axes of output ``index``."""
+        return [Ref(self.node.outputs[index].name, axis) for axis in range(len(self.out_dims(index)))]
+
+    def contract(self, index: int, *axes: Axis) -> None:
+        """Input ``index`` is summed over these axes."""
+        self.facts.contracted[index] = list(axes)
+
+    def zeros(self, factors: Sequence[int] = (), terms: Sequence[int] = (), *, parts: bool = False) -> None:
+        """The outputs are zero where one of the inputs ``factors`` is zero and all given inputs ``terms`` are."""
+        self.facts.zeros = Zeros(tuple(factors), tuple(k for k in terms if self.has(k)), parts)
+
+    def divides_by(self, *indices: int) -> None:
+        """These inputs are divisors, variances or scales: masking channels must leave them alone."""
+        self.facts.divisors = indices
+
+    def reduces(self, index: int, axis: Axis, why: str, *, exact_on_zeros: bool = False) -> None:
+        """A statistic of input ``index`` runs over ``axis``."""
+        self.facts.reductions.append(Reduction(self.node.inputs[index].name, axis, why, exact_on_zeros))
+
+    def emit(self, action: Callable[[Emitter], None]) -> None:
+        """Run ``action`` when the node is re-emitted after a cut."""
+        self.facts.emit.append(action)
+
+    def resize_attribute(self, name: str, axis: Axis | list[Axis]) -> None:
+        """The attribute is the size of ``axis`` (or the list of sizes)."""
+        self.emit(lambda emitter: emitter.set_attribute(name, axis))
+
+    def resize_input(self, index: int, axes: Axes) -> None:
+        """Input ``index`` holds the sizes of ``axes``."""
+        self.emit(lambda emitter: emitter.set_sizes(index, axes))
+
+    def is_whole(self, axis: Axis) -> bool:
+        """Whether ``axis`` is pinned throughout."""
+        from surgeon.axes import is_fixed
+
+        return is_fixed(axis)
+
+    def same(self, left: Axis, right: Axis) -> bool:
+        """Whether two axes are one already."""
+        return normal(left) is normal(right)

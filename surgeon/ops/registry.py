@@ -1,0 +1,79 @@
+"""Where operator rules are declared and found: by domain, name and the opset they hold from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from surgeon.errors import PluginError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from surgeon.axes import Axis
+
+Axes: TypeAlias = "list[Axis]"
+
+
+#: States the relations between the axes of one operator's inputs and outputs. Called with the operator and the axes of
+#: its inputs, named as the ONNX operator page names them (None where an optional input is absent); returns the axes of
+#: each output. A rule that cannot say raises Barrier.
+RuleFunction: TypeAlias = "Callable[..., list[Axes]]"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule and where it holds."""
+
+    name: str
+    domain: str
+    since: int
+    function: RuleFunction
+
+
+class Rules:
+    """A table of rules; the newest one not newer than the graph's opset is used."""
+
+    def __init__(self) -> None:
+        self._rules: dict[tuple[str, str], list[Rule]] = {}
+
+    def add(self, rule: Rule) -> None:
+        """Add a rule.
+
+        Raises:
+            PluginError: A rule for the same operator, domain and opset is there already.
+        """
+        known = self._rules.setdefault((rule.domain, rule.name), [])
+        if any(other.since == rule.since for other in known):
+            where = f"{rule.domain or 'ai.onnx'}.{rule.name}"
+            raise PluginError(f"two rules for opset {rule.since}", where=where)
+        known.append(rule)
+        known.sort(key=lambda each: each.since)
+
+    def find(self, name: str, domain: str, opset: int) -> Rule | None:
+        """The rule for an operator at ``opset``, or None when it has none."""
+        found = [rule for rule in self._rules.get((domain, name), ()) if rule.since <= opset]
+        return found[-1] if found else None
+
+    def __iter__(self) -> Iterator[Rule]:
+        return (rule for rules in self._rules.values() for rule in rules)
+
+
+RULES = Rules()
+
+
+def rule(*names: str, domain: str = "", since: int = 1) -> Callable[[RuleFunction], RuleFunction]:
+    """Declare the rule of one or several operators.
+
+    Args:
+        names: ONNX operator types.
+        domain: Their domain; empty for the standard operators.
+        since: The first opset of that domain in which the rule holds.
+    """
+
+    def declare(function: RuleFunction) -> RuleFunction:
+        for name in names:
+            RULES.add(Rule(name, domain, since, function))
+        return function
+
+    return declare

@@ -1,0 +1,95 @@
+"""A plan: which indices of which groups are kept. A value that can be saved, diffed and replayed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from surgeon.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """One group: its id, kind, original size and the indices kept, ascending."""
+
+    id: str
+    kind: str
+    size: int
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to keep of a model.
+
+    Attributes:
+        model_sha256: The model file the plan is for.
+        groups: The groups that lose something.
+        tensors: For each weight of the input file that shrinks, per axis the indices kept.
+        after: Lossless passes that ran before the cut (their names), to be replayed before it is.
+    """
+
+    model_sha256: str
+    groups: tuple[GroupPlan, ...]
+    tensors: Mapping[str, Mapping[int, tuple[int, ...]]] = field(default_factory=dict)
+    after: tuple[str, ...] = ()
+
+    def kept(self) -> dict[str, np.ndarray]:
+        """Group id to a boolean array ``[size]`` of what is kept."""
+        result = {}
+        for group in self.groups:
+            result[group.id] = np.zeros(group.size, bool)
+            result[group.id][list(group.kept)] = True
+        return result
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan file's object; ``sha256`` is the hash of everything else in it."""
+        body: dict[str, Any] = {
+            "schema": SCHEMA,
+            "model_sha256": self.model_sha256,
+            "after": list(self.after),
+            "groups": [
+                {"id": g.id, "kind": g.kind, "size": g.size, "kept": list(g.kept)} for g in self.groups
+            ],
+            "tensors": {
+                name: {str(axis): list(kept) for axis, kept in axes.items()} for name, axes in self.tensors.items()
+            },
+        }
+        return {**body, "sha256": _digest(body)}
+
+    def save(self, path: Path) -> None:
+        """Write the plan file."""
+        path.write_text(json.dumps(self.to_json(), separators=(",", ":")) + "\n")
+
+    @staticmethod
+    def load(path: Path) -> Plan:
+        """Read a plan file.
+
+        Raises:
+            UsageError: It cannot be read, is not a plan, or was changed after it was written.
+        """
+        try:
+            body = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UsageError(f"cannot read the plan: {error}", where=str(path)) from error
+        if not isinstance(body, dict) or body.get("schema") != SCHEMA:
+            raise UsageError(f"not a plan of schema {SCHEMA}", where=str(path))
+        if body.pop("sha256", None) != _digest(body):
+            raise UsageError("the plan was changed after it was written", where=str(path))
+        groups = tuple(GroupPlan(g["id"], g["kind"], g["size"], tuple(g["kept"])) for g in body["groups"])
+        tensors = {n: {int(a): tuple(k) for a, k in axes.items()} for n, axes in body["tensors"].items()}
+        return Plan(body["model_sha256"], groups, tensors, tuple(body.get("after", ())))
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

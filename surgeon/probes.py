@@ -1,0 +1,64 @@
+"""Made-up inputs a model accepts: several sizes of its open dimensions, and integers that are valid indices."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import onnx_graphsurgeon as gs
+
+from surgeon.graph.probe import dimension_key, open_dimensions
+from surgeon.stats.data import graph_inputs
+from surgeon.stats.synthetic import synthetic
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from surgeon.analysis import Analysis
+
+SIZES = ((1, 8), (3, 16))
+
+
+def probe_feeds(analysis: Analysis, seed: int = 0) -> Iterator[dict[str, NDArray[Any]]]:
+    """Inputs at the probe sizes, then with batch 1 and batch 3 at two other sizes; one if nothing is open."""
+    inputs = [
+        entry._replace(shape=tuple(s if isinstance(s, int) else dimension_key(entry.name, k, s) for k, s in enumerate(entry.shape)))
+        for entry in graph_inputs(analysis.graph)
+    ]
+    bounds = index_bounds(analysis)
+    dimensions = open_dimensions(analysis.graph)
+    choices = [dict(analysis.shapes.probe)]
+    if dimensions:
+        choices += [
+            {key: batch if d.kind == "batch" else other for key, d in dimensions.items()} for batch, other in SIZES
+        ]
+    for k, sizes in enumerate(choices):
+        yield synthetic(inputs, seed + k, sizes=sizes, bounds=bounds)
+
+
+def index_bounds(analysis: Analysis) -> dict[str, tuple[int, int]]:
+    """For integer inputs that look something up: 0 and the size of the smallest table."""
+    bounds: dict[str, tuple[int, int]] = {}
+    for tensor in analysis.graph.inputs:
+        sizes = list(_tables(tensor, analysis))
+        if sizes:
+            bounds[tensor.name] = (0, min(sizes))
+    return bounds
+
+
+def _tables(tensor: gs.Tensor, analysis: Analysis) -> Iterator[int]:
+    """Sizes of the axes that ``tensor`` indexes, directly or through operators with one input."""
+    pending, seen = [tensor], {tensor.name}
+    while pending:
+        current = pending.pop()
+        for node in current.outputs:
+            if node.op == "Gather" and len(node.inputs) > 1 and node.inputs[1] is current:
+                dims = analysis.shapes.dims.get(node.inputs[0].name)
+                if dims:
+                    yield dims[node.attrs.get("axis", 0)]
+            elif node.inputs[0] is current and not any(t.inputs for t in node.inputs[1:]):
+                for output in node.outputs:
+                    if output.name not in seen:
+                        seen.add(output.name)
+                        pending.append(output)

@@ -1,0 +1,119 @@
+"""Surgery: a graph and what to keep of its atoms become a smaller graph."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from surgeon.axes import Atom, Axis, Keep, atoms_of, mask
+from surgeon.errors import InternalError
+from surgeon.graph.weights import peek
+from surgeon.ops import Emitter
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from surgeon.analysis import Analysis
+
+
+def cut(analysis: Analysis, keep: Keep) -> gs.Graph:
+    """Remove everything that is not kept.
+
+    Args:
+        analysis: The solved graph; it is not changed.
+        keep: Boolean array ``[size]`` per atom; atoms not named stay whole.
+
+    Returns:
+        A new graph; constants that lose nothing are shared with the old one.
+
+    Raises:
+        InternalError: An axis would lose all its positions.
+    """
+    graph: gs.Graph = analysis.graph.copy()
+    graph.source = getattr(analysis.graph, "source", None)
+    nodes = list(graph.nodes)
+    for op, node in zip(analysis.ops, nodes, strict=True):
+        if op.facts.emit:
+            emitter = Emitter(graph, node, op, keep)
+            for action in op.facts.emit:
+                action(emitter)
+    _slice_constants(analysis, graph, keep)
+    outputs = {id(tensor) for tensor in (*graph.inputs, *graph.outputs)}
+    for node in graph.nodes:
+        for tensor in node.outputs:
+            if id(tensor) not in outputs:
+                tensor.shape = None
+    if len(graph.nodes) != len(nodes):
+        graph.toposort(recurse_subgraphs=False)
+    return graph
+
+
+def _slice_constants(analysis: Analysis, graph: gs.Graph, keep: Keep) -> None:
+    done: set[int] = set()
+    for node in graph.nodes:
+        for tensor in node.inputs:
+            if id(tensor) in done or not isinstance(tensor, gs.Constant):
+                continue
+            done.add(id(tensor))
+            masks = axis_masks(analysis.axes.get(tensor.name), keep)
+            if masks:
+                tensor.values = sliced(peek(tensor), masks)
+
+
+def axis_masks(axes: list[Axis] | None, keep: Keep) -> dict[int, NDArray[np.bool_]]:
+    """The axes of a tensor that lose positions, with what stays of each.
+
+    Raises:
+        InternalError: Nothing would stay.
+    """
+    result = {}
+    for k, axis in enumerate(axes or ()):
+        if any(atom in keep for atom in atoms_of(axis)):
+            kept = mask(axis, keep)
+            if not kept.any():
+                raise InternalError(f"nothing would be left of {axis!r}")
+            if not kept.all():
+                result[k] = kept
+    return result
+
+
+def sliced(values: NDArray[Any], masks: Mapping[int, NDArray[np.bool_]]) -> NDArray[Any]:
+    """``values`` without the positions masked out, contiguous; the axis that shrinks most goes first."""
+    for axis in sorted(masks, key=lambda k: masks[k].mean()):
+        values = np.compress(masks[axis], values, axis=axis)
+    return np.ascontiguousarray(values)
+
+
+def tensor_cuts(analysis: Analysis, keep: Keep) -> dict[str, dict[int, tuple[int, ...]]]:
+    """For each constant of the input file that shrinks, the indices kept per axis.
+
+    Copies that were split from one shared constant are merged: what any of them keeps counts as kept.
+    """
+    merged: dict[str, dict[int, NDArray[np.bool_]]] = {}
+    seen: set[str] = set()
+    for op in analysis.ops:
+        for tensor in op.node.inputs:
+            if not isinstance(tensor, gs.Constant) or tensor.name in seen:
+                continue
+            seen.add(tensor.name)
+            masks = axis_masks(analysis.axes.get(tensor.name), keep)
+            origin = getattr(tensor, "origin", tensor.name)
+            if origin in merged:
+                old = merged[origin]
+                merged[origin] = {k: old[k] | masks[k] for k in old.keys() & masks.keys()}
+            else:
+                merged[origin] = masks
+    return {
+        name: {k: tuple(np.flatnonzero(kept).tolist()) for k, kept in masks.items() if not kept.all()}
+        for name, masks in merged.items()
+        if any(not kept.all() for kept in masks.values())
+    }
+
+
+def keep_of(kept: Mapping[str, NDArray[np.bool_]], atoms: Mapping[str, Atom]) -> dict[Atom, NDArray[np.bool_]]:
+    """Translate what is kept by group id to what is kept by atom; groups that lose nothing are left out."""
+    return {atoms[name]: flags for name, flags in kept.items() if not flags.all()}

@@ -1,0 +1,159 @@
+"""The proof: with the original weights, the cut model equals the original with the removed slices zeroed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from surgeon.errors import DataError, GateError, UnsupportedModelError
+from surgeon.graph.sessions import run, session
+from surgeon.graph.weights import data_type, peek
+from surgeon.probes import probe_feeds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from surgeon.analysis import Analysis
+
+Feeds = dict[str, "NDArray[Any]"]
+TOLERANCE = 1e-4
+MISMATCHED = 1e-3  # share of integer outputs (positions of maxima) that rounding may turn
+FLOATS = (
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+    onnx.TensorProto.DOUBLE,
+)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was proved.
+
+    Attributes:
+        status: "exact", "structural" (the model runs, but a norm or reduction over a cut axis forbids equality) or
+            "none".
+        max_rel_err: Largest difference over all outputs and probes, relative to the largest output; None if unknown.
+        probes: Number of inputs the two models were compared on.
+    """
+
+    status: str
+    max_rel_err: float | None
+    probes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The object in reports."""
+        return {"status": self.status, "max_rel_err": self.max_rel_err, "probes": self.probes}
+
+
+def prove(
+    analysis: Analysis,
+    smaller: gs.Graph,
+    tensors: Mapping[str, Mapping[int, Sequence[int]]],
+    *,
+    structural: bool = False,
+    feeds: Iterable[Feeds] = (),
+    threads: int = 1,
+) -> Certificate:
+    """Compare the cut model with the masked original.
+
+    Args:
+        analysis: The original graph in canonical form.
+        smaller: The cut graph, with original weights.
+        tensors: Per constant of the original and axis, the indices kept.
+        structural: Whether a difference is expected, because a statistic runs over a cut axis.
+        feeds: Real inputs to compare on as well.
+        threads: Threads for onnxruntime.
+
+    Raises:
+        GateError: The models differ, the cut model does not run, or the original runs on none of the probes.
+    """
+    from surgeon.graph.save import to_model
+
+    original = session(to_model(masked(analysis, tensors)), threads=threads, optimize=False)
+    try:
+        candidate = session(to_model(smaller), threads=threads, optimize=False)
+    except UnsupportedModelError as error:
+        raise GateError(f"the cut model does not load: {error.message}", where="proof") from error
+    worst, count, refusal = 0.0, 0, ""
+    for probe in (*probe_feeds(analysis), *feeds):
+        try:
+            expected = run(original, probe)
+        except (UnsupportedModelError, DataError) as error:
+            refusal = error.message
+            continue
+        try:
+            found = run(candidate, probe)
+        except (UnsupportedModelError, DataError) as error:
+            raise GateError(f"the cut model does not run: {error.message}", where="proof") from error
+        worst = max(worst, relative_error(expected, found))
+        count += 1
+    if not count:
+        raise GateError(
+            f"the original runs on none of the made-up inputs: {refusal}",
+            where="proof",
+            hint="give a few real ones with --data",
+        )
+    if worst <= TOLERANCE:
+        return Certificate("exact", worst, count)
+    if structural and np.isfinite(worst):
+        return Certificate("structural", worst, count)
+    raise GateError(f"the cut model differs from the masked original by {worst:.1e}", where="proof")
+
+
+def masked(analysis: Analysis, tensors: Mapping[str, Mapping[int, Sequence[int]]]) -> gs.Graph:
+    """The original with every removed slice zeroed; divisors, variances and scales stay as they are."""
+    graph: gs.Graph = analysis.graph.copy()
+    graph.surgeon_source = getattr(analysis.graph, "surgeon_source", None)
+    spared = {
+        op.node.inputs[k].name for op in analysis.ops for k in op.facts.divisors if k < len(op.node.inputs)
+    }
+    done: set[int] = set()
+    for node in graph.nodes:
+        for tensor in node.inputs:
+            if not isinstance(tensor, gs.Constant) or id(tensor) in done or tensor.name in spared:
+                continue
+            done.add(id(tensor))
+            axes = tensors.get(getattr(tensor, "origin", tensor.name), {})
+            if axes and data_type(tensor) in FLOATS:
+                tensor.values = _zeroed(peek(tensor), axes)
+    return graph
+
+
+def _zeroed(values: NDArray[Any], axes: Mapping[int, Sequence[int]]) -> NDArray[Any]:
+    result = values.copy()
+    for axis, kept in axes.items():
+        removed = np.setdiff1d(np.arange(values.shape[axis]), np.asarray(kept, dtype=np.int64))
+        result[(slice(None),) * axis + (removed,)] = 0
+    return result
+
+
+def relative_error(expected: Sequence[NDArray[Any]], found: Sequence[NDArray[Any]]) -> float:
+    """The largest difference over all outputs, relative to each output's largest magnitude.
+
+    Infinite where shapes or special values differ, or where more integers differ than rounding explains.
+    """
+    worst = 0.0
+    for a, b in zip(expected, found, strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        if not a.size:
+            continue
+        if a.dtype.kind not in "fc" and a.dtype.name != "bfloat16":
+            if float(np.mean(a != b)) > MISMATCHED:
+                return float("inf")
+            continue
+        x, y = a.astype(np.float64), b.astype(np.float64)
+        finite = np.isfinite(x)
+        if not np.array_equal(finite, np.isfinite(y)):
+            return float("inf")
+        if finite.any():
+            difference = np.abs(x[finite] - y[finite]).max()
+            worst = max(worst, float(difference / (np.abs(x[finite]).max() + 1e-6)))
+    return worst
