@@ -190,7 +190,8 @@ ARITHMETIC: dict[str, Callable[[Call], Array | list[Array]]] = {
 
 
 def _gather(call: Call) -> Array:
-    return np.take(call[0], call[1], axis=call.attribute("axis", 0))
+    result: Array = np.take(call[0], call[1], axis=call.attribute("axis", 0))
+    return result
 
 
 def _gather_elements(call: Call) -> Array:
@@ -201,7 +202,8 @@ def _gather_elements(call: Call) -> Array:
 def _gather_nd(call: Call) -> Array:
     if call.attribute("batch_dims", 0):
         raise ValueError("batched gathers are not needed for shapes")
-    return call[0][tuple(np.moveaxis(call[1], -1, 0))]
+    result: Array = call[0][tuple(np.moveaxis(call[1], -1, 0))]
+    return result
 
 
 def _slice(call: Call) -> Array:
@@ -308,7 +310,8 @@ def _one_hot(call: Call) -> Array:
     hot = np.expand_dims(places, axis) == np.arange(depth).reshape(
         [-1 if index == axis % (indices.ndim + 1) else 1 for index in range(indices.ndim + 1)]
     )
-    return np.where(hot, on, off).astype(call[2].dtype)
+    result: Array = np.where(hot, on, off).astype(call[2].dtype)
+    return result
 
 
 MOVEMENT: dict[str, Callable[[Call], Array | list[Array]]] = {

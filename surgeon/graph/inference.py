@@ -82,6 +82,11 @@ class Program:
         self.messages = [node_proto(node, self.versions, light=True) for node in self.nodes]
         self.schemas = [node_schema(node, self.versions) for node in self.nodes]
         self.captured = {index: captured(node) for index, node in enumerate(self.nodes) if bodies(node)}
+        self.branches = {
+            index: [Program(body) for body in bodies(node)]
+            for index, node in enumerate(self.nodes)
+            if node.op == "If" and standard(node.domain) == ""
+        }
         self.weights: dict[str, gs.Constant] = {}
         for tensors in [*(node.inputs for node in self.nodes), *self.captured.values(), graph.outputs]:
             self.weights.update(
@@ -94,9 +99,9 @@ class Program:
             if _worth_reading(constant, self.kinds[name])
         }
 
-    def run(self, sizes: Mapping[str, int], *, second: bool) -> Run:
-        """Infers everything at the given sizes of the open dimensions."""
-        return Run(self, dict(sizes), second)
+    def run(self, sizes: Mapping[str, int], *, second: bool, around: Run | None = None) -> Run:
+        """Infers everything at the given sizes of the open dimensions, for a body with what its surroundings know."""
+        return Run(self, dict(sizes), second, around)
 
 
 def _worth_reading(constant: gs.Constant, kind: int) -> bool:
@@ -110,20 +115,24 @@ class Run:
 
     Attributes:
         dims, dtypes, values: By tensor name; see :class:`surgeon.graph.shapes.Shapes`.
+        types, data: The same as messages, for onnx.
         sizes: The sizes of the open dimensions.
         failures: Why inference refused a node, by its first output.
         data_dependent: Whether some axis got a made-up size because it depends on data.
     """
 
-    def __init__(self, program: Program, sizes: dict[str, int], second: bool) -> None:
-        self.program, self.sizes = program, sizes
+    def __init__(self, program: Program, sizes: dict[str, int], second: bool, around: Run | None) -> None:
+        self.program, self.sizes, self.second = program, sizes, second
         self.dims: dict[str, Dims] = {}
         self.dtypes: dict[str, int] = {}
         self.values: dict[str, NDArray[Any]] = {}
         self.failures: dict[str, str] = {}
         self.data_dependent = False
-        self._types: dict[str, onnx.TypeProto] = {}
-        self._data: dict[str, onnx.TensorProto] = {}
+        self.types: dict[str, onnx.TypeProto] = {}
+        self.data: dict[str, onnx.TensorProto] = {}
+        if around is not None:
+            self.dims, self.dtypes, self.values = dict(around.dims), dict(around.dtypes), dict(around.values)
+            self.types, self.data = dict(around.types), dict(around.data)
         self._unknown = chain(_UNKNOWN[second], count(1009 + 2 * second, 4))
         for tensor in program.graph.inputs:
             self._add_input(tensor)
@@ -137,12 +146,12 @@ class Run:
     def _add(self, name: str, kind: int, dims: Dims) -> None:
         self.dims[name] = dims
         self.dtypes[name] = kind
-        self._types[name] = tensor_type(kind, dims)
+        self.types[name] = tensor_type(kind, dims)
 
     def _know(self, name: str, array: NDArray[Any]) -> None:
         self.values[name] = array
         if array.size <= LARGEST_DATA:
-            self._data[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape))
+            self.data[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape))
 
     def _add_input(self, tensor: gs.Tensor) -> None:
         if tensor.type != "tensor_type" or tensor.dtype is None:
@@ -180,7 +189,7 @@ class Run:
                 self.dims[name] = None
 
     def _typed(self, name: str, found: onnx.TypeProto) -> None:
-        self._types[name] = found
+        self.types[name] = found
         self.dims[name] = None
         if found.WhichOneof("value") != "tensor_type":
             return
@@ -196,47 +205,58 @@ class Run:
 
     def _infer(self, index: int, node: gs.Node) -> dict[str, onnx.TypeProto]:
         program = self.program
+        if index in program.branches:
+            return self._branches(index, node)
         schema = program.schemas[index]
         inputs = [tensor.name for tensor in node.inputs]
         function = SHAPE_FUNCTIONS.get((standard(node.domain), node.op)) if schema is None else None
         if function is not None and inputs and inputs[0] in self.dtypes:
-            found = function(node, [self.dims.get(name) for name in inputs])
+            shapes = function(node, [self.dims.get(name) for name in inputs])
             kind = self.dtypes[inputs[0]]
             return {
                 tensor.name: tensor_type(kind, dims)
-                for tensor, dims in zip(node.outputs, found, strict=True)
+                for tensor, dims in zip(node.outputs, shapes, strict=True)
                 if tensor.name
             }
-        if schema is None or any(name and name not in self._types for name in inputs):
-            return self._declared(node)
-        types = {name: self._types[name] for name in inputs if name}
+        if schema is None or any(name and name not in self.types for name in inputs):
+            return {}
+        types = {name: self.types[name] for name in inputs if name}
         for tensor in program.captured.get(index, ()):
-            if tensor.name in self._types:
-                types[tensor.name] = self._types[tensor.name]
-        data = {name: self._data[name] for name in inputs if name in self._data}
+            if tensor.name in self.types:
+                types[tensor.name] = self.types[tensor.name]
+        data = {name: self.data[name] for name in inputs if name in self.data}
         try:
-            return infer_node_outputs(
+            found = infer_node_outputs(
                 schema, program.messages[index], types, data, None, program.imports, onnx.IR_VERSION
             )
         except (InferenceError, RuntimeError, ValueError) as error:
             self.failures[node.outputs[0].name] = (
                 str(error).strip().splitlines()[0] if str(error).strip() else "refused"
             )
-            return self._declared(node)
+            return {}
+        if node.op == "Dropout" and len(node.outputs) > 1:  # older versions say nothing about the mask
+            mask = tensor_type(onnx.TensorProto.BOOL, self.dims[inputs[0]])
+            found[node.outputs[1].name] = mask
+        return found
 
-    def _declared(self, node: gs.Node) -> dict[str, onnx.TypeProto]:
-        """What the bodies of a control-flow node declare for their outputs, where all they agree on it."""
-        result: dict[str, onnx.TypeProto] = {}
-        if node.op != "If":
-            return result
+    def _branches(self, index: int, node: gs.Node) -> dict[str, onnx.TypeProto]:
+        """The outputs of an ``If``: of the branch taken where the condition is known, else what both agree on."""
+        condition = self.values.get(node.inputs[0].name)
+        names = ("then_branch", "else_branch")
+        taken = [
+            program
+            for program in self.program.branches[index]
+            if condition is None or program.graph is node.attrs.get(names[not condition.reshape(-1)[0]])
+        ]
+        runs = [program.run(self.sizes, second=self.second, around=self) for program in taken]
+        result = {}
         for position, tensor in enumerate(node.outputs):
-            ends = [body.outputs[position] for body in bodies(node) if position < len(body.outputs)]
-            shapes = {tuple(end.shape) for end in ends if end.dtype is not None and end.shape is not None}
-            if len(shapes) == 1 and all(end.dtype is not None for end in ends):
-                shape = shapes.pop()
-                fixed = all(isinstance(size, int) for size in shape)
-                kind = int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(ends[0].dtype)))
-                result[tensor.name] = tensor_type(kind, shape if fixed else None)
+            ends = [run.program.graph.outputs[position].name for run in runs]
+            kinds = {run.dtypes.get(end) for run, end in zip(runs, ends, strict=True)}
+            shapes = {run.dims.get(end) for run, end in zip(runs, ends, strict=True)}
+            kind = kinds.pop() if len(kinds) == 1 else None
+            if tensor.name and kind is not None:
+                result[tensor.name] = tensor_type(kind, shapes.pop() if len(shapes) == 1 else None)
         return result
 
     def _evaluate(self, node: gs.Node, types: Mapping[str, onnx.TypeProto]) -> list[NDArray[Any]] | None:
@@ -265,15 +285,13 @@ class Run:
         """Whether computing the node stays small, whatever sizes it was given."""
         for tensor in node.outputs:
             found = types.get(tensor.name)
-            dims = None if found is None else [dim.dim_value for dim in found.tensor_type.shape.dim]
-            if (
-                dims is None
-                or not found.tensor_type.HasField("shape")
-                or not all(dim.HasField("dim_value") for dim in found.tensor_type.shape.dim)
-            ):
+            shape = (
+                None if found is None or not found.tensor_type.HasField("shape") else found.tensor_type.shape
+            )
+            if shape is None or not all(dim.HasField("dim_value") for dim in shape.dim):
                 if tensor.name and node.op in GROWING:
                     return False
-            elif int(np.prod(dims, dtype=object)) > LARGEST_VALUE:
+            elif int(np.prod([dim.dim_value for dim in shape.dim], dtype=object)) > LARGEST_VALUE:
                 return False
         return True
 

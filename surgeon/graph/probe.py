@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _PRIMES = (13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109)
 _BATCH = (3, 5, 7, 11, *_PRIMES)
 _LARGE = (137, 139, 149, 151, 157, 163, 167, 173, 179, 181, 191, 193, 197, 199, 211, 223, 227, 229, 233, 239)
+_FRAMES = (512, 1024, 256, 2048, 480, 960, 768, 1536)
 _LONG = (16001, 17011, 18013, 19013, 20011, 21011, 22003, 23003, 24001, 25013, 26003, 27011, 28001, 29009)
 _MULTIPLES = tuple(32 * factor for factor in (5, 7, 3, 9, 11, 13, 6, 10, 15, 17, 19, 21, 22, 23, 25, 26))
 _SQUARES = (224, 32, 28, 64, 112, 128, 256, 299, 320, 416, 512, 640)
@@ -60,6 +61,7 @@ RECIPES = (
     Recipe(image=_MULTIPLES, only="image"),
     Recipe(tie="batch"),
     Recipe(tie="axis"),
+    Recipe(other=_FRAMES, only="other"),
     Recipe(other=_LONG, only="other"),
     Recipe(image=_MULTIPLES, tie="axis", only="image"),
     *(Recipe(image=(size, size, size, size), tie="axis", only="image") for size in _SQUARES),
@@ -94,7 +96,7 @@ def open_dimensions(graph: gs.Graph) -> dict[str, Dimension]:
 
 def dimension_key(name: str, axis: int, size: object) -> str:
     """The key of one open dimension: its symbol, or the input's name and the axis."""
-    return size if isinstance(size, str) and size else f"{name}:{axis}"
+    return size if isinstance(size, str) and size not in ("", "?") else f"{name}:{axis}"
 
 
 def _is_float(tensor: gs.Tensor) -> bool:
@@ -177,12 +179,12 @@ def _assign(
 def _complete(sizes: Sizes, forced: Mapping[str, int]) -> Sizes:
     """Forced sizes replace chosen ones; expressions and totals follow from the symbols they are made of."""
     result = {**sizes, **forced}
-    for key in result:
+    for key, size in result.items():
         if key in forced or key not in sizes:
             continue
         if is_expression(key):
-            value = evaluate_symbol(key, {name: size for name, size in result.items() if name != key})
-            result[key] = value if value is not None and value > 0 else result[key]
+            value = evaluate_symbol(key, {name: other for name, other in result.items() if name != key})
+            result[key] = value if value is not None and value > 0 else size
         elif (
             "total" in key
         ):  # the naming of exported decoders: total_sequence_length counts past and new positions

@@ -79,7 +79,7 @@ def infer(graph: gs.Graph, sizes: Mapping[str, int] | None = None) -> Shapes:
     clashes = set(best.probe.values()) & _static_sizes(best) if dimensions else set()
     if clashes - set(forced.values()):
         again = _search(program, dimensions, taken | _static_sizes(best), forced)
-        if len(again.failures) <= len(best.failures) and _ones(again) <= _ones(best):
+        if _doubts(again) <= _doubts(best):
             best = again
     return best
 
@@ -95,9 +95,9 @@ def _search(
         if best is not None and len(run.failures) > len(best.failures):
             continue
         shapes = _compare(run, _accepted(program, run, alternatives), first)
-        if best is None or (len(shapes.failures), _ones(shapes)) < (len(best.failures), _ones(best)):
+        if best is None or _doubts(shapes) < _doubts(best):
             best = shapes
-        if not best.failures and not _ones(best):
+        if not any(_doubts(best)):
             break
         refusals.append(frozenset(shapes.failures))
         if shapes.failures and refusals.count(refusals[-1]) >= 3:
@@ -126,6 +126,11 @@ def _static_sizes(shapes: Shapes) -> set[int]:
         for size, dynamic in zip(dims, shapes.dynamic[name], strict=True)
         if not dynamic
     }
+
+
+def _doubts(shapes: Shapes) -> tuple[int, int, int]:
+    """How unfit the chosen sizes are, the worst first: refused nodes, unknown ranks, dynamic axes of size 1."""
+    return len(shapes.failures), sum(dims is None for dims in shapes.dims.values()), _ones(shapes)
 
 
 def _ones(shapes: Shapes) -> int:
