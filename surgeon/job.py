@@ -99,10 +99,11 @@ def execute(job: Job) -> Finished:
         facts = _report(job, context, metric, outcome, judged)
         facts["seconds"] = time.perf_counter() - started
         if job.destination is not None:
-            texts = {job.destination.report: report.to_json(facts) + "\n"}
-            texts[job.destination.recipe] = write(with_absolute_data(job.recipe))
-            if job.destination.summary is not None:
+            texts = {}
+            if job.destination.summary is not None:  # first: its folder may be on another disk, and that may fail
                 texts[job.destination.summary] = report.markdown(facts)
+            texts[job.destination.report] = report.to_json(facts) + "\n"
+            texts[job.destination.recipe] = write(with_absolute_data(job.recipe))
             _write(job.destination, staged, model, texts, _plan_of(context))
     return Finished(outcome.graph, facts, job.recipe, context.plan)
 

@@ -107,6 +107,12 @@ def load_rules(warn: Callable[[str], None]) -> None:
         warn(message)
 
 
+def forget() -> None:
+    """Forgets what was loaded, for programs that change their import path."""
+    load_pass.cache_clear()
+    _broken_rules.cache_clear()
+
+
 @functools.cache
 def _broken_rules() -> tuple[str, ...]:
     broken = []

@@ -136,21 +136,21 @@ def write(recipe: Recipe) -> str:
     lines = ["# Repeat this run: surgeon run MODEL --recipe THIS_FILE", f"schema = {SCHEMA}"]
     for name, value in asdict(recipe.settings).items():
         if value is not None and name != "target":
-            lines.append(f"{name} = {_toml(value)}")
+            lines.append(f"{name} = {toml(value)}")
     if recipe.settings.target:
         lines += [
             "",
             "[target]",
-            *(f"{key} = {_toml(value)}" for key, value in recipe.settings.target.items()),
+            *(f"{key} = {toml(value)}" for key, value in recipe.settings.target.items()),
         ]
     for each in recipe.passes:
-        lines += ["", "[[passes]]", f"name = {_toml(each.name)}"]
+        lines += ["", "[[passes]]", f"name = {toml(each.name)}"]
         options = options_of(type(each))
         for name, value in each.options().items():
             if value is None and options[name].default is None:
                 continue
             # TOML has no null; `false` is how an optional value is switched off
-            lines.append(f"{name} = {_toml(False if value is None else value)}")
+            lines.append(f"{name} = {toml(False if value is None else value)}")
     return "\n".join(lines) + "\n"
 
 
@@ -217,7 +217,8 @@ def _with(call: Call | Pass, option: str, key: str, value: object) -> Call | Pas
     return Call(call.name, options)
 
 
-def _toml(value: object) -> str:
+def toml(value: object) -> str:
+    """Writes one value as TOML."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
@@ -225,7 +226,7 @@ def _toml(value: object) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{value} cannot be written to a recipe", where="recipe")
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_toml(str(key))} = {_toml(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{toml(str(key))} = {toml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, Sequence):
-        return "[" + ", ".join(map(_toml, value)) + "]"
+        return "[" + ", ".join(map(toml, value)) + "]"
     return repr(value)
