@@ -83,6 +83,7 @@ def _apply(op: Op) -> None:
     for tensor, axes in zip(op.node.outputs, outputs, strict=True):
         if tensor.name:
             op.axes[tensor.name] = axes
+            _pin_numbers(op, tensor.name)
 
 
 def _axes_of(tensor: gs.Tensor, op: Op) -> Axes | None:
@@ -93,6 +94,14 @@ def _axes_of(tensor: gs.Tensor, op: Op) -> Axes | None:
             return None
         op.axes[tensor.name] = [ONE if size == 1 else Atom(size) for size in tensor.shape]
     return op.axes[tensor.name]
+
+
+def _pin_numbers(op: Op, name: str) -> None:
+    """Vectors of known integers are shape arithmetic; their positions have a meaning."""
+    known = op.shapes.values.get(name)
+    if known is not None and known.data.ndim <= 1 and known.data.dtype.kind in "iu":
+        for axis in op.axes[name] or ():
+            pin(axis, Pin(op.name, "shape arithmetic"))
 
 
 def _check(op: Op, outputs: list[Axes]) -> None:

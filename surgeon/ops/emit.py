@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from surgeon.axes import Axis, Keep, mask, normal
+from surgeon.axes import Axis, Keep, is_fixed, mask, normal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -79,20 +79,29 @@ class Emitter:
         self.set_elements(index, {k: self.size(axes[k]) for k in static})
 
     def set_reshape(self, index: int, source: Sequence[Axis], target: Sequence[Axis]) -> None:
-        """Write the target shape of a Reshape; dynamic elements become 0 (copied) or -1 (inferred) where they can."""
-        known = self.op.partial(index)
-        if known is None or not any(map(self.changed, target)):
+        """Write the target shape of a Reshape.
+
+        A dynamic element is copied (0) where the input has the same axis in the same place. Of the others one can be
+        inferred (-1), best one that also shrinks; the rest are taken from the old target as it is computed.
+        """
+        if not any(map(self.changed, target)):
             return
-        dynamic = known[1]
-        copied = [k < len(source) and normal(source[k]) is normal(axis) for k, axis in enumerate(target)]
-        free = [k for k in np.flatnonzero(dynamic) if not copied[k] or self.op.attribute("allowzero", 0)]
-        if not dynamic.any() or len(free) > 1:
-            self.set_sizes(index, target)
-            return
-        result = [0 if dynamic[k] else self.size(axis) for k, axis in enumerate(target)]
-        for k in free:
-            result[k] = -1
-        self.set_input(index, np.array(result, dtype=np.int64))
+        dynamic = self.op.out_dynamic()
+        sizes = [self.size(axis) for axis in target]
+        for k, axis in enumerate(target):
+            if dynamic[k] and k < len(source) and normal(source[k]) is normal(axis):
+                sizes[k] = 0
+        left = [k for k in range(len(sizes)) if dynamic[k] and sizes[k] != 0]
+        left.sort(key=lambda k: is_fixed(target[k]))
+        for k in left[:1]:
+            sizes[k] = -1
+        self.node.attrs.pop("allowzero", None)
+        new, runtime = np.array(sizes, dtype=np.int64), np.zeros(len(sizes), bool)
+        runtime[left[1:]] = True
+        if runtime.any():
+            self.node.inputs[index] = self._mix(self.node.inputs[index], np.where(runtime, 0, new), runtime)
+        else:
+            self.set_input(index, new)
 
     def set_indices(self, index: int, axis: Axis) -> None:
         """Renumber constant indices into ``axis``; those that point at removed positions are dropped (rank 1 only)."""

@@ -50,11 +50,13 @@ def _recurrent(
         op.unify(bias[1], _gated(op, 2 * gates, hidden))
     if peephole is not None:
         op.unify(peephole[1], _gated(op, 3, hidden))
+    directions = op.fixed(w[0].size, "directions")
+    last = [batch, directions, hidden] if batch_first else [directions, batch, hidden]
     initial = [rest[k - 3] for k in states if op.has(k)]
     for state in initial:
         if state is not None:
-            op.unify(state[2], hidden)
-            op.unify(state[0 if batch_first else 1], batch)
+            for axis, known in zip(state, last, strict=True):
+                op.unify(axis, known)
     op.contract(1, w[2])
     op.contract(2, r[2])
     steps = op.refs(0, [0, 1])
@@ -62,8 +64,6 @@ def _recurrent(
     op.multiply(steps, op.refs(2))
     op.resize_attribute("hidden_size", hidden)
     op.zeros(factors=[1], terms=states)
-    directions = op.fixed(w[0].size, "directions")
-    last = [batch, directions, hidden] if batch_first else [directions, batch, hidden]
     full = [batch, sequence, directions, hidden] if batch_first else [sequence, directions, batch, hidden]
     return [full, last, list(last)][: max(len(op.node.outputs), 1)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from surgeon.axes import ONE, Atom, Axis, is_fixed, product
 from surgeon.ops.op import Axes, Barrier, Op
 from surgeon.ops.registry import rule
@@ -21,6 +23,8 @@ def regroup(op: Op, axes: Axes, sizes: tuple[int, ...]) -> Axes:
     """The axes of ``axes`` reshaped to ``sizes``."""
     if 0 in sizes or any(axis.size == 0 for axis in axes):
         raise Barrier("a tensor without elements is reshaped")
+    if prod(axis.size for axis in axes) != prod(sizes):
+        raise Barrier(f"{[axis.size for axis in axes]} cannot be reshaped to {list(sizes)}")
     result: Axes = [ONE] * len(sizes)
     sources = [axis for axis in axes if axis.size != 1]
     targets = [k for k, size in enumerate(sizes) if size != 1]
