@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -106,7 +107,7 @@ class Program:
 
 def _worth_reading(constant: gs.Constant, kind: int) -> bool:
     """Whether a constant may take part in shape arithmetic: integers, and floats like the scales of a Resize."""
-    elements = int(np.prod(constant.shape, dtype=object))
+    elements = math.prod(constant.shape)
     return (kind in _INTEGERS and elements <= LARGEST_VALUE) or (kind in _FLOATS and elements <= 8)
 
 
@@ -234,10 +235,23 @@ class Run:
                 str(error).strip().splitlines()[0] if str(error).strip() else "refused"
             )
             return {}
+        if node.op == "Reshape" and self._reshape_clashes(node, found):
+            self.failures[node.outputs[0].name] = "the element counts before and after do not agree"
+            return {}
         if node.op == "Dropout" and len(node.outputs) > 1:  # older versions say nothing about the mask
             mask = tensor_type(onnx.TensorProto.BOOL, self.dims[inputs[0]])
             found[node.outputs[1].name] = mask
         return found
+
+    def _reshape_clashes(self, node: gs.Node, found: Mapping[str, onnx.TypeProto]) -> bool:
+        """Whether a Reshape would fail when run, which onnx does not check: lengths baked in by an exporter."""
+        before = self.dims.get(node.inputs[0].name)
+        entry = found.get(node.outputs[0].name)
+        if before is None or entry is None or not entry.tensor_type.HasField("shape"):
+            return False
+        after = [dim.dim_value for dim in entry.tensor_type.shape.dim if dim.HasField("dim_value")]
+        known = len(after) == len(entry.tensor_type.shape.dim)
+        return known and math.prod(before) != math.prod(after)
 
     def _branches(self, index: int, node: gs.Node) -> dict[str, onnx.TypeProto]:
         """The outputs of an ``If``: of the branch taken where the condition is known, else what both agree on."""
@@ -291,7 +305,7 @@ class Run:
             if shape is None or not all(dim.HasField("dim_value") for dim in shape.dim):
                 if tensor.name and node.op in GROWING:
                     return False
-            elif int(np.prod([dim.dim_value for dim in shape.dim], dtype=object)) > LARGEST_VALUE:
+            elif math.prod(dim.dim_value for dim in shape.dim) > LARGEST_VALUE:
                 return False
         return True
 

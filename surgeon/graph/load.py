@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
+import onnx.inliner
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
 from onnx_graphsurgeon.logger import G_LOGGER
@@ -74,6 +75,30 @@ def read(path: Path) -> onnx.ModelProto:
     return model
 
 
+def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of the model in which calls of its local functions are replaced by the functions' nodes.
+
+    Raises:
+        UnsupportedModelError: A function cannot be inlined.
+    """
+    light = onnx.ModelProto()
+    light.CopyFrom(model)
+    for tensor in light.graph.initializer:  # only the names matter, so that none is used twice
+        name, kind = tensor.name, tensor.data_type
+        tensor.Clear()
+        tensor.name, tensor.data_type = name, kind
+    try:
+        result = onnx.inliner.inline_local_functions(light)
+    except (RuntimeError, ValueError, DecodeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UnsupportedModelError(
+            f"its local functions cannot be inlined: {reason}", where="model"
+        ) from error
+    del result.graph.initializer[:]
+    result.graph.initializer.extend(model.graph.initializer)
+    return result
+
+
 def from_model(model: onnx.ModelProto, path: Path | None = None) -> gs.Graph:
     """A graph from a message in memory, checked as :func:`load` does; the graph keeps parts of the message.
 
@@ -85,7 +110,9 @@ def from_model(model: onnx.ModelProto, path: Path | None = None) -> gs.Graph:
         UnsupportedModelError: The model is broken.
     """
     G_LOGGER.severity = G_LOGGER.CRITICAL
-    model = check(model, path)
+    if model.functions:
+        model = inlined(model)
+    check(model)
     places = locate(model, path)
     graph = build(model, places)
     graph.nodes = ordered(graph.nodes)

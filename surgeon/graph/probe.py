@@ -64,7 +64,7 @@ RECIPES = (
     Recipe(other=_FRAMES, only="other"),
     Recipe(other=_LONG, only="other"),
     Recipe(image=_MULTIPLES, tie="axis", only="image"),
-    *(Recipe(image=(size, size, size, size), tie="axis", only="image") for size in _SQUARES),
+    *(Recipe(image=(size,), tie="axis", only="image") for size in _SQUARES),
 )
 
 
@@ -113,7 +113,7 @@ def taken_sizes(graph: gs.Graph, constants: Iterable[np.ndarray]) -> set[int]:
             if isinstance(tensor, gs.Constant):
                 taken.update(tensor.shape)
     for array in constants:
-        if array.dtype.kind == "i" and array.size <= 64:
+        if array.dtype.kind == "i" and array.size <= 8:
             taken.update(array.reshape(-1).tolist())
     return taken
 
@@ -125,11 +125,15 @@ def candidates(
 
     Whatever changes between an assignment and its alternative is dynamic. In the last alternative only the batch
     is different, for models that accept a single size in all other dimensions. Forced sizes are the same in all
-    assignments, not in their alternatives.
+    assignments, not in their alternatives. The last candidates are sizes the model mentions itself, and round ones, for models
+    that declare a dimension open but were exported with one length.
     """
     kinds = {dimension.kind for dimension in dimensions.values()}
-    for recipe in RECIPES:
-        if (recipe.only and recipe.only not in kinds) or (recipe.tie != "none" and len(dimensions) < 2):
+    mentioned = sorted(
+        {size for size in taken if 1 < size <= 4096} | {8, 10, 12, 16, 20, 24, 32, 50, 64, 100, 128}
+    )
+    for recipe in chain(RECIPES, (Recipe(other=(size,), image=(size,), tie="axis") for size in mentioned)):
+        if (recipe.only and recipe.only not in kinds) or (recipe.tie != "none" and not kinds):
             continue
         groups = {key: _group(dimension, recipe.tie) for key, dimension in dimensions.items()}
         used = set(taken) | set(forced.values())

@@ -7,6 +7,7 @@ the open dimensions, and what differs between the two is dynamic.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     import onnx_graphsurgeon as gs
     from numpy.typing import NDArray
+
+LARGEST_SEARCH = 50_000  # nodes to infer while looking for sizes a model accepts
 
 __all__ = ["Shapes", "Value", "captured", "dynamic_dims", "infer"]
 
@@ -89,8 +92,8 @@ def _search(
 ) -> Shapes:
     """The first assignment that every node accepts and that leaves no dynamic axis with size 1, or the best of all."""
     best: Shapes | None = None
-    refusals: list[frozenset[str]] = []
-    for first, alternatives in candidates(dimensions, taken, forced):
+    tries = max(4, LARGEST_SEARCH // (len(program.nodes) + 1))
+    for first, alternatives in islice(candidates(dimensions, taken, forced), tries):
         run = program.run(first, second=False)
         if best is not None and len(run.failures) > len(best.failures):
             continue
@@ -99,9 +102,6 @@ def _search(
             best = shapes
         if not any(_doubts(best)):
             break
-        refusals.append(frozenset(shapes.failures))
-        if shapes.failures and refusals.count(refusals[-1]) >= 3:
-            break  # the same nodes refuse whatever the sizes
     if best is None:
         raise AssertionError("there is always one recipe")
     return best
