@@ -37,6 +37,7 @@ class Clean(Pass):
         from surgeon_passes.cleaning.batchnorm import fold_batchnorm
         from surgeon_passes.cleaning.constants import merge_constants
         from surgeon_passes.cleaning.dead import remove_dead_nodes
+        from surgeon_passes.cleaning.dead_channels import remove_dead_channels
         from surgeon_passes.cleaning.noops import remove_noops
         from surgeon_passes.cleaning.wiring import Wiring
 
@@ -51,5 +52,7 @@ class Clean(Pass):
         remove_dead_nodes(wiring)
         if self.merge_constants:
             facts["constants_merged"] = merge_constants(wiring)
+        if self.remove_dead_channels:
+            graph, facts["channels_removed"] = remove_dead_channels(graph, context)
         context.record.update(facts, nodes_removed=nodes - len(graph.nodes))
         return graph

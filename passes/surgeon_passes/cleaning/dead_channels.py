@@ -1,0 +1,122 @@
+"""Removes channels that nothing reads: every weight that would multiply them is zero.
+
+Constant channels are folded into the next bias first (see `constant_channels`), which zeroes the weights that read them.
+Such a channel equals its masked original by construction; it is proved all the same.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from surgeon.axes import atoms_of, coordinates
+from surgeon.engine import Model, analyse
+from surgeon.errors import GateError
+from surgeon.graph.weights import peek
+from surgeon.verify import prove
+from surgeon_passes.cleaning.constant_channels import fold_constant_channels
+from surgeon_passes.cleaning.wiring import Wiring, fixed_values
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from surgeon.axes import Atom
+    from surgeon.groups import Group
+    from surgeon.ops.op import Op
+    from surgeon.passes import Context
+
+    Flags = NDArray[np.bool_]
+
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+def remove_dead_channels(graph: gs.Graph, context: Context) -> tuple[gs.Graph, int]:
+    """Fold constant channels and remove dead ones.
+
+    Returns:
+        The graph, a new one if anything was removed, and how many channels went, counted once for each group.
+    """
+    if not any(_has_empty_slices(node) for node in graph.nodes):
+        return graph, 0
+    fold_constant_channels(Wiring(graph))
+    removed = 0
+    while True:
+        model = analyse(graph)
+        kept = {group.id: flags for group in model.groups if not (flags := _needed(model, group)).all()}
+        if not kept:
+            return graph, removed
+        smaller, plan = model.cut(kept)
+        try:
+            certificate = prove(model.analysis, smaller, plan.tensors, threads=context.threads)
+        except GateError as error:
+            context.warn(f"clean leaves dead channels in place: {error.message}")
+            return graph, removed
+        context.record["certificate"] = certificate.to_json()
+        for key in (
+            vars(graph).keys() - vars(smaller).keys()
+        ):  # where the graph came from, which copies forget
+            setattr(smaller, key, vars(graph)[key])
+        graph, removed = smaller, removed + sum(int((~flags).sum()) for flags in kept.values())
+
+
+def _has_empty_slices(node: gs.Node) -> bool:
+    """Whether a layer's weight has a row or column of zeros; most have no zero at all, which is quick to see."""
+    if node.op not in LAYERS:
+        return False
+    for tensor in node.inputs[:2]:
+        weight = fixed_values(tensor)
+        if (
+            weight is None
+            or weight.ndim < 2
+            or weight.dtype.kind != "f"
+            or np.count_nonzero(weight) == weight.size
+        ):
+            continue
+        axes = (-2, -1) if node.op == "MatMul" else (0, 1)
+        if any(not _used(weight, axis % weight.ndim).all() for axis in axes):
+            return True
+    return False
+
+
+def _used(weight: NDArray[Any], axis: int) -> Flags:
+    """Which positions of one axis have a nonzero anywhere."""
+    return np.asarray(np.any(weight != 0, axis=tuple(k for k in range(weight.ndim) if k != axis)))
+
+
+def _needed(model: Model, group: Group) -> Flags:
+    """Which indices of a group some weight multiplies; all of them where it cannot be told, at least one in any case."""
+    everything, needed, read = np.ones(group.size, bool), np.zeros(group.size, bool), False
+    for op in model.analysis.ops:
+        if any(group.atom in atoms_of(reduction.axis) for reduction in op.facts.reductions):
+            return everything
+        contracted = {
+            atom for axes in op.facts.contracted.values() for axis in axes for atom in atoms_of(axis)
+        }
+        if group.atom in contracted:
+            needed |= _multiplied(model, op, group.atom, contracted)
+            read = True
+    if not read:
+        return everything
+    needed[0] |= not needed.any()
+    return needed
+
+
+def _multiplied(model: Model, op: Op, atom: Atom, contracted: set[Atom]) -> Flags:
+    """Which indices of a contracted atom meet a nonzero weight in every constant operand."""
+    result = np.ones(atom.size, bool)
+    for index in op.facts.contracted:
+        tensor = op.node.inputs[index]
+        if not isinstance(tensor, gs.Constant):
+            continue
+        axes = model.analysis.axes.get(tensor.name) or []
+        for k, axis in enumerate(axes):
+            if atom not in atoms_of(axis) or not set(atoms_of(axis)) <= contracted:
+                continue
+            used, here = _used(peek(tensor), k), np.zeros(atom.size, bool)
+            for places in coordinates(axis, atom):
+                here[places[used & (places >= 0)]] = True
+                here |= bool((used & (places < 0)).any())
+            result &= here
+    return result
