@@ -12,7 +12,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx.shape_inference import InferenceError, infer_node_outputs
 
-from surgeon.graph.evaluate import GROWING, Call, evaluate, static_size
+from surgeon.graph.evaluate import ARITHMETIC, GROWING, Call, evaluate, static_size
 from surgeon.graph.order import bodies, captured, ordered
 from surgeon.graph.probe import dimension_key
 from surgeon.graph.proto import node_proto
@@ -29,6 +29,12 @@ ShapeFunction: TypeAlias = "Callable[[gs.Node, Sequence[Dims]], list[Dims]]"
 
 LARGEST_VALUE = 4096  # elements of a tensor whose value is tracked
 LARGEST_DATA = 64  # elements of a value that shape inference could want to see
+# Operators whose output shape never depends on the values of their inputs.
+_BLIND = frozenset(name for name in ARITHMETIC if not name.startswith("Reduce")) | {
+    "Concat",
+    "Gather",
+    "Where",
+}
 _INTEGERS = {onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL}
 _FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16}
 # Sizes of axes that depend on data; the second run takes others, so that these axes come out as dynamic.
@@ -88,6 +94,19 @@ class Program:
             for index, node in enumerate(self.nodes)
             if node.op == "If" and standard(node.domain) == ""
         }
+        own = {id(tensor) for node in self.nodes for tensor in node.outputs} | {
+            id(tensor) for tensor in graph.inputs
+        }
+        used = [
+            tensor
+            for tensors in [*(node.inputs for node in self.nodes), *self.captured.values()]
+            for tensor in tensors
+        ]
+        self.outside = {
+            tensor.name: tensor
+            for tensor in [*used, *graph.outputs]
+            if tensor.name and id(tensor) not in own and not isinstance(tensor, gs.Constant)
+        }.values()
         self.weights: dict[str, gs.Constant] = {}
         for tensors in [*(node.inputs for node in self.nodes), *self.captured.values(), graph.outputs]:
             self.weights.update(
@@ -131,28 +150,40 @@ class Run:
         self.data_dependent = False
         self.types: dict[str, onnx.TypeProto] = {}
         self.data: dict[str, onnx.TensorProto] = {}
-        if around is not None:
-            self.dims, self.dtypes, self.values = dict(around.dims), dict(around.dtypes), dict(around.values)
-            self.types, self.data = dict(around.types), dict(around.data)
         self._unknown = chain(_UNKNOWN[second], count(1009 + 2 * second, 4))
+        if around is not None:
+            self._look_around(around)
         for tensor in program.graph.inputs:
             self._add_input(tensor)
         for name, constant in program.weights.items():
             self._add(name, program.kinds[name], tuple(int(size) for size in constant.shape))
         for name, array in program.constants.items():
-            self._know(name, array)
+            self.values[name] = array
         for index in range(len(program.nodes)):
             self._node(index)
+
+    def _look_around(self, around: Run) -> None:
+        for tensor in self.program.outside:
+            name = tensor.name
+            if name in around.types:
+                self.dims[name], self.types[name] = around.dims[name], around.types[name]
+                self.dtypes[name] = around.dtypes.get(name, 0)
+            if name in around.values:
+                self.values[name] = around.values[name]
 
     def _add(self, name: str, kind: int, dims: Dims) -> None:
         self.dims[name] = dims
         self.dtypes[name] = kind
         self.types[name] = tensor_type(kind, dims)
 
-    def _know(self, name: str, array: NDArray[Any]) -> None:
-        self.values[name] = array
-        if array.size <= LARGEST_DATA:
-            self.data[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape))
+    def _datum(self, name: str) -> onnx.TensorProto | None:
+        """A small value as onnx's inference wants to see it."""
+        found = self.data.get(name)
+        if found is None and name in self.values and self.values[name].size <= LARGEST_DATA:
+            array = self.values[name]
+            found = onnx.numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape))
+            self.data[name] = found
+        return found
 
     def _add_input(self, tensor: gs.Tensor) -> None:
         if tensor.type != "tensor_type" or tensor.dtype is None:
@@ -174,8 +205,10 @@ class Run:
 
     def _node(self, index: int) -> None:
         node = self.program.nodes[index]
-        types = self._infer(index, node)
-        values = self._evaluate(node, types)
+        values = self._evaluate(node, None)
+        types = self._infer(index, node) if values is None else {}
+        if values is None:
+            values = self._evaluate(node, types)
         for position, tensor in enumerate(node.outputs):
             name = tensor.name
             if not name:
@@ -183,7 +216,7 @@ class Run:
             value = values[position] if values is not None and position < len(values) else None
             if value is not None and _tracked(value):
                 self._add(name, int(onnx.helper.np_dtype_to_tensor_dtype(value.dtype)), value.shape)
-                self._know(name, value)
+                self.values[name] = value
             elif name in types:
                 self._typed(name, types[name])
             else:
@@ -225,7 +258,9 @@ class Run:
         for tensor in program.captured.get(index, ()):
             if tensor.name in self.types:
                 types[tensor.name] = self.types[tensor.name]
-        data = {name: self.data[name] for name in inputs if name in self.data}
+        data = {}
+        if node.op not in _BLIND:
+            data = {name: datum for name in inputs if (datum := self._datum(name)) is not None}
         try:
             found = infer_node_outputs(
                 schema, program.messages[index], types, data, None, program.imports, onnx.IR_VERSION
@@ -273,7 +308,10 @@ class Run:
                 result[tensor.name] = tensor_type(kind, shapes.pop() if len(shapes) == 1 else None)
         return result
 
-    def _evaluate(self, node: gs.Node, types: Mapping[str, onnx.TypeProto]) -> list[NDArray[Any]] | None:
+    def _evaluate(
+        self, node: gs.Node, types: Mapping[str, onnx.TypeProto] | None
+    ) -> list[NDArray[Any]] | None:
+        """The node's outputs where they are known; without ``types`` only if they are small whatever they are."""
         names = [tensor.name for tensor in node.inputs]
         if standard(node.domain) != "" or not names:
             return None
@@ -284,7 +322,13 @@ class Run:
             if node.op == "Size":
                 return [np.asarray(np.prod(dims, dtype=np.int64), dtype=np.int64)]
             return [static_size(dims, node.attrs.get("start", 0), node.attrs.get("end"))]
-        if any(name and name not in self.values for name in names) or not self._bounded(node, types):
+        if any(name and name not in self.values for name in names):
+            return None
+        if types is None:
+            most = math.prod(max(self.values[name].size, 1) for name in names if name)
+            if node.op in GROWING or most > LARGEST_VALUE:
+                return None
+        elif not self._bounded(node, types):
             return None
         return evaluate(
             Call(

@@ -110,8 +110,15 @@ def from_model(model: onnx.ModelProto, path: Path | None = None) -> gs.Graph:
         UnsupportedModelError: The model is broken.
     """
     G_LOGGER.severity = G_LOGGER.CRITICAL
-    if model.functions:
-        model = inlined(model)
+    try:
+        return _from_model(inlined(model) if model.functions else model, path)
+    except UnicodeDecodeError as error:
+        raise UnsupportedModelError(
+            "has names that are not text: it is damaged", where=str(path or "model")
+        ) from error
+
+
+def _from_model(model: onnx.ModelProto, path: Path | None) -> gs.Graph:
     check(model)
     places = locate(model, path)
     graph = build(model, places)
