@@ -100,7 +100,9 @@ def execute(job: Job) -> Finished:
         facts["seconds"] = time.perf_counter() - started
         if job.destination is not None:
             texts = {}
-            if job.destination.summary is not None:  # first: its folder may be on another disk, and that may fail
+            if (
+                job.destination.summary is not None
+            ):  # first: its folder may be on another disk, and that may fail
                 texts[job.destination.summary] = report.markdown(facts)
             texts[job.destination.report] = report.to_json(facts) + "\n"
             texts[job.destination.recipe] = write(with_absolute_data(job.recipe))

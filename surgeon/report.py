@@ -59,8 +59,8 @@ def rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     before, after = report["before"], report["after"]
     metric = report.get("metric") or {}
     wanted = (
-        ("parameters", "params", _count),
-        ("MACs", "macs", _count),
+        ("parameters", "params", amount),
+        ("MACs", "macs", amount),
         ("bytes", "bytes", _size),
         ("latency", "latency_ms", lambda value: f"{value:.3g} ms"),
         (str(metric.get("name", "metric")), "metric", lambda value: f"{value:.4f}"),
@@ -130,7 +130,8 @@ def _pairs(values: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
-def _count(value: float) -> str:
+def amount(value: float) -> str:
+    """Words a count: 25.56 M."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= limit:
             return f"{value / limit:.2f} {unit}"

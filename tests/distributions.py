@@ -16,7 +16,9 @@ def install(project: Path, folder: Path) -> Path:
     return announce(folder, about["name"], about["entry-points"], about["version"])
 
 
-def announce(folder: Path, name: str, entry_points: dict[str, dict[str, str]], version: str = "0.0.1") -> Path:
+def announce(
+    folder: Path, name: str, entry_points: dict[str, dict[str, str]], version: str = "0.0.1"
+) -> Path:
     """Writes a ``dist-info`` that announces entry points."""
     info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir(parents=True)

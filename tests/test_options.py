@@ -140,9 +140,7 @@ def test_text_round_trip(value):
 
 @given(VALUES)
 def test_toml_round_trip(value):
-    lines = [
-        f"{name} = {recipe.toml(False if item is None else item)}" for name, item in vars(value).items()
-    ]
+    lines = [f"{name} = {recipe.toml(False if item is None else item)}" for name, item in vars(value).items()]
     assert build(Everything, tomllib.loads("\n".join(lines)), where="every") == value
 
 
@@ -152,7 +150,9 @@ def test_any_text_parses_or_is_a_usage_error(text):
         try:
             parse(text)
         except UsageError as error:
-            assert str(error)
+            said = str(error)
+            if not said:
+                raise
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,9 @@ def test_inline_form(text, calls):
     assert [(call.name, call.options) for call in syntax.parse_passes(text)] == calls
 
 
-@pytest.mark.parametrize("text", ["", ",", "a,", "a b", "a{", "a{x}", "a{x=", 'a{x="}', "a{x=1 x=2}", "a{x=[1}", "a}", "{x=1}"])
+@pytest.mark.parametrize(
+    "text", ["", ",", "a,", "a b", "a{", "a{x}", "a{x=", 'a{x="}', "a{x=1 x=2}", "a{x=[1}", "a}", "{x=1}"]
+)
 def test_broken_inline_form_says_where(text):
     with pytest.raises(UsageError):
         syntax.parse_passes(text)

@@ -28,7 +28,16 @@ def test_what_cannot_be_an_output(tmp_path):
     (tmp_path / "soft.onnx").symlink_to(source)
     (tmp_path / "folder.plan.json").mkdir()
     os.mkfifo(tmp_path / "pipe.onnx")
-    for name in ("in.onnx", "hard.onnx", "soft.onnx", ".", "missing/out.onnx", "in.onnx/out.onnx", "folder.onnx", "pipe.onnx"):
+    for name in (
+        "in.onnx",
+        "hard.onnx",
+        "soft.onnx",
+        ".",
+        "missing/out.onnx",
+        "in.onnx/out.onnx",
+        "folder.onnx",
+        "pipe.onnx",
+    ):
         with pytest.raises(UsageError):
             output.check(Destination(tmp_path / name), source)
     with pytest.raises(UsageError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
 import pytest
 from distributions import install
@@ -37,7 +37,9 @@ def test_clean_runs_first_unless_told_otherwise():
 
 
 def test_set_wins_over_inline_options():
-    made = resolve("flush{below=1e-3 keep=[a]}", {"clean": False}, sets=["flush.below=1e-4", "flush.keep=b,c"])
+    made = resolve(
+        "flush{below=1e-3 keep=[a]}", {"clean": False}, sets=["flush.below=1e-4", "flush.keep=b,c"]
+    )
     assert made.passes[0].options() == {"below": 1e-4, "keep": ("b", "c")}
 
 
@@ -117,7 +119,9 @@ def test_unreadable_file(tmp_path):
         read(tmp_path / "bytes.toml")
 
 
-@pytest.mark.parametrize("target", [{"mac": 0.5}, {"macs": 0}, {"macs": 1.1}, {"macs": "nan"}, {"macs": -1}, {"macs": "x"}])
+@pytest.mark.parametrize(
+    "target", [{"mac": 0.5}, {"macs": 0}, {"macs": 1.1}, {"macs": "nan"}, {"macs": -1}, {"macs": "x"}]
+)
 def test_wrong_targets(target):
     with pytest.raises(UsageError):
         resolve("flush", {"target": target})
@@ -125,5 +129,5 @@ def test_wrong_targets(target):
 
 def test_data_paths_become_absolute():
     made = with_absolute_data(Recipe((), Settings(data="d/x.py:calibration", evaluation="e.npz")))
-    assert made.settings.data == f"{os.getcwd()}/d/x.py:calibration"
-    assert made.settings.evaluation == f"{os.getcwd()}/e.npz"
+    assert made.settings.data == f"{Path.cwd()}/d/x.py:calibration"
+    assert made.settings.evaluation == f"{Path.cwd()}/e.npz"

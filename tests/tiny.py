@@ -31,7 +31,8 @@ def convnet(path: Path, seed: int = 0) -> Path:
     for index, node in enumerate(model.graph.node):
         node.name = f"{node.op_type}_{index}"
     for name, shape in SHAPES.items():
-        values = (random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]) or 1)).astype(np.float32)
+        scale = 0.05 if len(shape) == 1 else np.prod(shape[1:]) ** -0.5
+        values = (random.standard_normal(shape) * scale).astype(np.float32)
         model.graph.initializer.append(numpy_helper.from_array(values, name))
     onnx.save(model, str(path))
     return path

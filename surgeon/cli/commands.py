@@ -57,9 +57,11 @@ def run_command(arguments: argparse.Namespace) -> int:
 def inspect_command(arguments: argparse.Namespace) -> int:
     """Handles ``surgeon inspect``."""
     from surgeon.cli import show
+
+    graph = _load(arguments.model)
     from surgeon.inspect import inspect, render
 
-    facts = inspect(_load(arguments.model))
+    facts = inspect(graph)
     if arguments.json:
         _write(to_json({"schema": 1, **facts}))
     else:
@@ -70,9 +72,11 @@ def inspect_command(arguments: argparse.Namespace) -> int:
 def explain_command(arguments: argparse.Namespace) -> int:
     """Handles ``surgeon explain``."""
     from surgeon.cli import show
+
+    graph = _load(arguments.model)
     from surgeon.explain import explain
 
-    answer: Any = explain(_load(arguments.model), arguments.name, arguments.name2)
+    answer: Any = explain(graph, arguments.name, arguments.name2)
     if arguments.json:
         _write(to_json({"schema": 1, **(answer if isinstance(answer, Mapping) else {"text": answer})}))
     else:

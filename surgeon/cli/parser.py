@@ -43,9 +43,7 @@ class Parser(argparse.ArgumentParser):
         choice = re.match(r"argument \S+: invalid choice: '(.*?)' \(choose from (.*)\)", message)
         if choice:
             known = re.findall(r"[\w-]+", choice[2])
-            raise UsageError(
-                f"no such command: {choice[1]}", hint=did_you_mean(choice[1], known)
-            )
+            raise UsageError(f"no such command: {choice[1]}", hint=did_you_mean(choice[1], known))
         raise UsageError(message, where=self.prog, hint=f"see {self.prog} --help")
 
 

@@ -38,7 +38,9 @@ class Flush(surgeon.Pass):
 
         flushed = 0
         for tensor in graph.tensors().values():
-            kept = context.excluded(tensor.name) or any(fnmatch.fnmatchcase(tensor.name, each) for each in self.keep)
+            kept = context.excluded(tensor.name) or any(
+                fnmatch.fnmatchcase(tensor.name, each) for each in self.keep
+            )
             if not isinstance(tensor, gs.Constant) or tensor.dtype != np.float32 or kept:
                 continue
             tiny = (np.abs(tensor.values) < self.below) & (tensor.values != 0)

@@ -1,0 +1,68 @@
+"""Reports: strict JSON, and words for people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from surgeon import report
+
+
+def test_everything_becomes_strict_json():
+    value = {
+        1: np.float32(0.5), "a": np.arange(3), "b": (np.int64(2), np.nan, float("inf"), True, None), "c": {"y", "x"},
+        "d": Path("p"), "e": np.bool_(True), "f": 2**80, "g": "ü\n",
+    }  # fmt: skip
+    assert json.loads(report.to_json(value)) == {
+        "1": 0.5, "a": [0, 1, 2], "b": [2, None, None, True, None], "c": ["x", "y"], "d": "p", "e": True, "f": 2**80, "g": "ü\n",
+    }  # fmt: skip
+
+
+def test_reasons_are_counted():
+    whole = [{"reason": "b"}, {"reason": "a"}, {"reason": "b"}]
+    assert report.reasons({"whole": whole}) == [("b", 2), ("a", 1)]
+
+
+@pytest.fixture
+def facts():
+    figures = {"params": 1000, "macs": 2_000_000, "bytes": 4000, "latency_ms": None, "metric": None}
+    return {
+        "model": "a|b.onnx", "output": "c.onnx", "seconds": 1.0,
+        "before": figures, "after": {**figures, "params": 500, "metric": None},
+        "passes": [{"name": "prune", "seconds": 0.1, "options": {"score": "l1|l2"}}],
+        "groups": {"total": 9, "cut": 1, "whole": [{"reason": f"r{i}"} for i in range(8)]},
+        "certificate": {"status": "exact", "max_rel_err": 1e-7, "probes": 3}, "warnings": ["careful"],
+    }  # fmt: skip
+
+
+def test_rows_leave_out_what_was_not_measured(facts):
+    assert [row[0] for row in report.rows(facts)] == ["parameters", "MACs", "bytes"]
+    assert report.rows(facts)[0] == ("parameters", "1.00 k", "500", "× 0.500")
+
+
+def test_zero_before_has_no_ratio(facts):
+    facts["before"] = {**facts["before"], "macs": 0}
+    assert report.rows(facts)[1][3] == ""
+
+
+def test_sentences(facts):
+    lines = report.sentences(facts, limit=6)
+    assert lines[0] == "cut 1 of 9 channel groups"
+    assert lines[-2] == "left whole: 2 × other reasons, see the report"
+    assert lines[-1] == "proved: equal to the masked original, largest relative error 1.0e-07 on 3 probes"
+
+
+@pytest.mark.parametrize(("status", "said"), [("structural", "structural only"), ("none", "no cut to prove")])
+def test_other_certificates(facts, status, said):
+    facts["certificate"] = {"status": status, "max_rel_err": None, "probes": 0}
+    assert said in report.sentences(facts)[-1]
+
+
+def test_markdown_tables_are_not_broken_by_contents(facts):
+    text = report.markdown(facts)
+    assert "score=l1\\|l2" in text
+    assert "careful" in text
+    assert "<" not in text
