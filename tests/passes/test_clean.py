@@ -3,86 +3,18 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from clean_models import cleaned, constant, draw, model, norm, norm_parameters, ops, run
+from onnx import TensorProto, helper
 
 from surgeon.graph.load import load
 from surgeon.graph.save import to_model
 from surgeon.passes import Context
 from surgeon_passes.clean import Clean
-
-GENERATOR = np.random.default_rng(0)
-
-
-def draw(*shape, kind=np.float32):
-    return GENERATOR.standard_normal(shape).astype(kind)
-
-
-def norm_parameters(channels, name="n", kind=np.float32):
-    return {
-        f"{name}_scale": draw(channels, kind=kind),
-        f"{name}_shift": draw(channels, kind=kind),
-        f"{name}_mean": draw(channels, kind=kind),
-        f"{name}_var": (np.abs(draw(channels)) + 0.1).astype(kind),
-    }
-
-
-def norm(source, target, name="n", **attributes):
-    parameters = [f"{name}_{part}" for part in ("scale", "shift", "mean", "var")]
-    return helper.make_node("BatchNormalization", [source, *parameters], [target], name=name, **attributes)
-
-
-def model(nodes, constants, inputs, outputs, opset=17):
-    """Inputs and outputs are name -> shape; a string entry of a shape is a symbolic dimension."""
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
-        [numpy_helper.from_array(np.asarray(values), name) for name, values in constants.items()],
-    )
-    built = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    onnx.checker.check_model(built)
-    return built
-
-
-def run(proto, feeds):
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return ort.InferenceSession(proto.SerializeToString(), options).run(None, feeds)
-
-
-def cleaned(proto, tmp_path, tolerance=1e-5, batch=3, **options):
-    """Runs the pass, asserts that outputs and interface are the same, and returns the new model and the record."""
-    path = Path(tmp_path) / "model.onnx"
-    onnx.save(proto, path)
-    graph, context = load(path), Context(source_path=path)
-    after = to_model(Clean(**options).run(graph, context))
-    onnx.checker.check_model(after)
-    feeds = {
-        value.name: draw(*[axis.dim_value or batch for axis in value.type.tensor_type.shape.dim])
-        for value in proto.graph.input
-    }
-    for side in ("input", "output"):
-        names = [[value.name for value in getattr(m.graph, side)] for m in (proto, after)]
-        assert names[0] == names[1]
-    for old, new in zip(run(proto, feeds), run(after, feeds), strict=True):
-        assert np.abs(old - new).max() <= tolerance * max(1.0, np.abs(old).max())
-    return after, context.record
-
-
-def ops(proto):
-    return [node.op_type for node in proto.graph.node]
-
-
-def constant(proto, name):
-    return next(numpy_helper.to_array(each) for each in proto.graph.initializer if each.name == name)
 
 
 @pytest.mark.parametrize("group", [1, 2, 4])
@@ -431,100 +363,3 @@ def test_large_graphs_take_linear_time(tmp_path):
     seconds(200)
     short, long = min(seconds(1000) for _ in range(2)), seconds(8000)
     assert long < 24 * short  # quadratic would be 64
-
-
-def two_layers(first, bias, second, activation="Relu", pads=(0, 0, 0, 0), **attributes):
-    nodes = [
-        helper.make_node("Conv", ["x", "w1", "b1"], ["a"]),
-        helper.make_node(activation, ["a"], ["r"], **attributes),
-        helper.make_node("Conv", ["r", "w2"], ["y"], pads=pads),
-    ]
-    size = 6 - second.shape[2] + 1 + pads[0] + pads[2]
-    inputs, outputs = {"x": ["n", first.shape[1], 6, 6]}, {"y": ["n", second.shape[0], size, size]}
-    return model(nodes, {"w1": first, "b1": bias, "w2": second}, inputs, outputs)
-
-
-def test_constant_channels_move_into_the_next_bias(tmp_path):
-    first, bias, second = draw(5, 3, 1, 1), draw(5), draw(4, 5, 3, 3)
-    first[[1, 3]] = 0
-    bias[1], bias[3] = 0.7, -0.3
-    after, record = cleaned(two_layers(first, bias, second, "LeakyRelu", alpha=0.1), tmp_path)
-    assert record["channels_removed"] == 2
-    assert record["certificate"]["status"] == "exact"
-    assert sorted(each.dims[0] for each in after.graph.initializer) == [3, 3, 4, 4]
-
-
-def test_constant_channels_stay_where_padding_would_show(tmp_path):
-    first, bias, second = draw(5, 3, 1, 1), np.abs(draw(5)), draw(4, 5, 3, 3)
-    first[[1, 3]] = 0
-    bias[3] = -1  # zero behind the Relu, as the padding is
-    _, record = cleaned(two_layers(first, bias, second, pads=(1, 1, 1, 1)), tmp_path)
-    assert record["channels_removed"] == 1
-
-
-def test_channels_that_nothing_reads_go(tmp_path):
-    second = draw(4, 5, 3, 3)
-    second[:, [0, 4]] = 0
-    _, record = cleaned(two_layers(draw(5, 3, 1, 1), draw(5), second), tmp_path)
-    assert record["channels_removed"] == 2
-
-
-def test_one_channel_of_a_group_stays(tmp_path):
-    first, bias = np.zeros((5, 3, 1, 1), np.float32), draw(5)
-    after, record = cleaned(two_layers(first, bias, draw(4, 5, 3, 3)), tmp_path)
-    assert record["channels_removed"] == 4
-    assert ops(after) == ["Conv", "Relu", "Conv"]
-
-
-def test_a_residual_channel_goes_only_if_no_branch_reads_it(tmp_path):
-    nodes = [
-        helper.make_node("Conv", ["x", "w0", "b0"], ["s"]),
-        helper.make_node("Conv", ["s", "w1", "b1"], ["a"]),
-        helper.make_node("Add", ["s", "a"], ["t"]),
-        helper.make_node("Relu", ["t"], ["r"]),
-        helper.make_node("Conv", ["r", "w2"], ["y"]),
-    ]
-    weights = {
-        "w0": draw(6, 3, 1, 1),
-        "b0": draw(6),
-        "w1": draw(6, 6, 1, 1),
-        "b1": draw(6),
-        "w2": draw(2, 6, 1, 1),
-    }
-    weights["w0"][[0, 5]] = 0
-    weights["w1"][[0, 3]] = 0  # channel 3 is constant in one branch only, channel 0 in both
-    after, record = cleaned(model(nodes, weights, {"x": ["n", 3, 4, 4]}, {"y": ["n", 2, 4, 4]}), tmp_path)
-    assert record["channels_removed"] == 1
-    assert constant(after, "w1").shape == (5, 5, 1, 1)
-
-
-def test_constant_channels_through_depthwise_pooling_and_gemm(tmp_path):
-    nodes = [
-        helper.make_node("Conv", ["x", "w0"], ["a"]),
-        norm("a", "b"),
-        helper.make_node("Sigmoid", ["b"], ["c"]),
-        helper.make_node("Conv", ["c", "w1", "b1"], ["d"], group=8),
-        helper.make_node("GlobalAveragePool", ["d"], ["e"]),
-        helper.make_node("Flatten", ["e"], ["f"]),
-        helper.make_node("Gemm", ["f", "w2", "b2"], ["y"], transB=1),
-    ]
-    weights = {
-        "w0": draw(8, 3, 1, 1),
-        "w1": draw(8, 1, 3, 3),
-        "b1": draw(8),
-        "w2": draw(5, 8),
-        "b2": draw(5),
-        **norm_parameters(8),
-    }
-    weights["n_scale"][[2, 6, 7]] = 0  # what training with weight decay leaves behind
-    after, record = cleaned(model(nodes, weights, {"x": ["n", 3, 6, 6]}, {"y": ["n", 5]}), tmp_path)
-    assert record["channels_removed"] == 3
-    assert constant(after, "w2").shape == (5, 5)
-
-
-def test_dead_channels_can_be_kept(tmp_path):
-    second = draw(4, 5, 3, 3)
-    second[:, 0] = 0
-    before = two_layers(draw(5, 3, 1, 1), draw(5), second)
-    after, _ = cleaned(before, tmp_path, remove_dead_channels=False)
-    assert constant(after, "w2").shape == (4, 5, 3, 3)

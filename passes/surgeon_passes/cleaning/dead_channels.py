@@ -15,6 +15,7 @@ from surgeon.axes import atoms_of, coordinates
 from surgeon.engine import Model, analyse
 from surgeon.errors import GateError
 from surgeon.graph.weights import peek
+from surgeon.pipeline import copy_of
 from surgeon.verify import prove
 from surgeon_passes.cleaning.constant_channels import fold_constant_channels
 from surgeon_passes.cleaning.wiring import Wiring, fixed_values
@@ -29,30 +30,38 @@ if TYPE_CHECKING:
 
     Flags = NDArray[np.bool_]
 
+UNROUNDED = ("head", "group")  # counts of blocks, not the width that kernels work on
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
-def remove_dead_channels(graph: gs.Graph, context: Context) -> tuple[gs.Graph, int]:
+def remove_dead_channels(graph: gs.Graph, context: Context, multiple: int) -> tuple[gs.Graph, int]:
     """Fold constant channels and remove dead ones.
+
+    Args:
+        graph: The graph; it is not changed.
+        context: Gets the certificate of the cut.
+        multiple: Sizes of channel groups that shrink stay multiples of this.
 
     Returns:
         The graph, a new one if anything was removed, and how many channels went, counted once for each group.
     """
     if not any(_has_empty_slices(node) for node in graph.nodes):
         return graph, 0
+    original, graph = graph, copy_of(graph)
     fold_constant_channels(Wiring(graph))
     removed = 0
     while True:
         model = analyse(graph)
-        kept = {group.id: flags for group in model.groups if not (flags := _needed(model, group)).all()}
+        wanted = {group.id: _rounded(_needed(model, group), group, multiple) for group in model.groups}
+        kept = {name: flags for name, flags in wanted.items() if not flags.all()}
         if not kept:
-            return graph, removed
+            return (graph, removed) if removed else (original, 0)
         smaller, plan = model.cut(kept)
         try:
             certificate = prove(model.analysis, smaller, plan.tensors, threads=context.threads)
         except GateError as error:
             context.warn(f"clean leaves dead channels in place: {error.message}")
-            return graph, removed
+            return original, 0
         context.record["certificate"] = certificate.to_json()
         for key in (
             vars(graph).keys() - vars(smaller).keys()
@@ -101,6 +110,14 @@ def _needed(model: Model, group: Group) -> Flags:
         return everything
     needed[0] |= not needed.any()
     return needed
+
+
+def _rounded(needed: Flags, group: Group, multiple: int) -> Flags:
+    """Keeps as many dead indices, the first ones, as make the size a multiple."""
+    missing = -int(needed.sum()) % (1 if group.kind in UNROUNDED else multiple)
+    result = needed.copy()
+    result[np.flatnonzero(~needed)[:missing]] = True
+    return result
 
 
 def _multiplied(model: Model, op: Op, atom: Atom, contracted: set[Atom]) -> Flags:
