@@ -30,6 +30,8 @@ _FIELDS: dict[int, str] = {
     _TENSOR.UINT64: "uint64_data",
     _TENSOR.STRING: "string_data",
 }  # every other type is in int32_data
+# onnx calls version 18 deprecated because its scales are per group, but exporters write it and onnxruntime runs it.
+_DEPRECATED_BUT_RUN = frozenset({"GroupNormalization"})
 _CONSTANT_ATTRIBUTES = frozenset(
     {
         "value",
@@ -215,7 +217,7 @@ def _check_node(
     elif node.op_type == "Constant":
         if len(node.output) != 1 or [a.name in _CONSTANT_ATTRIBUTES for a in node.attribute] != [True]:
             raise UnsupportedModelError("is a constant without a value", where=where)
-    else:
+    elif not (schema.deprecated and node.op_type in _DEPRECATED_BUT_RUN):
         _check_against_schema(node, context, where)
     for body in _bodies(node):
         _check_graph(body, visible, versions, context)

@@ -45,11 +45,13 @@ def _same_as_first(node: gs.Node, dims: Sequence[Dims]) -> list[Dims]:
     return [dims[0]] + [None] * (len(node.outputs) - 1)
 
 
-# Operators without an onnx schema whose output shapes are obvious: (domain, operator) to a function from the node
-# and its inputs' shapes to its outputs' shapes. The data type is the first input's.
+# Operators without a schema, or whose schema infers nothing, whose output shapes are obvious: (domain, operator) to
+# a function from the node and its inputs' shapes to its outputs' shapes. The data type is the first input's.
 SHAPE_FUNCTIONS: dict[tuple[str, str], ShapeFunction] = {
     ("", "SimplifiedLayerNormalization"): _same_as_first,
     ("", "LayerNormalization"): _same_as_first,
+    ("", "GroupNormalization"): _same_as_first,
+    ("", "MeanVarianceNormalization"): _same_as_first,
     ("", "Affine"): _same_as_first,
     ("", "ParametricSoftplus"): _same_as_first,
     ("", "ScaledTanh"): _same_as_first,
@@ -243,7 +245,8 @@ class Run:
             return self._branches(index, node)
         schema = program.schemas[index]
         inputs = [tensor.name for tensor in node.inputs]
-        function = SHAPE_FUNCTIONS.get((standard(node.domain), node.op)) if schema is None else None
+        silent = schema is None or not schema.has_type_and_shape_inference_function
+        function = SHAPE_FUNCTIONS.get((standard(node.domain), node.op)) if silent else None
         if function is not None and inputs and inputs[0] in self.dtypes:
             shapes = function(node, [self.dims.get(name) for name in inputs])
             kind = self.dtypes[inputs[0]]

@@ -148,12 +148,23 @@ class Emitter:
         )
 
     def scale_input(self, index: int, factor: float) -> None:
-        """Multiply constant input ``index`` by ``factor``."""
+        """Multiply input ``index`` by ``factor``: its values where it is a constant, else what is computed for it."""
+        import onnx
+
         from surgeon.graph.weights import peek
 
         tensor = self.node.inputs[index]
-        assert isinstance(tensor, gs.Constant)
+        if not isinstance(tensor, gs.Constant):
+            element = onnx.helper.tensor_dtype_to_np_dtype(self.op.shapes.dtypes[tensor.name])
+            scaled = gs.Variable(self._name(f"scaled{index}"))
+            constant = gs.Constant(self._name(f"scale{index}"), np.asarray(factor, dtype=element))
+            self.graph.nodes.append(gs.Node("Mul", scaled.name, inputs=[tensor, constant], outputs=[scaled]))
+            self.node.inputs[index] = scaled
+            return
         values = peek(tensor)
+        # the result has another name, by which nothing would slice it later
+        for k, axis in enumerate(self.op.axes[tensor.name] or ()):
+            values = np.compress(self.mask(axis), values, axis=k)
         self.set_input(index, (values * factor).astype(values.dtype))
 
     def _mix(self, runtime: gs.Tensor, constants: NDArray[Any], keep: NDArray[np.bool_]) -> gs.Variable:
