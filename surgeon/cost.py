@@ -12,7 +12,6 @@ import onnx_graphsurgeon as gs
 
 from surgeon.axes import Atom, Axis, atoms_of, is_fixed, normal
 from surgeon.axes import count as size_of
-from surgeon.errors import SurgeonError
 from surgeon.graph.probe import open_dimensions
 from surgeon.graph.shapes import Shapes, infer
 from surgeon.graph.weights import data_type, packed_bytes
@@ -116,13 +115,14 @@ def one_sample(graph: gs.Graph) -> Shapes | None:
     dimensions = open_dimensions(graph)
     if not dimensions:
         return None
+    best: Shapes | None = None
     for other in OTHER_SIZES:
-        sizes = {key: 1 if d.kind == "batch" else other for key, d in dimensions.items()}
-        try:
-            return infer(graph, sizes)
-        except SurgeonError:
-            continue
-    return None
+        shapes = infer(graph, {key: 1 if d.kind == "batch" else other for key, d in dimensions.items()})
+        if best is None or len(shapes.failures) < len(best.failures):
+            best = shapes
+        if not best.failures:
+            break
+    return best
 
 
 def count(graph: gs.Graph) -> Cost:

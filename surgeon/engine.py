@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from surgeon.analysis import Analysis, solve
 from surgeon.cost import CostModel
 from surgeon.graph.canonical import canonicalize
-from surgeon.graph.shapes import infer
+from surgeon.graph.copy import copy_of
+from surgeon.graph.rewrite import drop_identity_gathers, fold_shuffles
+from surgeon.graph.shapes import Shapes, infer
 from surgeon.groups import Group, Pinned, find_groups, find_pinned
 from surgeon.plan import GroupPlan, Plan
 from surgeon.surgery import cut, keep_of, tensor_cuts
@@ -44,6 +46,11 @@ class Model:
         """Parameters, MACs and bytes as polynomials of the group sizes."""
         return CostModel(self.analysis)
 
+    def ceiling(self, kind: str = "params") -> float:
+        """The fraction of the cost that is left when every group keeps one index."""
+        least = self.cost.evaluate({group.atom: 1.0 for group in self.groups})
+        return float(getattr(least, kind) / max(getattr(self.cost.evaluate(), kind), 1.0))
+
     def cut(self, kept: Mapping[str, NDArray[np.bool_]], model_sha256: str = "") -> tuple[gs.Graph, Plan]:
         """Remove everything that is not kept.
 
@@ -65,8 +72,23 @@ class Model:
 
 
 def analyse(graph: gs.Graph) -> Model:
-    """Bring ``graph`` to canonical form (in place) and find its channel groups."""
+    """Bring ``graph`` to canonical form and find its channel groups.
+
+    A channel shuffle can be seen as a transposed product, which ties rows to columns, or as a permutation, which ties
+    nothing but leaves a Gather in the model: where there are any, the view that lets more parameters go is taken.
+    """
     shapes = infer(graph)
     canonicalize(graph, shapes)
+    drop_identity_gathers(graph, shapes)
+    model = _solved(graph, shapes)
+    permuted = copy_of(graph)
+    if fold_shuffles(permuted, shapes):
+        other = _solved(permuted, shapes)
+        if other.ceiling() < model.ceiling():
+            return other
+    return model
+
+
+def _solved(graph: gs.Graph, shapes: Shapes) -> Model:
     analysis = solve(graph, shapes)
     return Model(analysis, find_groups(analysis))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from surgeon.errors import PassError, SurgeonError, UsageError
+from surgeon.graph.copy import copy_of
 from surgeon.passes import Context, Graph, Pass
 
 _WEAKEST_FIRST = ("none", "structural", "exact")
@@ -28,22 +29,6 @@ class Outcome:
     passes: list[dict[str, object]] = field(default_factory=list)
     groups: dict[str, Any] | None = None
     certificate: dict[str, Any] | None = None
-
-
-def copy_of(graph: Graph) -> Graph:
-    """Copies a graph's nodes and tensors; weight arrays are shared."""
-    duplicate = graph.copy()
-    originals = graph.tensors()
-    for name, tensor in duplicate.tensors().items():
-        extra = vars(originals[name]).keys() - vars(tensor).keys() if name in originals else ()
-        for key in extra:  # marks that a room put on its tensors, such as the name a constant was split from
-            setattr(tensor, key, vars(originals[name])[key])
-        shape = vars(tensor).get("shape")
-        if isinstance(shape, list):  # graphsurgeon shares the list, and a pass may shrink it in place
-            tensor.shape = [*shape]
-    for key in vars(graph).keys() - vars(duplicate).keys():
-        setattr(duplicate, key, vars(graph)[key])
-    return duplicate
 
 
 def check_facts(passes: Sequence[Pass], graph: Graph) -> None:

@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 
 from surgeon.axes import Atom, Axis, Keep, atoms_of, mask
 from surgeon.errors import InternalError
+from surgeon.graph.copy import copy_of
 from surgeon.graph.weights import peek
 from surgeon.ops import Emitter
 
@@ -33,8 +34,7 @@ def cut(analysis: Analysis, keep: Keep) -> gs.Graph:
     Raises:
         InternalError: An axis would lose all its positions.
     """
-    graph: gs.Graph = analysis.graph.copy()
-    graph.source = getattr(analysis.graph, "source", None)
+    graph = copy_of(analysis.graph)
     nodes = list(graph.nodes)
     for op, node in zip(analysis.ops, nodes, strict=True):
         if op.facts.emit:

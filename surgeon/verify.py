@@ -10,6 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from surgeon.errors import DataError, GateError, UnsupportedModelError
+from surgeon.graph.copy import copy_of
 from surgeon.graph.sessions import run, session
 from surgeon.graph.weights import data_type, peek
 from surgeon.probes import probe_feeds
@@ -108,29 +109,31 @@ def prove(
 
 
 def masked(analysis: Analysis, tensors: Mapping[str, Mapping[int, Sequence[int]]]) -> gs.Graph:
-    """The original with every removed slice zeroed; divisors, variances and scales stay as they are."""
-    graph: gs.Graph = analysis.graph.copy()
-    graph.surgeon_source = getattr(analysis.graph, "surgeon_source", None)
-    spared = {
+    """The original with every removed slice zeroed; in divisors, variances and scales it is set to one instead.
+
+    What they divide vanishes anyway, and one is the value that cannot turn a zero into something undefined.
+    """
+    graph = copy_of(analysis.graph)
+    divisors = {
         op.node.inputs[k].name for op in analysis.ops for k in op.facts.divisors if k < len(op.node.inputs)
     }
     done: set[int] = set()
     for node in graph.nodes:
         for tensor in node.inputs:
-            if not isinstance(tensor, gs.Constant) or id(tensor) in done or tensor.name in spared:
+            if not isinstance(tensor, gs.Constant) or id(tensor) in done:
                 continue
             done.add(id(tensor))
             axes = tensors.get(getattr(tensor, "origin", tensor.name), {})
             if axes and data_type(tensor) in FLOATS:
-                tensor.values = _zeroed(peek(tensor), axes)
+                tensor.values = _filled(peek(tensor), axes, float(tensor.name in divisors))
     return graph
 
 
-def _zeroed(values: NDArray[Any], axes: Mapping[int, Sequence[int]]) -> NDArray[Any]:
+def _filled(values: NDArray[Any], axes: Mapping[int, Sequence[int]], value: float) -> NDArray[Any]:
     result = values.copy()
     for axis, kept in axes.items():
         removed = np.setdiff1d(np.arange(values.shape[axis]), np.asarray(kept, dtype=np.int64))
-        result[(slice(None),) * axis + (removed,)] = 0
+        result[(slice(None),) * axis + (removed,)] = value
     return result
 
 

@@ -46,7 +46,7 @@ def unify(left: Axis, right: Axis, op: str = "") -> None:
         if a.size != b.size:
             _clash(a, b, op, f"sizes {a.size} and {b.size} are used as one")
         elif is_fixed(a) or is_fixed(b):
-            _spread_pin(a, b)
+            _spread_pin(a, b, op)
         elif isinstance(a, Atom) or isinstance(b, Atom):
             _bind(a, b, op)
         elif isinstance(a, Concat) and isinstance(b, Concat):
@@ -106,11 +106,10 @@ def _clash(a: Axis, b: Axis, op: str, why: str) -> None:
         pin(axis, Pin(op, why))
 
 
-def _spread_pin(a: Axis, b: Axis) -> None:
-    reason = pin_of(a) or pin_of(b)
-    if reason is not None:
-        pin(a, reason)
-        pin(b, reason)
+def _spread_pin(a: Axis, b: Axis, op: str) -> None:
+    reason = pin_of(a) or pin_of(b) or Pin(op, "single positions laid side by side")
+    pin(a, reason)
+    pin(b, reason)
 
 
 def _bind(a: Axis, b: Axis, op: str) -> None:

@@ -26,6 +26,7 @@ class Emitter:
 
     def __init__(self, graph: gs.Graph, node: gs.Node, op: Op, keep: Keep) -> None:
         self.graph, self.node, self.op, self._keep = graph, node, op, keep
+        self._made = 0
 
     def mask(self, axis: Axis) -> NDArray[np.bool_]:
         """Which positions of ``axis`` are left."""
@@ -65,7 +66,12 @@ class Emitter:
         if not dynamic.any():
             self.set_input(index, new)
         else:
-            self.node.inputs[index] = self._mix(self.node.inputs[index], np.where(dynamic, 0, new), dynamic)
+            self.node.inputs[index] = self._vector(
+                [
+                    self._pick(self.node.inputs[index], k) if dynamic.flat[k] else int(new.flat[k])
+                    for k in range(new.size)
+                ]
+            )
 
     def set_sizes(self, index: int, axes: Sequence[Axis]) -> None:
         """Write the sizes of ``axes`` to input ``index``; elements that are dynamic or mean something else stay."""
@@ -82,26 +88,31 @@ class Emitter:
         """Write the target shape of a Reshape.
 
         A dynamic element is copied (0) where the input has the same axis in the same place. Of the others one can be
-        inferred (-1), best one that also shrinks; the rest are taken from the old target as it is computed.
+        inferred (-1), best one that also shrinks; the rest are sizes of other axes of the input, or taken from the old
+        target as it is computed.
         """
         if not any(map(self.changed, target)):
             return
         dynamic = self.op.out_dynamic()
-        sizes = [self.size(axis) for axis in target]
-        for k, axis in enumerate(target):
-            if dynamic[k] and k < len(source) and normal(source[k]) is normal(axis):
-                sizes[k] = 0
-        left = [k for k in range(len(sizes)) if dynamic[k] and sizes[k] != 0]
-        left.sort(key=lambda k: is_fixed(target[k]))
-        for k in left[:1]:
-            sizes[k] = -1
+        elements: list[int | gs.Tensor] = [self.size(axis) for axis in target]
+        from_source = {id(normal(axis)): k for k, axis in reversed(list(enumerate(source)))}
+        left = []
+        for k in np.flatnonzero(dynamic).tolist():
+            if k < len(source) and normal(source[k]) is normal(target[k]):
+                elements[k] = 0
+            else:
+                left.append(k)
+        left.sort(key=lambda k: (is_fixed(target[k]), id(normal(target[k])) in from_source))
+        for rank, k in enumerate(left):
+            place = from_source.get(id(normal(target[k])))
+            if rank == 0:
+                elements[k] = -1
+            elif place is not None:
+                elements[k] = self._pick(self._shape_of(self.node.inputs[0]), place)
+            else:
+                elements[k] = self._pick(self.node.inputs[index], k)
         self.node.attrs.pop("allowzero", None)
-        new, runtime = np.array(sizes, dtype=np.int64), np.zeros(len(sizes), bool)
-        runtime[left[1:]] = True
-        if runtime.any():
-            self.node.inputs[index] = self._mix(self.node.inputs[index], np.where(runtime, 0, new), runtime)
-        else:
-            self.set_input(index, new)
+        self.node.inputs[index] = self._vector(elements)
 
     def set_indices(self, index: int, axis: Axis) -> None:
         """Renumber constant indices into ``axis``; those that point at removed positions are dropped (rank 1 only)."""
@@ -140,12 +151,11 @@ class Emitter:
 
         output = self.node.outputs[index]
         element = onnx.helper.tensor_dtype_to_np_dtype(self.op.shapes.dtypes[output.name])
-        inner = gs.Variable(self._name("unscaled"))
-        constant = gs.Constant(self._name("scale"), np.asarray(factor, dtype=element))
-        self.node.outputs[index] = inner
-        self.graph.nodes.append(
-            gs.Node("Mul", name=self._name("rescale"), inputs=[inner, constant], outputs=[output])
-        )
+        unscaled = gs.Variable(self._name("unscaled"))
+        constant = self._constant("scale", np.asarray(factor, dtype=element))
+        self.node.outputs[index] = unscaled
+        rescale = gs.Node("Mul", name=self._name("rescale"), inputs=[unscaled, constant], outputs=[output])
+        self.graph.nodes.append(rescale)
 
     def scale_input(self, index: int, factor: float) -> None:
         """Multiply input ``index`` by ``factor``: its values where it is a constant, else what is computed for it."""
@@ -167,15 +177,38 @@ class Emitter:
             values = np.compress(self.mask(axis), values, axis=k)
         self.set_input(index, (values * factor).astype(values.dtype))
 
-    def _mix(self, runtime: gs.Tensor, constants: NDArray[Any], keep: NDArray[np.bool_]) -> gs.Variable:
-        """``runtime`` where ``keep``, ``constants`` elsewhere: two nodes whatever the number of elements."""
-        picked, mixed = gs.Variable(self._name("runtime")), gs.Variable(self._name("sizes"))
-        flags = gs.Constant(self._name("is_runtime"), keep.astype(constants.dtype))
-        fixed = gs.Constant(self._name("static"), constants)
-        self.graph.nodes.append(gs.Node("Mul", name=picked.name, inputs=[runtime, flags], outputs=[picked]))
-        self.graph.nodes.append(gs.Node("Add", name=mixed.name, inputs=[picked, fixed], outputs=[mixed]))
-        return mixed
+    def _vector(self, elements: Sequence[int | gs.Tensor]) -> gs.Tensor:
+        """An int64 vector of constants and computed one-element vectors."""
+        parts: list[gs.Tensor] = []
+        run: list[int] = []
+        for element in (*elements, None):
+            if isinstance(element, int):
+                run.append(element)
+                continue
+            if run:
+                parts.append(self._constant("sizes", np.array(run, dtype=np.int64)))
+                run = []
+            if element is not None:
+                parts.append(element)
+        return parts[0] if len(parts) == 1 else self._add("Concat", parts, "target", axis=0)
+
+    def _pick(self, vector: gs.Tensor, position: int) -> gs.Tensor:
+        return self._add("Gather", [vector, self._constant("position", np.array([position]))], "size", axis=0)
+
+    def _shape_of(self, tensor: gs.Tensor) -> gs.Tensor:
+        return self._add("Shape", [tensor], "shape")
+
+    def _constant(self, suffix: str, values: NDArray[Any]) -> gs.Constant:
+        return gs.Constant(self._name(suffix), values)
+
+    def _add(self, op_type: str, inputs: Sequence[gs.Tensor], suffix: str, **attributes: Any) -> gs.Variable:  # noqa: ANN401 - an attribute has any type
+        output = gs.Variable(self._name(suffix))
+        node = gs.Node(op_type, name=output.name, attrs=attributes, inputs=list(inputs), outputs=[output])
+        self.graph.nodes.append(node)
+        return output
 
     def _name(self, suffix: str) -> str:
+        """A name of its own for every tensor the emitter makes."""
         base = self.op.node.outputs[0].name if self.op.node.outputs else self.op.node.name
-        return f"{base}/surgeon/{suffix}"
+        self._made += 1
+        return f"{base}/surgeon/{suffix}{self._made}"
