@@ -70,7 +70,7 @@ def add(op: Op, *inputs: Axes) -> list[Axes]:
     return [op.broadcast(*inputs)]
 
 
-@rule("Div")
+@rule("Div", "Mod")
 def divide(op: Op, a: Axes, b: Axes) -> list[Axes]:
     """Zero where the numerator is."""
     op.divides_by(1)
@@ -87,7 +87,7 @@ def power(op: Op, x: Axes, y: Axes) -> list[Axes]:
     return [op.broadcast(x, y)]
 
 
-@rule("Mod", "BitShift", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
+@rule("BitShift", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
 def compare(op: Op, a: Axes, b: Axes) -> list[Axes]:
     """Two operands, broadcast; nothing is known about zeros."""
     return [op.broadcast(a, b)]

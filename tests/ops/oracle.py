@@ -26,7 +26,7 @@ from surgeon.probes import probe_feeds
 from surgeon.surgery import keep_of
 from surgeon.verify import masked, prove, relative_error
 
-Weight = Sequence[int] | NDArray[Any]
+Weight = Sequence[int] | NDArray[Any] | np.generic
 Kept = dict[str, NDArray[np.bool_]]
 IR_VERSION = 10
 
@@ -53,12 +53,13 @@ def build(
         seed: Seed of the random values.
     """
     imports = ", ".join(f'"{name}" : {version}' for name, version in {"": opset, **(domains or {})}.items())
-    text = f"<ir_version: {IR_VERSION}, opset_import: [{imports}]>\ng ({inputs}) => ({outputs}) {{\n{body}\n}}"
+    text = (
+        f"<ir_version: {IR_VERSION}, opset_import: [{imports}]>\ng ({inputs}) => ({outputs}) {{\n{body}\n}}"
+    )
     model = parser.parse_model(text)
     random = np.random.default_rng(seed)
     for name, weight in (weights or {}).items():
-        values = weight if isinstance(weight, np.ndarray) else _random(random, weight)
-        model.graph.initializer.append(numpy_helper.from_array(values, name))
+        model.graph.initializer.append(numpy_helper.from_array(_values(random, weight), name))
     return model
 
 
@@ -76,23 +77,35 @@ def nodes(
     graph = helper.make_graph(
         list(made),
         "g",
-        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in inputs.items()],
-        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in outputs.items()],
         [
-            numpy_helper.from_array(w if isinstance(w, np.ndarray) else _random(random, w), name)
-            for name, w in (weights or {}).items()
+            helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+            for name, shape in inputs.items()
         ],
+        [
+            helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+            for name, shape in outputs.items()
+        ],
+        [numpy_helper.from_array(_values(random, weight), name) for name, weight in (weights or {}).items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION)
 
 
-def _random(random: np.random.Generator, shape: Sequence[int]) -> NDArray[np.float32]:
-    fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 1
-    return (random.uniform(0.3, 1.0, shape) * random.choice([-1, 1], shape) / np.sqrt(fan_in)).astype(np.float32)
+def _values(random: np.random.Generator, weight: Weight) -> NDArray[Any]:
+    """Seeded weights of that shape, far enough from zero that a wrong cut shows; arrays stay as they are."""
+    if isinstance(weight, np.ndarray | np.generic):
+        return np.asarray(weight)
+    fan_in = int(np.prod(weight[1:])) if len(weight) > 1 else 1
+    signs = random.choice([-1, 1], weight)
+    return (random.uniform(0.3, 1.0, weight) * signs / np.sqrt(fan_in)).astype(np.float32)
 
 
 def features(
-    middle: str, result: int, weights: Mapping[str, Weight] | None = None, *, channels: int = 12, opset: int = 21
+    middle: str,
+    result: int,
+    weights: Mapping[str, Weight] | None = None,
+    *,
+    channels: int = 12,
+    opset: int = 21,
 ) -> onnx.ModelProto:
     """``middle`` maps ``a`` ``[N, 7, channels]`` to ``b`` ``[N, 7, result]``, both free, between two MatMuls."""
     return build(
@@ -231,9 +244,7 @@ def compare_taps(model: Model, smaller: gs.Graph, kept: Kept) -> int:
     whole, cut = to_model(masked(model.analysis, plan.tensors)), to_model(smaller)
     names = _shared(model, whole, cut)
     feeds = next(iter(probe_feeds(model.analysis)))
-    full, left = (
-        dict(zip(names, _run(each, names, feeds), strict=True)) for each in (whole, cut)
-    )
+    full, left = (dict(zip(names, _run(each, names, feeds), strict=True)) for each in (whole, cut))
     for name in names:
         expected = full[name]
         axes = model.analysis.axes.get(name) or []
@@ -257,7 +268,9 @@ def _shared(model: Model, whole: onnx.ModelProto, cut: onnx.ModelProto) -> list[
     return [name for node in whole.graph.node for name in node.output if name in left & floats]
 
 
-def _run(model: onnx.ModelProto, names: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+def _run(
+    model: onnx.ModelProto, names: Sequence[str], feeds: Mapping[str, NDArray[Any]]
+) -> list[NDArray[Any]]:
     tapped = session(with_outputs(model, names), optimize=False)
     known = {argument.name for argument in tapped.get_inputs()}
     result: list[NDArray[Any]] = tapped.run(list(names), {k: v for k, v in feeds.items() if k in known})

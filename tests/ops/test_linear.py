@@ -111,7 +111,9 @@ def test_matmul_of_batches_cuts_the_batch():
     b = MatMul (a2, w)
     y = Einsum <equation="hnc,hc->n"> (b, w_out)
     """
-    model = build("float[1,7,5] x2", "float[7] y", body, {"w_in": (4, 5, 12), "w": (4, 12, 10), "w_out": (4, 10)})
+    model = build(
+        "float[1,7,5] x2", "float[7] y", body, {"w_in": (4, 5, 12), "w": (4, 12, 10), "w_out": (4, 10)}
+    )
     check(model, [4, 10, 12])
 
 
@@ -134,7 +136,10 @@ def test_matmul_of_two_vectors():
 
 def test_matmul_with_the_weight_on_the_left():
     model = build(
-        "float[5,N] x", "float[3,N] y", "a = MatMul (w_in, x)\ny = MatMul (w_out, a)", {"w_in": (12, 5), "w_out": (3, 12)}
+        "float[5,N] x",
+        "float[3,N] y",
+        "a = MatMul (w_in, x)\ny = MatMul (w_out, a)",
+        {"w_in": (12, 5), "w_out": (3, 12)},
     )
     check(model, [12])
 

@@ -62,7 +62,9 @@ def test_group_normalization(opset, scale):
 
 
 def test_group_normalization_as_instance_normalization():
-    found = check(images("b = GroupNormalization <num_groups=12> (a, s, o)", 12, {"s": (12,), "o": (12,)}), [12])
+    found = check(
+        images("b = GroupNormalization <num_groups=12> (a, s, o)", 12, {"s": (12,), "o": (12,)}), [12]
+    )
     assert found.groups[0].structural is None
 
 
@@ -141,7 +143,9 @@ def test_rms_normalization_is_exact_by_rescaling(op):
 
 def test_rms_normalization_of_what_masking_leaves_nonzero_is_structural():
     found = check(
-        features("e = Sigmoid (a)\nb = RMSNormalization (e, s)", 12, {"s": (12,)}, opset=23), [12], structural=[12]
+        features("e = Sigmoid (a)\nb = RMSNormalization (e, s)", 12, {"s": (12,)}, opset=23),
+        [12],
+        structural=[12],
     )
     assert "mean square" in found.groups[0].structural
 
@@ -164,6 +168,13 @@ def test_lp_normalization(p):
     check(images(f"b = LpNormalization <p={p}, axis=1> (a)", 12), [12])
 
 
-def test_mean_variance_normalization():
-    check(images("b = MeanVarianceNormalization (a)", 12), [12])
-    check(images("b = MeanVarianceNormalization <axes=[1]> (a)", 12), [12], structural=[12])
+def test_mean_variance_normalization_pins_its_channels():
+    found = solved(images("b = MeanVarianceNormalization (a)", 12))
+    assert found.groups == []
+    assert "divided by a variance" in reasons(found)
+
+
+def test_rms_normalization_whose_scale_is_computed():
+    """Some exporters write ``1 + scale``."""
+    body = "s1 = Add (s, one)\nb = RMSNormalization (a, s1)"
+    check(features(body, 12, {"s": (12,), "one": np.float32([1.0])}, opset=23), [12])
