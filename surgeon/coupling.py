@@ -66,7 +66,8 @@ def coupling(analysis: Analysis) -> nx.MultiGraph:
             for k, axis in enumerate(analysis.axes.get(tensor) or ()):
                 atoms = dict.fromkeys(atoms_of(axis))
                 reasons = dict.fromkeys(atom.pinned for atom in atoms if atom.pinned is not None)
-                for shared in (*atoms, *reasons):
+                found: list[Shared] = [*atoms, *reasons]
+                for shared in found:
                     graph.add_edge(TensorAxis(tensor, k), Relation(index, shared), op=op.name, role=role)
     return graph
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     import onnx_graphsurgeon as gs
     from rich.console import RenderableType
+    from rich.table import Table
 
     from surgeon.engine import Model
     from surgeon.groups import Group, Pinned
@@ -56,7 +57,9 @@ def inspect(graph: gs.Graph) -> dict[str, Any]:
 def unknown_operators(model: Model) -> dict[str, int]:
     """How often each operator without a rule occurs; everything such an operator touches is pinned."""
     names = [
-        op.node.op for op in model.analysis.ops if RULES.find(op.node.op, op.node.domain or "", op.opset) is None
+        op.node.op
+        for op in model.analysis.ops
+        if RULES.find(op.node.op, op.node.domain or "", op.opset) is None
     ]
     return dict(sorted(Counter(names).items()))
 
@@ -175,7 +178,7 @@ def _text(content: str) -> RenderableType:
     return Text(content)
 
 
-def _table(*heads: str, right: Sequence[int] = ()) -> Any:
+def _table(*heads: str, right: Sequence[int] = ()) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,7 @@ def inspect_command(arguments: argparse.Namespace) -> int:
 
     facts = inspect(graph)
     if arguments.json:
-        _write(to_json({"schema": 1, **facts}))
+        _write(to_json(facts))
     else:
         show.anything(render(facts))
     return 0
@@ -75,12 +74,13 @@ def explain_command(arguments: argparse.Namespace) -> int:
 
     graph = _load(arguments.model)
     from surgeon.explain import explain
+    from surgeon.wording import render
 
-    answer: Any = explain(graph, arguments.name, arguments.name2)
+    answer = explain(graph, arguments.name, arguments.name2)
     if arguments.json:
-        _write(to_json({"schema": 1, **(answer if isinstance(answer, Mapping) else {"text": answer})}))
+        _write(to_json(answer))
     else:
-        show.anything(to_json(answer) if isinstance(answer, Mapping) else answer)
+        show.anything(render(answer))
     return 0
 
 

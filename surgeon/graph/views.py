@@ -73,6 +73,11 @@ def ancestors(flow: nx.MultiDiGraph, vertices: Iterable[Vertex]) -> set[Vertex]:
     return set().union(*(nx.ancestors(flow, vertex) for vertex in vertices))
 
 
+def descendants(flow: nx.MultiDiGraph, vertices: Iterable[Vertex]) -> set[Vertex]:
+    """Everything that is computed from ``vertices``."""
+    return set().union(*(nx.descendants(flow, vertex) for vertex in vertices))
+
+
 def way(flow: nx.MultiDiGraph, starts: Iterable[Vertex], ends: Iterable[Vertex]) -> list[Vertex] | None:
     """The shortest way data takes from one of ``starts`` to one of ``ends``, both included, or None."""
     goals = set(ends)

@@ -18,7 +18,7 @@ LAYERS = [
     {"axes"},
     {"graph"},
     {"ops"},
-    {"analysis", "zeros", "groups"},
+    {"analysis", "zeros", "groups", "coupling"},
     {
         "cost",
         "plan",
@@ -29,11 +29,12 @@ LAYERS = [
         "verify",
         "stats",
         "grad",
-        "inspect",
+        "names",
         "explain",
+        "wording",
     },
     {"options", "syntax", "passes", "plugins", "recipe", "report", "output"},
-    {"measure", "pipeline", "job", "api"},
+    {"measure", "pipeline", "job", "api", "inspect", "replay"},
     {"cli"},
 ]
 EXEMPT = {"__init__", "__main__"}  # the package's front door names what lies behind it

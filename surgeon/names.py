@@ -1,0 +1,132 @@
+"""Finding what a user means by a name: a node, a tensor, one of its axes, or a channel group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import onnx_graphsurgeon as gs
+
+from surgeon.coupling import TensorAxis
+from surgeon.errors import UsageError
+from surgeon.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from surgeon.engine import Model
+    from surgeon.ops.op import Op
+
+INSIDE = "inside the body of a control-flow node: bodies are not analysed, and what they read is pinned"
+FOLDED = "arithmetic on shapes and constants, or unused: it is computed once, before the analysis"
+UNRANKED = "not even the number of its axes is known, so whatever touches it is pinned"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a name stands for.
+
+    Attributes:
+        name: As the user wrote it.
+        kind: node, tensor, axis or group.
+        axes: The axes it is about.
+        operator: The node's place in the analysed graph, or None.
+        note: What else there is to know, or None.
+    """
+
+    name: str
+    kind: str
+    axes: tuple[TensorAxis, ...]
+    operator: int | None = None
+    note: str | None = None
+
+
+class Names:
+    """All names of a model as it came from its file, before shape arithmetic is folded away."""
+
+    def __init__(self, graph: gs.Graph) -> None:
+        self.nodes = {node.name for node in graph.nodes if node.name}
+        self.tensors = {
+            tensor.name
+            for tensors in (graph.inputs, graph.outputs, *((*n.inputs, *n.outputs) for n in graph.nodes))
+            for tensor in tensors
+            if tensor.name
+        }
+        self.inner = {
+            name
+            for body in graph.subgraphs(recursive=True)
+            for node in body.nodes
+            for name in (node.name, *(tensor.name for tensor in (*node.inputs, *node.outputs)))
+            if name
+        }
+
+    def find(self, name: str, model: Model) -> Subject:
+        """What ``name`` stands for in the analysed ``model``.
+
+        Raises:
+            UsageError: Nothing has that name, or the tensor has no such axis.
+        """
+        found = self._whole(name, model) or _group(name, model) or self._axis(name, model)
+        if found is not None:
+            return found
+        known = self.nodes | self.tensors
+        tensor = name.rpartition(":")[0]
+        hint = did_you_mean(tensor or name, known, what="names")
+        raise UsageError("no node, tensor or tensor:axis has this name", where=name, hint=hint)
+
+    def _whole(self, name: str, model: Model) -> Subject | None:
+        for index, op in enumerate(model.analysis.ops):
+            if op.node.name == name:
+                return Subject(name, "node", _axes_of_node(op, model), index)
+        if name in model.analysis.axes:
+            axes = _axes_of_tensor(name, model)
+            note = UNRANKED if model.analysis.axes[name] is None else _split_note(name, model)
+            return Subject(name, "tensor", axes, note=note)
+        copies = _copies(name, model)
+        if copies:
+            axes = tuple(axis for copy in copies for axis in _axes_of_tensor(copy, model))
+            return Subject(name, "tensor", axes, note=f"analysed as {', '.join(copies)}, one for each use")
+        kind = "node" if name in self.nodes else "tensor"
+        if name in self.nodes | self.tensors:
+            return Subject(name, kind, (), note=FOLDED)
+        return Subject(name, kind, (), note=INSIDE) if name in self.inner else None
+
+    def _axis(self, name: str, model: Model) -> Subject | None:
+        tensor, colon, text = name.rpartition(":")
+        whole = self._whole(tensor, model) if colon and text.lstrip("-").isdigit() else None
+        if whole is None:
+            return None
+        axes = _axes_of_tensor(tensor, model) if tensor in model.analysis.axes else ()
+        number = int(text)
+        if whole.note is not None and not axes:
+            return Subject(name, "axis", (), note=whole.note)
+        if not -len(axes) <= number < len(axes):
+            has = f"its axes are 0 to {len(axes) - 1}" if axes else "it has no axes"
+            hint = None if tensor in self.tensors else "only tensors have axes, nodes do not"
+            raise UsageError(f"has no axis {number}: {has}", where=tensor, hint=hint)
+        return Subject(name, "axis", (axes[number],))
+
+
+def _group(name: str, model: Model) -> Subject | None:
+    group = next((group for group in model.groups if group.id == name and "#" in name), None)
+    return None if group is None else Subject(name, "group", (TensorAxis(*group.members[0]),))
+
+
+def _axes_of_tensor(name: str, model: Model) -> tuple[TensorAxis, ...]:
+    return tuple(TensorAxis(name, k) for k in range(len(model.analysis.axes.get(name) or ())))
+
+
+def _axes_of_node(op: Op, model: Model) -> tuple[TensorAxis, ...]:
+    """The axes a node makes, and those of its weights."""
+    weights = [tensor.name for tensor in op.node.inputs if isinstance(tensor, gs.Constant) and tensor.name]
+    made = [tensor.name for tensor in op.node.outputs if tensor.name]
+    return tuple(axis for name in dict.fromkeys((*made, *weights)) for axis in _axes_of_tensor(name, model))
+
+
+def _copies(name: str, model: Model) -> list[str]:
+    """The constants that a shared one was split into."""
+    tensors = [tensor for op in model.analysis.ops for tensor in op.node.inputs]
+    return list(dict.fromkeys(t.name for t in tensors if vars(t).get("origin") == name and t.name != name))
+
+
+def _split_note(name: str, model: Model) -> str | None:
+    copies = _copies(name, model)
+    return f"shared; its other uses are analysed as {', '.join(copies)}" if copies else None
