@@ -100,6 +100,7 @@ def _check_graph(
     versions: Mapping[str, int],
     context: onnx.checker.C.CheckerContext,
 ) -> None:
+    _check_text(graph)
     made = _names(entry.name for entry in graph.input) if not outer else {entry.name for entry in graph.input}
     initialized: set[str] = set()
     for tensor in graph.initializer:
@@ -110,9 +111,12 @@ def _check_graph(
         initialized.add(tensor.name)
         check_tensor(tensor, f"initializer '{tensor.name}'")
     initialized.update(sparse.values.name for sparse in graph.sparse_initializer)
-    if not outer:
-        for entry in graph.input:
-            _check_input(entry)
+    for entry in graph.input:
+        if entry.type.WhichOneof("value") is None and not outer:
+            raise UnsupportedModelError("has no type", where=f"input '{entry.name}'")
+        _check_type(entry, f"input '{entry.name}'")
+    for entry in graph.output:
+        _check_type(entry, f"output '{entry.name}'")
     made |= initialized
     for node in graph.node:
         for name in node.output:
@@ -129,6 +133,19 @@ def _check_graph(
             raise UnsupportedModelError("nothing makes it", where=f"output '{entry.name}'")
 
 
+def _check_text(graph: onnx.GraphProto) -> None:
+    """Protobuf hands out text that is not UTF-8 as bytes; nothing after this expects that."""
+    tensors = [*graph.input, *graph.output, *graph.initializer]
+    if any(not isinstance(tensor.name, str) for tensor in tensors):
+        raise UnsupportedModelError("has names that are not text: it is damaged", where="model")
+    for node in graph.node:
+        names = (node.op_type, node.domain, node.name, *node.input, *node.output)
+        if not all(isinstance(name, str) for name in (*names, *(entry.name for entry in node.attribute))):
+            raise UnsupportedModelError(
+                "has names that are not text: it is damaged", where=f"node {node.name!r}"
+            )
+
+
 def _names(names: Iterable[str]) -> set[str]:
     result: set[str] = set()
     for name in names:
@@ -140,20 +157,16 @@ def _names(names: Iterable[str]) -> set[str]:
     return result
 
 
-def _check_input(entry: onnx.ValueInfoProto) -> None:
-    where = f"input '{entry.name}'"
+def _check_type(entry: onnx.ValueInfoProto, where: str) -> None:
     kind = entry.type.WhichOneof("value")
-    if kind is None:
-        raise UnsupportedModelError("has no type", where=where)
-    if kind == "tensor_type":
-        if (
-            entry.type.tensor_type.elem_type not in _TENSOR.DataType.values()
-            or not entry.type.tensor_type.elem_type
-        ):
-            raise UnsupportedModelError("has an unknown data type", where=where)
-        for dim in entry.type.tensor_type.shape.dim:
-            if dim.dim_value > _LARGEST_DIMENSION:
-                raise UnsupportedModelError(f"has an impossible size {dim.dim_value}", where=where)
+    if kind not in ("tensor_type", "sparse_tensor_type"):
+        return
+    declared = getattr(entry.type, kind)
+    if declared.elem_type not in _TENSOR.DataType.values():
+        raise UnsupportedModelError("has an unknown data type", where=where)
+    for dim in declared.shape.dim:
+        if dim.dim_value > _LARGEST_DIMENSION:
+            raise UnsupportedModelError(f"has an impossible size {dim.dim_value}", where=where)
 
 
 def check_tensor(tensor: onnx.TensorProto, where: str) -> None:

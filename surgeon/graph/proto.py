@@ -26,7 +26,11 @@ def node_proto(node: gs.Node, versions: dict[str, int], *, light: bool = False) 
 
     With ``light`` the values of large constants are left out: enough for inferring shapes, not for running.
     """
-    result = onnx.NodeProto(op_type=node.op, name=node.name or "", domain=standard(node.domain))
+    result = onnx.NodeProto(op_type=node.op)
+    if node.name:
+        result.name = node.name
+    if standard(node.domain):
+        result.domain = standard(node.domain)
     result.input.extend(tensor.name for tensor in node.inputs)
     result.output.extend(tensor.name for tensor in node.outputs)
     if node.attrs:
@@ -121,7 +125,9 @@ def constant_proto(constant: gs.Constant, *, light: bool = False) -> onnx.Tensor
         result = onnx.numpy_helper.from_array(array)
     else:
         result = onnx.numpy_helper.from_array(np.ascontiguousarray(stored).reshape(stored.shape))
-    result.name = constant.name
+    result.ClearField("name")
+    if constant.name:
+        result.name = constant.name
     result.ClearField("doc_string")
     return result
 
@@ -144,7 +150,7 @@ def _data_type_of(dtype: Any) -> int:
 
 def body_proto(body: gs.Graph, versions: dict[str, int], *, light: bool = False) -> onnx.GraphProto:
     """The message for a body: its nodes, its interface, and the constants that nobody outside uses."""
-    result = onnx.GraphProto(name=body.name or "body", doc_string=body.doc_string or "")
+    result = onnx.GraphProto(name=body.name or "body")
     result.node.extend(node_proto(node, versions, light=light) for node in body.nodes)
     result.input.extend(interface_entry(body, tensor) for tensor in body.inputs)
     result.output.extend(interface_entry(body, tensor) for tensor in body.outputs)
