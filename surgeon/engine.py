@@ -14,7 +14,7 @@ from surgeon.graph.rewrite import drop_identity_gathers, fold_shuffles
 from surgeon.graph.shapes import Shapes, infer
 from surgeon.groups import Group, Pinned, find_groups, find_pinned
 from surgeon.plan import GroupPlan, Plan
-from surgeon.surgery import cut, keep_of, tensor_cuts
+from surgeon.surgery import cut, keep_of, tensor_cuts, without_empty_axes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,6 +62,7 @@ class Model:
             The smaller graph, and the plan that says what was kept.
         """
         keep = keep_of(kept, {group.id: group.atom for group in self.groups})
+        keep = without_empty_axes(self.analysis, keep)
         groups = tuple(
             GroupPlan(g.id, g.kind, g.size, tuple(keep[g.atom].nonzero()[0].tolist()))
             for g in self.groups

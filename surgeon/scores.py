@@ -48,6 +48,10 @@ class Slices:
             total += np.bincount(index[used], weights=per_position[used], minlength=self.size)
         return total
 
+    def covered(self) -> NDArray[np.bool_]:
+        """Which indices of the group have any position on this axis."""
+        return self.gather(np.ones(self.values.shape[self.axis])) > 0
+
     def power_sums(self, power: int) -> NDArray[np.float64]:
         """For each index the sum of ``|w| ** power`` (1 or 2) over its values, in float64."""
         lead = int(np.prod(self.values.shape[: self.axis]))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from surgeon.axes import Atom, Axis, Keep, atoms_of, mask
+from surgeon.axes import Atom, Axis, Keep, Selection, atoms_of, coordinates, mask, normal
 from surgeon.errors import InternalError
 from surgeon.graph.copy import copy_of
 from surgeon.graph.weights import peek
@@ -50,6 +50,29 @@ def cut(analysis: Analysis, keep: Keep) -> gs.Graph:
     if len(graph.nodes) != len(nodes):
         graph.toposort(recurse_subgraphs=False)
     return graph
+
+
+def without_empty_axes(analysis: Analysis, keep: Keep) -> dict[Atom, NDArray[np.bool_]]:
+    """``keep`` with as little added as is needed for every axis to keep a position.
+
+    Only a selection can be left empty: its atoms keep something, but perhaps nothing that it selects.
+    """
+    result = dict(keep)
+    for axes in analysis.axes.values():
+        for axis in axes or ():
+            if _has_selection(axis) and axis.size and not mask(axis, result).any():
+                for atom in set(atoms_of(axis)) & result.keys():
+                    for places in coordinates(axis, atom):
+                        if places[0] >= 0:
+                            result[atom] = result[atom].copy()
+                            result[atom][places[0]] = True
+    return result
+
+
+def _has_selection(axis: Axis) -> bool:
+    axis = normal(axis)
+    parts = getattr(axis, "parts", None) or getattr(axis, "factors", ())
+    return isinstance(axis, Selection) or any(map(_has_selection, parts))
 
 
 def _slice_constants(analysis: Analysis, graph: gs.Graph, keep: Keep) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Dims: TypeAlias = "tuple[int, ...] | None"
 ShapeFunction: TypeAlias = "Callable[[gs.Node, Sequence[Dims]], list[Dims]]"
 
-LARGEST_VALUE = 4096  # elements of a tensor whose value is tracked
+LARGEST_VALUE = 65536  # elements of a tensor whose value is tracked
 LARGEST_DATA = 64  # elements of a value that shape inference could want to see
 # Operators whose output shape never depends on the values of their inputs.
 _BLIND = frozenset(name for name in ARITHMETIC if not name.startswith("Reduce")) | {

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from surgeon.passes import Context
     from surgeon_passes.prune import Prune
 
-REDUCTIONS = {"mean": np.mean, "max": np.max, "sum": np.sum}
+REDUCTIONS = {"mean": np.nanmean, "max": np.nanmax, "sum": np.nansum}
 
 
 def rank(
@@ -42,14 +42,15 @@ def rank(
     constants = {t.name: t for op in model.analysis.ops for t in op.node.inputs if isinstance(t, gs.Constant)}
     result = {}
     for group in groups:
-        each = [_normalised(function(slices)) for slices in _slices(model, group, constants)]
+        each = [_normalised(function(slices), slices.covered()) for slices in _slices(model, group, constants)]
         result[group.id] = REDUCTIONS[options.reduce](each, axis=0) if each else np.ones(group.size)
     return result
 
 
-def _normalised(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    mean = scores.mean()
-    return scores / mean if mean > 0 else np.ones_like(scores)
+def _normalised(scores: NDArray[np.float64], covered: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Scores with mean 1; undefined for indices that the tensor does not have, so that they are left out of account."""
+    mean = scores[covered].mean()
+    return np.where(covered, scores / mean if mean > 0 else 1.0, np.nan)
 
 
 def _slices(model: Model, group: Group, constants: dict[str, gs.Constant]) -> Iterable[Slices]:
