@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from surgeon.axes import Axis
+import numpy as np
+from numpy.typing import NDArray
+
+from surgeon.axes import Axis, select
+from surgeon.ops.emit import Emitter
 from surgeon.ops.op import Axes, Op
 from surgeon.ops.registry import rule
 
@@ -30,14 +34,25 @@ def gather_nd(op: Op, data: Axes, indices: Axes) -> list[Axes]:
 
 @rule("ScatterND")
 def scatter_nd(op: Op, data: Axes, indices: Axes, updates: Axes) -> list[Axes]:
-    """Slices of the data are replaced; trailing axes pass."""
+    """Slices of the data are replaced; trailing axes pass. Constant positions of one axis are a part of it."""
     depth = indices[-1].size
-    op.pin(data[:depth], "written by index")
-    op.pin(indices[-1], "coordinates")
+    table = op.value(1) if depth == 1 and len(indices) == 2 and not op.is_whole(data[0]) else None
+    if table is not None:
+        positions = np.where(table < 0, table + data[0].size, table).ravel()
+        op.unify(updates[0], select(data[0], positions, op.name))
+        op.emit(lambda emitter: _emit_positions(emitter, data[0], positions))
+    op.pin([*indices, *(data[:depth] if table is None else ())], "written by index")
     for axis, update in zip([*indices[:-1], *data[depth:]], updates, strict=True):
-        op.unify(axis, update)
+        if axis is not indices[0] or table is None:
+            op.unify(axis, update)
     op.zeros(terms=[0, 2])
     return [data]
+
+
+def _emit_positions(emitter: Emitter, axis: Axis, positions: NDArray[np.int64]) -> None:
+    kept = emitter.mask(axis)
+    if not kept.all():
+        emitter.set_input(1, (np.cumsum(kept) - 1)[positions[kept[positions]]].reshape(-1, 1))
 
 
 @rule("ScatterElements", "Scatter")
