@@ -61,7 +61,7 @@ class Emitter:
         new = values.copy()
         for position, element in elements.items():
             new.flat[position] = element
-        if np.array_equal(new, values):
+        if np.array_equal(new, values) and not self._reads_a_cut_size(index):
             return
         if not dynamic.any():
             self.set_input(index, new)
@@ -91,7 +91,7 @@ class Emitter:
         inferred (-1), best one that also shrinks; the rest are sizes of other axes of the input, or taken from the old
         target as it is computed.
         """
-        if not any(map(self.changed, target)):
+        if not any(map(self.changed, target)) and not self._reads_a_cut_size(index):
             return
         dynamic = self.op.out_dynamic()
         elements: list[int | gs.Tensor] = [self.size(axis) for axis in target]
@@ -141,7 +141,8 @@ class Emitter:
     def replace(self, op_type: str, constants: Sequence[NDArray[Any]], **attributes: Any) -> None:
         """Turn the node into another operator of its first input and ``constants``."""
         self.node.op, self.node.attrs = op_type, dict(attributes)
-        del self.node.inputs[1:]
+        while len(self.node.inputs) > 1:
+            self.node.inputs.pop()
         for k, values in enumerate(constants):
             self.set_input(k + 1, values)
 
@@ -176,6 +177,22 @@ class Emitter:
         for k, axis in enumerate(self.op.axes[tensor.name] or ()):
             values = np.compress(self.mask(axis), values, axis=k)
         self.set_input(index, (values * factor).astype(values.dtype))
+
+    def _reads_a_cut_size(self, index: int) -> bool:
+        """Whether input ``index`` is computed from the size of an axis that lost positions, perhaps another one's."""
+        pending, seen = [self.op.node.inputs[index]], set()
+        while pending:
+            tensor = pending.pop()
+            if id(tensor) in seen:
+                continue
+            seen.add(id(tensor))
+            for node in tensor.inputs:
+                if node.op in ("Shape", "Size"):
+                    if any(map(self.changed, self.op.axes.get(node.inputs[0].name) or ())):
+                        return True
+                else:
+                    pending += node.inputs
+        return False
 
     def _vector(self, elements: Sequence[int | gs.Tensor]) -> gs.Tensor:
         """An int64 vector of constants and computed one-element vectors."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from math import prod
 
+import numpy as np
+
 from surgeon.axes import ONE, Atom, Axis, is_fixed, product
+from surgeon.ops.emit import Emitter
 from surgeon.ops.op import Axes, Barrier, Op
 from surgeon.ops.registry import rule
 
@@ -69,9 +72,21 @@ def squeeze(op: Op, data: Axes, axes: Axes | None = None) -> list[Axes]:
     listed = _listed_axes(op)
     op.zeros(factors=[0])
     if listed is None:
+        op.emit(lambda emitter: _emit_squeeze(emitter, data))
         return [[axis for axis in data if axis.size != 1]]
     dropped = {k % len(data) for k in listed}
     return [[axis for k, axis in enumerate(data) if k not in dropped]]
+
+
+def _emit_squeeze(emitter: Emitter, data: Axes) -> None:
+    """An axis that is cut down to size 1 must not be dropped along with those that were 1 before."""
+    if not any(axis.size != 1 and emitter.size(axis) == 1 for axis in data):
+        return
+    dropped = [k for k, axis in enumerate(data) if axis.size == 1]
+    if emitter.op.opset < 13:
+        emitter.node.attrs["axes"] = dropped
+    else:
+        emitter.set_input(1, np.array(dropped, dtype=np.int64))
 
 
 @rule("Unsqueeze")

@@ -115,8 +115,11 @@ def test_equal_sizes_do_not_couple_broadcast_axes():
         y = MatMul (left, w_right)
         """,
         {
-            **{"w1": (5, 12), "w2": (5, 12), "column": np.array([12, 1])},
-            **{"w_left": (3, 12), "w_right": (12, 4)},
+            "w1": (5, 12),
+            "w2": (5, 12),
+            "column": np.array([12, 1]),
+            "w_left": (3, 12),
+            "w_right": (12, 4),
         },
     )
     check(model, [12, 12])

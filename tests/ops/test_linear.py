@@ -82,8 +82,13 @@ def test_matmul_of_activations_finds_heads_and_their_dimensions():
         y = MatMul (o3, wo)
         """,
         {
-            **{"wq": (6, 20), "wk": (6, 20), "wv": (6, 12), "wo": (12, 6)},
-            **{"by_head": ints(0, 0, 4, 5), "by_value_head": ints(0, 0, 4, 3), "flat": ints(0, 0, -1)},
+            "wq": (6, 20),
+            "wk": (6, 20),
+            "wv": (6, 12),
+            "wo": (12, 6),
+            "by_head": ints(0, 0, 4, 5),
+            "by_value_head": ints(0, 0, 4, 3),
+            "flat": ints(0, 0, -1),
         },
     )
     found = check(model, [3, 4, 5])
