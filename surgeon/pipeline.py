@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from surgeon.errors import PassError, SurgeonError, UsageError
 from surgeon.graph.copy import copy_of
 from surgeon.passes import Context, Graph, Pass
+from surgeon.syntax import Call, format_passes
 
 _WEAKEST_FIRST = ("none", "structural", "exact")
 
@@ -84,13 +85,22 @@ def run_passes(graph: Graph, passes: Sequence[Pass], context: Context, *, debug:
     outcome = Outcome(graph)
     for each in passes:
         context.record = {}
+        plan = context.plan
         started = time.perf_counter()
         result = _run_one(each, copy_of(outcome.graph), context)
         elapsed = time.perf_counter() - started
         _check_result(each, outcome.graph, result, debug=debug)
         _note(outcome, each, context.record, result, elapsed)
         outcome.graph = result
+        if context.plan is not None and context.plan is not plan:
+            earlier = tuple(as_text(other) for other in passes[: len(outcome.passes) - 1])
+            context.plan = replace(context.plan, after=earlier)
     return outcome
+
+
+def as_text(each: Pass) -> str:
+    """Writes a pass with its options, the way `surgeon.syntax.parse_passes` reads it."""
+    return format_passes([Call(each.name, each.changed_options())])
 
 
 def _run_one(each: Pass, graph: Graph, context: Context) -> Graph:
@@ -113,7 +123,7 @@ def _check_result(each: Pass, before: Graph, after: object, *, debug: bool) -> N
     if not isinstance(after, gs.Graph):
         raise PassError(f"returned {type(after).__name__} instead of a graph", where=where)
     for kind in ("inputs", "outputs"):
-        old, new = (list(_signature(getattr(graph, kind))) for graph in (before, after))
+        old, new = (list(signature(getattr(graph, kind))) for graph in (before, after))
         if old != new:
             changed = next(
                 (pair for pair in zip(old, new, strict=False) if pair[0] != pair[1]), (len(old), len(new))
@@ -126,7 +136,7 @@ def _check_result(each: Pass, before: Graph, after: object, *, debug: bool) -> N
         session(to_model(after), optimize=False)
 
 
-def _signature(tensors: Sequence[Any]) -> Iterator[tuple[object, ...]]:
+def signature(tensors: Sequence[Any]) -> Iterator[tuple[object, ...]]:
     """Yields name, type, and rank with sizes and symbols."""
     for tensor in tensors:
         shape = getattr(tensor, "shape", None)

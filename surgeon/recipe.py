@@ -88,6 +88,8 @@ def resolve(
     listed, given = read(recipe) if recipe is not None else ([], {})
     merged = build(Settings, {**given, **settings}, where="settings")
     chosen: list[Call | Pass] = [*listed] if passes is None else _calls(passes)
+    if passes is None and settings.get("clean") is False and chosen and chosen[0].name == "clean":
+        del chosen[0]  # a resolved recipe spells the first clean out; this run was told to do without
     chosen = chosen or [Call(DEFAULT_PASSES, {})]
     if merged.clean and chosen[0].name != "clean":
         chosen.insert(0, Call("clean", {}))

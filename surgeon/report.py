@@ -117,6 +117,15 @@ def certificate_sentence(certificate: Mapping[str, Any]) -> str:
     }.get(str(certificate.get("status")), "no cut to prove")
 
 
+def output_sentence(output: Mapping[str, Any]) -> str:
+    """Says in words how a model file compares with the cut its plan describes."""
+    error = output.get("max_rel_err")
+    if output.get("weights") == "original":
+        return f"the file holds exactly that cut: original weights, relative error {error or 0:.1e}"
+    measured = f" (outputs differ by up to {error:.1e})" if error is not None else ""
+    return f"the file has that cut's interface and the shapes of its weights, with other values{measured}: only structure was checked"
+
+
 def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
     escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in body]
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *escaped)]

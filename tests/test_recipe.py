@@ -85,6 +85,7 @@ def test_file_round_trip(tmp_path):
     assert again.settings.max_drop == 0.01
     assert [each.options().get("below") for each in again.passes[1:]] == [1.0, 1.0]
     assert names(resolve("flush", {}, recipe=path)) == ["clean", "flush"]
+    assert names(resolve(None, {"clean": False}, recipe=path)) == ["flush", "flush"]
     path.write_text(write(resolve("flush", {"clean": False})))
     assert names(resolve(None, {}, recipe=path)) == ["flush"]
 

@@ -38,21 +38,29 @@ def bench(facts: Mapping[str, Any]) -> None:
     _console().print(table)
 
 
-def certificate(facts: Mapping[str, Any]) -> None:
+def verified(facts: Mapping[str, Any]) -> None:
     """Shows what a check of a certificate found."""
-    _console().print(report.certificate_sentence(facts), markup=False, highlight=False)
+    console = _console()
+    for sentence in (
+        report.certificate_sentence(facts["certificate"]),
+        report.output_sentence(facts["output"]),
+    ):
+        console.print(sentence, markup=False, highlight=False)
 
 
 def passes(described: Sequence[Mapping[str, Any]]) -> None:
     """Shows the installed passes."""
     table = _table("pass", "what it does", "options", "from")
+    console = _console()
     for each in described:
-        about = f"broken: {each['error']}" if "error" in each else each["summary"]
-        options = ", ".join(option["name"] for option in each.get("options", ()))
-        table.add_row(
-            *map(escape, (each["name"], about, options, f"{each['distribution']} {each['version']}"))
-        )
-    _console().print(table)
+        if "error" not in each:
+            options = ", ".join(option["name"] for option in each["options"])
+            origin = f"{each['distribution']} {each['version']}"
+            table.add_row(*map(escape, (each["name"], each["summary"], options, origin)))
+    console.print(table)
+    for each in described:
+        if "error" in each:
+            console.print(f"broken: {each['name']}: {each['error']}", markup=False, highlight=False)
 
 
 def one_pass(described: Mapping[str, Any]) -> None:

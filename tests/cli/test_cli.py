@@ -12,8 +12,9 @@ import time
 import numpy as np
 import pytest
 import tiny
+from distributions import announce
 
-from surgeon import cli
+from surgeon import cli, plugins
 
 
 @pytest.fixture
@@ -270,6 +271,35 @@ def test_passes(surgeon):
     assert "ratio" in out
     assert len(json.loads(surgeon("passes", "prune", "--json")[1])["passes"]) == 1
     assert surgeon("passes", "prnue")[0] == 2
+
+
+def test_a_broken_pass_is_listed_and_the_others_work(surgeon, model, tmp_path, monkeypatch):
+    site = tmp_path / "site"
+    site.mkdir()
+    announce(site, "bad-thing", {plugins.PASSES: {"wrong": "no_such_module:Wrong"}})
+    monkeypatch.syspath_prepend(str(site))
+    code, out, _ = surgeon("passes")
+    assert code == 0
+    assert "broken: wrong: bad-thing 0.0.1" in out
+    assert "prune" in out
+    assert surgeon("run", model, "--set", "prune.ratio=0.5", "--json")[0] == 0
+    code, _, err = surgeon("run", model, "--passes", "wrong")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "bad-thing 0.0.1" in err
+
+
+def test_inspect_and_explain(surgeon, model):
+    code, out, err = surgeon("inspect", model, "--json")
+    facts = json.loads(out)
+    assert (code, err, facts["schema"]) == (0, "", 1)
+    assert {"nodes", "params", "macs", "unknown_ops", "groups", "pinned", "ceiling"} <= set(facts)
+    assert surgeon("inspect", model)[0] == 0
+    code, out, _ = surgeon("explain", model, "w1")
+    assert code == 0
+    assert out
+    assert json.loads(surgeon("explain", model, "w1:0", "w2:1", "--json")[1])["schema"] == 1
+    code, _, err = surgeon("explain", model, "nothing")
+    assert (code, err.count("\n")) == (2, 1)
 
 
 def test_module_can_be_run():
