@@ -194,9 +194,16 @@ def _gather(call: Call) -> Array:
     return result
 
 
+def _along(data: Array, places: Array, axis: int) -> tuple[Array, ...]:
+    """The index that picks, at every position of ``places``, the element it names along ``axis``."""
+    grid: list[Array] = list(np.indices(places.shape, sparse=True))
+    grid[axis] = np.where(places < 0, places + data.shape[axis], places)
+    return tuple(grid)
+
+
 def _gather_elements(call: Call) -> Array:
-    data, axis = call[0], call.attribute("axis", 0)
-    return np.take_along_axis(data, np.where(call[1] < 0, call[1] + data.shape[axis], call[1]), axis=axis)
+    result: Array = call[0][_along(call[0], call[1], call.attribute("axis", 0))]
+    return result
 
 
 def _gather_nd(call: Call) -> Array:
@@ -285,9 +292,8 @@ def _scatter_nd(call: Call) -> Array:
 def _scatter_elements(call: Call) -> Array:
     if call.attribute("reduction", "none") != "none":
         raise ValueError("reducing scatters are not needed for shapes")
-    result, axis = call[0].copy(), call.attribute("axis", 0)
-    places = np.where(call[1] < 0, call[1] + result.shape[axis], call[1])
-    np.put_along_axis(result, places, call[2], axis=axis)
+    result = call[0].copy()
+    result[_along(result, call[1], call.attribute("axis", 0))] = call[2]
     return result
 
 
