@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from surgeon.errors import UsageError
+from surgeon.errors import GateError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,7 +76,8 @@ class Plan:
         """Read a plan file.
 
         Raises:
-            UsageError: It cannot be read, is not a plan, or was changed after it was written.
+            UsageError: It cannot be read, or is not a plan.
+            GateError: It was changed after it was written.
         """
         try:
             body = json.loads(path.read_text())
@@ -85,10 +86,13 @@ class Plan:
         if not isinstance(body, dict) or body.get("schema") != SCHEMA:
             raise UsageError(f"not a plan of schema {SCHEMA}", where=str(path))
         if body.pop("sha256", None) != _digest(body):
-            raise UsageError("the plan was changed after it was written", where=str(path))
-        groups = tuple(GroupPlan(g["id"], g["kind"], g["size"], tuple(g["kept"])) for g in body["groups"])
-        tensors = {n: {int(a): tuple(k) for a, k in axes.items()} for n, axes in body["tensors"].items()}
-        return Plan(body["model_sha256"], groups, tensors, tuple(body.get("after", ())))
+            raise GateError("the plan was changed after it was written", where=str(path))
+        try:
+            groups = tuple(GroupPlan(g["id"], g["kind"], g["size"], tuple(g["kept"])) for g in body["groups"])
+            tensors = {n: {int(a): tuple(k) for a, k in axes.items()} for n, axes in body["tensors"].items()}
+            return Plan(body["model_sha256"], groups, tensors, tuple(body.get("after", ())))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UsageError(f"not a plan of schema {SCHEMA}: {error!r}", where=str(path)) from error
 
 
 def _digest(body: Mapping[str, Any]) -> str:
