@@ -34,6 +34,7 @@ class Wiring:
         self.captured = {name for node in graph.nodes for name in captured_names(node)}
         self._inputs = {id(tensor) for tensor in graph.inputs}
         self._taken: set[str] | None = None
+        self._numbers: dict[str, int] = {}
         self._stale: dict[int, gs.Tensor] = {}  # tensors whose list of readers still names some that left
 
     def is_bound(self, tensor: gs.Tensor) -> bool:
@@ -85,9 +86,10 @@ class Wiring:
                 tensor.name for node in self.graph.nodes for tensor in (*node.inputs, *node.outputs)
             }
             self._taken |= self.captured | {tensor.name for tensor in self.graph.inputs}
-        number, result = 2, name
+        result, number = name, self._numbers.get(name, 2)
         while result in self._taken:
             number, result = number + 1, f"{name}__{number}"
+        self._numbers[name] = number
         self._taken.add(result)
         return result
 
