@@ -1,0 +1,172 @@
+"""The pass ``quantize``: weights and arithmetic with 8 bits, or half precision, through onnxruntime's quantizer."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from surgeon.errors import GateError, UsageError
+from surgeon.passes import Pass
+
+if TYPE_CHECKING:
+    import onnx
+
+    from surgeon.passes import Context, Graph
+    from surgeon_passes.quantizing.choose import Choice
+
+
+@dataclass(frozen=True)
+class Quantize(Pass):
+    """Post-training quantization.
+
+    Attributes:
+        mode: static (8-bit weights and activations, scales from data), dynamic (8-bit weights, activation scales
+            at run time), fp16 (half precision inside), or auto: static with data, dynamic without.
+        calibration: How static mode finds the range of an activation: minmax, percentile (99.999 %) or entropy.
+        per_channel: One scale per output channel of a weight instead of one for all.
+        activation: Type of 8-bit activations: uint8 (asymmetric) or int8 (symmetric).
+        samples: Calibration samples used at most.
+        exclude: Nodes with a node or tensor name that matches one of these patterns stay float.
+    """
+
+    name: ClassVar[str] = "quantize"
+    requires: ClassVar[frozenset[str]] = frozenset({"float"})
+    ensures: ClassVar[frozenset[str]] = frozenset({"qdq"})
+    removes: ClassVar[frozenset[str]] = frozenset({"float"})
+
+    mode: Literal["auto", "static", "dynamic", "fp16"] = "auto"
+    calibration: Literal["minmax", "percentile", "entropy"] = "minmax"
+    per_channel: bool = True
+    activation: Literal["uint8", "int8"] = "uint8"
+    samples: int = 512
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise UsageError(f"must be at least 1, got {self.samples}", where="quantize.samples")
+
+    def run(self, graph: Graph, context: Context) -> Graph:
+        """Returns the quantized graph; raises GateError where nothing can be quantized."""
+        from surgeon.graph.load import from_model
+        from surgeon.graph.save import to_model
+        from surgeon.graph.source import source_of
+
+        mode = self.mode
+        if mode == "auto":
+            mode = "dynamic" if context.data is None else "static"
+        context.record["mode"] = mode
+        with tempfile.TemporaryDirectory(prefix="surgeon-quantize-") as folder, _quiet():
+            model = self._quantized(to_model(graph), mode, context, Path(folder))
+        result = from_model(model)
+        result.surgeon_source = source_of(graph) or source_of(result)
+        return result
+
+    def _quantized(
+        self, model: onnx.ModelProto, mode: str, context: Context, folder: Path
+    ) -> onnx.ModelProto:
+        from surgeon.graph.sessions import session
+        from surgeon_passes.quantizing import prepare
+        from surgeon_passes.quantizing.choose import choose
+        from surgeon_passes.quantizing.compact import compact
+
+        prepare.name_nodes(model)
+        if mode == "fp16":
+            return self._half(model, context)
+        model = prepare.raise_opset(model, prepare.QDQ_OPSET)
+        if not (
+            self.exclude or context.exclude
+        ):  # fused nodes and tensors have other names than the patterns
+            model = prepare.fuse(model, folder)
+            prepare.name_nodes(model)
+        known = {*_names(model)}
+        choice = choose(model, lambda name: self._excluded(name, context), static=mode == "static")
+        if not choice.weighted:
+            raise GateError("nothing can be quantized", where="pass quantize", hint=_reasons(choice))
+        if mode == "static":
+            from surgeon_passes.quantizing.static import quantize_static
+
+            result, samples = quantize_static(
+                model,
+                choice,
+                context.calibration().take(self.samples),
+                folder,
+                calibration=self.calibration,
+                per_channel=self.per_channel,
+                activation=self.activation,
+                threads=context.threads,
+            )
+            context.record["samples"] = samples
+        else:
+            from surgeon_passes.quantizing.dynamic import quantize_dynamic
+
+            result = quantize_dynamic(model, choice, folder, per_channel=self.per_channel)
+        compact(result, known)
+        prepare.strip_opsets(result)
+        prepare.restore_interface(result, model)
+        session(result)
+        self._record(choice, context)
+        return result
+
+    def _half(self, model: onnx.ModelProto, context: Context) -> onnx.ModelProto:
+        from surgeon.graph.sessions import session
+        from surgeon_passes.quantizing.half import to_half
+        from surgeon_passes.quantizing.prepare import restore_interface
+
+        kept = {
+            node.name
+            for node in model.graph.node
+            if any(self._excluded(name, context) for name in (node.name, *node.input, *node.output) if name)
+        }
+        if not any(entry.data_type == 1 for entry in model.graph.initializer):
+            raise GateError("there are no float32 weights", where="pass quantize")
+        result = to_half(model, kept)
+        del result.graph.value_info[:]
+        restore_interface(result, model)
+        session(result)
+        context.record["left_float"] = [{"node": name, "reason": "excluded"} for name in sorted(kept)]
+        return result
+
+    def _excluded(self, name: str, context: Context) -> bool:
+        return context.excluded(name) or any(fnmatch.fnmatchcase(name, each) for each in self.exclude)
+
+    def _record(self, choice: Choice, context: Context) -> None:
+        counts: dict[str, int] = {}
+        for operator in choice.weighted.values():
+            counts[operator] = counts.get(operator, 0) + 1
+        context.record["quantized"] = dict(sorted(counts.items()))
+        context.record["left_float"] = [
+            {"node": name, "operator": operator, "reason": reason}
+            for name, (operator, reason) in choice.left.items()
+        ]
+
+
+def _names(model: onnx.ModelProto) -> Iterator[str]:
+    for node in model.graph.node:
+        yield node.name
+        yield from node.input
+        yield from node.output
+
+
+def _reasons(choice: Choice) -> str:
+    if not choice.left:
+        return "the model has no convolutions, matrix products or embeddings with constant weights"
+    name, (operator, reason) = next(iter(choice.left.items()))
+    more = f", and {len(choice.left) - 1} more" if len(choice.left) > 1 else ""
+    return f"{operator} {name}: {reason}{more}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps onnxruntime's quantizer from logging advice about the intermediate files it is given."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,139 @@
+"""Which operators become 8-bit, and why the others do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import onnx
+from onnx import TensorProto
+
+_WEIGHT_INPUT = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}
+_NEVER = {"GRU", "RNN", "LSTM", "Einsum", "Attention", "MultiHeadAttention"}
+_SMALLEST_TABLE = 1024  # elements; smaller Gathers pick constants, not embeddings
+_FOLLOWERS = {"Relu", "Clip", "MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"}
+_JOINS = {"Add", "Mul", "Sigmoid", "LeakyRelu"}
+_STREAM = {*_JOINS, *_FOLLOWERS, "Conv", "ConvTranspose"}
+
+
+@dataclass
+class Choice:
+    """Operators to quantize.
+
+    Attributes:
+        nodes: Names of all nodes onnxruntime may touch.
+        weighted: Those with weights, the point of it all: name to operator.
+        left: Operators with weights that stay float: name to (operator, reason).
+    """
+
+    nodes: list[str] = field(default_factory=list)
+    weighted: dict[str, str] = field(default_factory=dict)
+    left: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+
+def choose(model: onnx.ModelProto, excluded: Callable[[str], bool], *, static: bool) -> Choice:
+    """Chooses operators for 8-bit arithmetic.
+
+    Operators with constant float weights are quantized; so is what merely passes their 8-bit results on, and
+    elementwise arithmetic inside a stream of convolutions. Softmax, normalisations and products of two activations
+    stay float: they are where 8 bits cost accuracy, and on a CPU they gain nothing.
+
+    Args:
+        model: A model whose nodes have unique names.
+        excluded: Whether a node or tensor name is to be left alone.
+        static: Whether activations will have constant scales.
+    """
+    choice = Choice()
+    results = {output.name for output in model.graph.output}
+    weights = {entry.name: entry for entry in model.graph.initializer}
+    producers = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        reason = _why_float(node, weights, static=static)
+        if reason is None and any(map(excluded, _names(node))):
+            reason = "excluded"
+        if reason is None:
+            choice.weighted[node.name] = node.op_type
+            choice.nodes.append(node.name)
+        elif reason:
+            choice.left[node.name] = (node.op_type, reason)
+        elif static and results.isdisjoint(node.output) and _may_follow(node, producers, weights):
+            if not any(map(excluded, _names(node))):
+                choice.nodes.append(node.name)
+    for name, operator in _inside(model.graph):
+        choice.left[name] = (operator, "inside a control-flow body")
+    return choice
+
+
+def _names(node: onnx.NodeProto) -> Iterable[str]:
+    return [name for name in (node.name, *node.input, *node.output) if name]
+
+
+def _why_float(node: onnx.NodeProto, weights: dict[str, TensorProto], *, static: bool) -> str | None:
+    """Says why a node with weights stays float; None if it need not, empty if it has no weights to speak of."""
+    if node.domain not in ("", "ai.onnx"):
+        return ""
+    if node.op_type in _NEVER:
+        if node.op_type == "LSTM" and not static:
+            return (
+                None if all(name in weights for name in node.input[1:3]) else "its weights are not constant"
+            )
+        return f"onnxruntime has no {'' if static else 'dynamic '}8-bit {node.op_type}"
+    position = _WEIGHT_INPUT.get(node.op_type)
+    if position is None:
+        return ""
+    weight = weights.get(node.input[position])
+    if node.op_type == "Gather":
+        is_table = weight is not None and len(weight.dims) == 2 and weight.data_type == TensorProto.FLOAT
+        return None if is_table and weight.dims[0] * weight.dims[1] >= _SMALLEST_TABLE else ""
+    if weight is None:
+        if node.op_type == "MatMul" and node.input[0] not in weights:
+            return ""  # a product of two activations
+        return "its weights are not constant" if node.op_type != "MatMul" else "its constant is on the left"
+    if weight.data_type != TensorProto.FLOAT:
+        return f"its weights are {TensorProto.DataType.Name(weight.data_type).lower()}"
+    return _why_unusable(node, weight, weights, static=static)
+
+
+def _why_unusable(
+    node: onnx.NodeProto, weight: TensorProto, weights: dict[str, TensorProto], *, static: bool
+) -> str | None:
+    if node.op_type == "MatMul" and len(weight.dims) != 2:
+        return f"its weights have {len(weight.dims)} axes, the 8-bit kernel takes 2"
+    if node.op_type == "Gemm":
+        bias = weights.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        if len(node.input) > 2 and node.input[2] and (bias is None or len(bias.dims) != 1):
+            return "its bias is not a constant vector"
+        if any(attribute.name == "transA" and attribute.i for attribute in node.attribute):
+            return "it transposes its input"
+    if not static and node.op_type in ("Conv", "ConvTranspose"):
+        return "convolutions with scales computed at run time are slower than float; quantize with data"
+    return None
+
+
+def _may_follow(
+    node: onnx.NodeProto, producers: dict[str, onnx.NodeProto], weights: dict[str, TensorProto]
+) -> bool:
+    if node.op_type in _FOLLOWERS:
+        return True
+    if node.op_type not in _JOINS:
+        return False
+    return all(_from_convolution(name, producers) for name in node.input if name not in weights)
+
+
+def _from_convolution(name: str, producers: dict[str, onnx.NodeProto]) -> bool:
+    """Tells whether a tensor comes straight out of a convolution, or of elementwise operators after one."""
+    node = producers.get(name)
+    while node is not None and node.op_type not in ("Conv", "ConvTranspose"):
+        node = producers.get(node.input[0]) if node.op_type in _STREAM else None
+    return node is not None
+
+
+def _inside(graph: onnx.GraphProto) -> Iterable[tuple[str, str]]:
+    """Yields the weighted operators of all bodies inside the nodes of a graph."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in [attribute.g, *attribute.graphs]:
+                for inner in body.node:
+                    if inner.op_type in {*_WEIGHT_INPUT, *_NEVER} - {"Gather", "MatMul"}:
+                        yield inner.name or inner.output[0], inner.op_type
+                yield from _inside(body)

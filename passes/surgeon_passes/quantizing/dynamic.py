@@ -1,0 +1,37 @@
+"""Dynamic quantization: 8-bit weights, activation scales computed at run time; needs no data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from onnxruntime.quantization import QuantType
+from onnxruntime.quantization import quantize_dynamic as onnxruntime_dynamic
+
+from surgeon_passes.quantizing.choose import Choice
+
+
+def quantize_dynamic(
+    model: onnx.ModelProto, choice: Choice, folder: Path, *, per_channel: bool
+) -> onnx.ModelProto:
+    """Quantizes MatMul, Gemm, LSTM and embedding weights.
+
+    Args:
+        model: A prepared model.
+        choice: What to quantize.
+        folder: A temporary folder.
+        per_channel: One scale per output channel of a weight instead of one for all.
+    """
+    source, target = folder / "prepared.onnx", folder / "dynamic.onnx"
+    onnx.save(model, str(source))
+    # onnxruntime splits a Gemm into a MatMul and an Add before it looks at names
+    names = [*choice.nodes, *(f"{name}_MatMul" for name in choice.nodes)]
+    onnxruntime_dynamic(
+        str(source),
+        str(target),
+        op_types_to_quantize=["Gather", "LSTM", "MatMul"],
+        nodes_to_quantize=names,
+        per_channel=per_channel,
+        weight_type=QuantType.QInt8,
+    )
+    return onnx.load(str(target))
