@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
 
-from surgeon.axes import Atom, Axis, Pin, Product, atoms_of, normal
+from surgeon.axes import Atom, Axis, Concat, Pin, Product, Selection, atoms_of, normal
 from surgeon.zeros import vanishing
 
 if TYPE_CHECKING:
@@ -105,8 +105,10 @@ def _levels(axis: Axis) -> Iterator[list[list[Atom]]]:
             yield levels
         for factor in axis.factors:
             yield from _levels(factor)
-    elif not isinstance(axis, Atom):
-        for part in getattr(axis, "parts", None) or (axis.base,):  # type: ignore[union-attr]  # Concat or Selection
+    elif isinstance(axis, Selection):
+        yield from _levels(axis.base)
+    elif isinstance(axis, Concat):
+        for part in axis.parts:
             yield from _levels(part)
 
 
@@ -184,7 +186,9 @@ def _note_structural(analysis: Analysis, groups: dict[Atom, Group]) -> None:
             for atom in set(atoms_of(reduction.axis)) & groups.keys():
                 if reduction.exact_on_zeros and atom in zero.get(reduction.tensor, ()):
                     continue
-                groups[atom].structural = groups[atom].structural or f"{op.name}: {reduction.why} runs over it"
+                groups[atom].structural = (
+                    groups[atom].structural or f"{op.name}: {reduction.why} runs over it"
+                )
 
 
 def _name(groups: list[Group], analysis: Analysis) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from surgeon.axes import Atom, Axis, Keep, Selection, atoms_of, coordinates, mask, normal
+from surgeon.axes import Atom, Axis, Concat, Keep, Selection, atoms_of, coordinates, mask, normal
 from surgeon.errors import InternalError
 from surgeon.graph.copy import copy_of
 from surgeon.graph.weights import peek
@@ -71,8 +71,11 @@ def without_empty_axes(analysis: Analysis, keep: Keep) -> dict[Atom, NDArray[np.
 
 def _has_selection(axis: Axis) -> bool:
     axis = normal(axis)
-    parts = getattr(axis, "parts", None) or getattr(axis, "factors", ())
-    return isinstance(axis, Selection) or any(map(_has_selection, parts))
+    if isinstance(axis, Atom):
+        return False
+    if isinstance(axis, Selection):
+        return True
+    return any(map(_has_selection, axis.parts if isinstance(axis, Concat) else axis.factors))
 
 
 def _slice_constants(analysis: Analysis, graph: gs.Graph, keep: Keep) -> None:
@@ -137,6 +140,8 @@ def tensor_cuts(analysis: Analysis, keep: Keep) -> dict[str, dict[int, tuple[int
     }
 
 
-def keep_of(kept: Mapping[str, NDArray[np.bool_]], atoms: Mapping[str, Atom]) -> dict[Atom, NDArray[np.bool_]]:
+def keep_of(
+    kept: Mapping[str, NDArray[np.bool_]], atoms: Mapping[str, Atom]
+) -> dict[Atom, NDArray[np.bool_]]:
     """Translate what is kept by group id to what is kept by atom; groups that lose nothing are left out."""
     return {atoms[name]: flags for name, flags in kept.items() if not flags.all()}

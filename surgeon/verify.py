@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 Feeds = dict[str, "NDArray[Any]"]
 TOLERANCE = 1e-4
-LARGEST_NOISE = 1e-3  # where the original itself rounds to more than the tolerance, this much is still accepted
+LARGEST_NOISE = (
+    1e-3  # where the original itself rounds to more than the tolerance, this much is still accepted
+)
 MISMATCHED = 1e-3  # share of integer outputs (positions of maxima) that rounding may turn
 FLOATS = (
     onnx.TensorProto.FLOAT,
@@ -95,10 +97,10 @@ def prove(
             found = run(candidate, probe)
         except (UnsupportedModelError, DataError) as error:
             raise GateError(f"the cut model does not run: {error.message}", where="proof") from error
-        error = relative_error(expected, found)
-        if TOLERANCE < error <= LARGEST_NOISE and error <= 2 * _noise(reference, probe, expected):
-            error = TOLERANCE
-        worst = max(worst, error)
+        difference = relative_error(expected, found)
+        if TOLERANCE < difference <= LARGEST_NOISE and difference <= 2 * _noise(reference, probe, expected):
+            difference = TOLERANCE
+        worst = max(worst, difference)
         count += 1
     if not count:
         raise GateError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -84,27 +83,24 @@ class Prune(Pass):
             GateError: Nothing can be cut, the target cannot be met, or the proof fails.
         """
         from surgeon.engine import analyse
-        from surgeon.verify import prove
         from surgeon_passes.pruning.choose import choose
+        from surgeon_passes.pruning.proved import Proved, cut_and_prove
 
         model = analyse(graph)
-        choice = choose(self, model, context)
-        kept = {name: flags for name, flags in choice.kept.items() if not flags.all()}
-        context.record["groups"] = _groups(model, kept, choice.reasons)
-        if not kept:
-            context.record["certificate"] = {"status": "none", "max_rel_err": None, "probes": 0}
-            return graph
-        smaller, plan = model.cut(kept, context.model_sha256)
-        started = time.perf_counter()
-        structural = any(g.structural for g in model.groups if g.id in kept)
-        feeds = [next(iter(context.data)).feeds] if context.data is not None else []
-        certificate = prove(
-            model.analysis, smaller, plan.tensors, structural=structural, feeds=feeds, threads=context.threads
-        )
-        context.record["proof_seconds"] = time.perf_counter() - started
-        context.record["certificate"] = certificate.to_json()
-        context.plan = plan
-        return smaller
+        refused: dict[str, str] = {}
+        while True:
+            choice = choose(self, model, context, refused)
+            kept = {name: flags for name, flags in choice.kept.items() if not flags.all()}
+            context.record["groups"] = _groups(model, kept, choice.reasons)
+            if not kept:
+                context.record["certificate"] = {"status": "none", "max_rel_err": None, "probes": 0}
+                return graph
+            outcome = cut_and_prove(model, kept, context)
+            if isinstance(outcome, Proved):
+                context.record["certificate"] = outcome.certificate.to_json()
+                context.plan = outcome.plan
+                return outcome.graph
+            refused |= outcome
 
     def targets(self, context: Context) -> dict[str, float]:
         """The targets in force: the pass's own, else the run's, else half the MACs."""
@@ -123,5 +119,3 @@ def _groups(model: Model, kept: Mapping[str, Any], reasons: Mapping[str, str]) -
         if g.id not in kept
     ]
     return {"total": len(model.groups), "cut": len(kept), "whole": whole}
-
-

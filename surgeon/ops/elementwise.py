@@ -7,7 +7,19 @@ from surgeon.ops.registry import rule
 
 
 @rule(
-    *("Relu", "LeakyRelu", "ThresholdedRelu", "Elu", "Celu", "Selu", "Gelu", "Mish", "Swish", "HardSwish", "Shrink"),
+    *(
+        "Relu",
+        "LeakyRelu",
+        "ThresholdedRelu",
+        "Elu",
+        "Celu",
+        "Selu",
+        "Gelu",
+        "Mish",
+        "Swish",
+        "HardSwish",
+        "Shrink",
+    ),
     *("Tanh", "Softsign", "Erf", "Abs", "Neg", "Sqrt", "Sign", "Floor", "Ceil", "Round", "Identity", "Cast"),
     *("Sin", "Tan", "Asin", "Atan", "Sinh", "Asinh", "Atanh", "CastLike"),
 )

@@ -218,7 +218,7 @@ class Emitter:
     def _constant(self, suffix: str, values: NDArray[Any]) -> gs.Constant:
         return gs.Constant(self._name(suffix), values)
 
-    def _add(self, op_type: str, inputs: Sequence[gs.Tensor], suffix: str, **attributes: Any) -> gs.Variable:  # noqa: ANN401 - an attribute has any type
+    def _add(self, op_type: str, inputs: Sequence[gs.Tensor], suffix: str, **attributes: Any) -> gs.Variable:
         output = gs.Variable(self._name(suffix))
         node = gs.Node(op_type, name=output.name, attrs=attributes, inputs=list(inputs), outputs=[output])
         self.graph.nodes.append(node)

@@ -50,7 +50,9 @@ def einsum(op: Op, *inputs: Axes) -> list[Axes]:
                 where[letter] = op.refs(index, [position])
             elif axis.size != 1:
                 op.unify(found[letter], axis)
-        op.contract(index, *(axis for letter, axis in zip(letters, axes, strict=True) if letter not in result))
+        op.contract(
+            index, *(axis for letter, axis in zip(letters, axes, strict=True) if letter not in result)
+        )
     if len(inputs) > 1:
         op.multiply(*where.values())
     op.zeros(factors=range(len(inputs)))

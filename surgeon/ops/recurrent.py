@@ -11,19 +11,19 @@ from surgeon.ops.registry import rule
 def lstm(op: Op, x: Axes, w: Axes, r: Axes, *rest: Axes | None) -> list[Axes]:
     """Four gates; peepholes three; two states."""
     peephole = rest[4] if len(rest) > 4 else None
-    return _recurrent(op, 4, x, w, r, list(rest), states=(5, 6), peephole=peephole)
+    return _recurrent(op, 4, x, w, r, *rest, states=(5, 6), peephole=peephole)
 
 
 @rule("GRU")
 def gru(op: Op, x: Axes, w: Axes, r: Axes, *rest: Axes | None) -> list[Axes]:
     """Three gates."""
-    return _recurrent(op, 3, x, w, r, list(rest), states=(5,))
+    return _recurrent(op, 3, x, w, r, *rest, states=(5,))
 
 
 @rule("RNN")
 def rnn(op: Op, x: Axes, w: Axes, r: Axes, *rest: Axes | None) -> list[Axes]:
     """One gate."""
-    return _recurrent(op, 1, x, w, r, list(rest), states=(5,))
+    return _recurrent(op, 1, x, w, r, *rest, states=(5,))
 
 
 def _recurrent(
@@ -32,8 +32,7 @@ def _recurrent(
     x: Axes,
     w: Axes,
     r: Axes,
-    rest: list[Axes | None],
-    *,
+    *rest: Axes | None,
     states: tuple[int, ...],
     peephole: Axes | None = None,
 ) -> list[Axes]:

@@ -73,7 +73,10 @@ def slice_(op: Op, data: Axes, *_bounds: Axes | None) -> list[Axes]:
         if picked is not None and np.array_equal(picked, np.arange(data[axis].size)):
             continue
         if picked is None or op.is_whole(data[axis]) or not len(picked):
-            op.pin(data[axis], "sliced" if picked is not None else "sliced at positions computed while the model runs")
+            op.pin(
+                data[axis],
+                "sliced" if picked is not None else "sliced at positions computed while the model runs",
+            )
             result[axis] = op.fixed(op.out_dims()[axis], "sliced")
             continue
         before = cut_at(data[axis], int(picked[0]), op.name)[0] if step == 1 else None

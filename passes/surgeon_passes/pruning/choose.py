@@ -14,6 +14,8 @@ from surgeon.groups import products_of
 from surgeon_passes.pruning.rank import rank
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from surgeon.axes import Atom
@@ -31,8 +33,14 @@ class Choice:
     reasons: dict[str, str] = field(default_factory=dict)
 
 
-def choose(options: Prune, model: Model, context: Context) -> Choice:
+def choose(options: Prune, model: Model, context: Context, refused: Mapping[str, str]) -> Choice:
     """Choose what to keep.
+
+    Args:
+        options: The options of the pass.
+        model: The analysed model.
+        context: What the run offers.
+        refused: Groups that have to stay whole, and why.
 
     Raises:
         UsageError: A pattern matches nothing.
@@ -40,6 +48,8 @@ def choose(options: Prune, model: Model, context: Context) -> Choice:
     """
     choice = Choice({})
     groups = _eligible(options, model, context, choice)
+    choice.reasons |= refused
+    groups = [group for group in groups if group.id not in refused]
     limits = Limits(options.min_keep, options.max_ratio, options.multiple_of)
     groups = _one_factor(options, model, groups, limits, choice)
     if not groups:
@@ -108,13 +118,16 @@ def _one_factor(
                 blocked.update(able)
             chosen = chosen or bool(able)
     for atom in blocked:
-        choice.reasons[allowed[atom].id] = f"the {options.product} factor of its axes shrinks instead (see product)"
+        choice.reasons[allowed[atom].id] = (
+            f"the {options.product} factor of its axes shrinks instead (see product)"
+        )
     return [group for group in groups if group.atom not in blocked]
 
 
 def _unreachable(model: Model, groups: list[Group], targets: dict[str, float], limits: Limits) -> str:
-    whole, least = vars(model.cost.evaluate()), vars(
-        model.cost.evaluate({g.atom: float(limits.least(g.size)) for g in groups})
+    whole, least = (
+        vars(model.cost.evaluate()),
+        vars(model.cost.evaluate({g.atom: float(limits.least(g.size)) for g in groups})),
     )
     parts = [f"{kind}={least[kind] / max(whole[kind], 1):.3f}" for kind in targets]
     return f"the target is out of reach: the most that can be removed within the limits leaves {', '.join(parts)}"

@@ -42,7 +42,9 @@ def rank(
     constants = {t.name: t for op in model.analysis.ops for t in op.node.inputs if isinstance(t, gs.Constant)}
     result = {}
     for group in groups:
-        each = [_normalised(function(slices), slices.covered()) for slices in _slices(model, group, constants)]
+        each = [
+            _normalised(function(slices), slices.covered()) for slices in _slices(model, group, constants)
+        ]
         result[group.id] = REDUCTIONS[options.reduce](each, axis=0) if each else np.ones(group.size)
     return result
 
