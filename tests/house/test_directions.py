@@ -24,6 +24,8 @@ LAYERS = [
         "plan",
         "surgery",
         "engine",
+        "scores",
+        "isolate",
         "allocate",
         "probes",
         "verify",

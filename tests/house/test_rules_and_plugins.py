@@ -30,7 +30,8 @@ def test_every_rule_is_tested():
 
 
 def test_tests_of_rules_mirror_the_families():
-    families = {path.stem for path in (REPOSITORY / "surgeon" / "ops").glob("*.py")} - {"__init__"}
+    files = (REPOSITORY / "surgeon" / "ops").glob("*.py")
+    families = {path.stem for path in files if "\n@rule(" in path.read_text(encoding="utf-8")}
     missing = [name for name in sorted(families) if not list(OP_TESTS.glob(f"test_{name}*.py"))]
     assert missing == []
 
