@@ -75,21 +75,19 @@ def shape_arithmetic(graph: gs.Graph, shapes: Shapes) -> set[str]:
     A float result counts when it comes from a shape or an integer, as the scale of a Resize does; float arithmetic
     on weights only does not: those constants are weights and stay visible as such.
     """
-    integers: set[str] = set()
+    descended: set[str] = set()
+    computed: set[str] = set()
     for node in graph.nodes:
         sources = node.inputs
         if node.op in MOVEMENT and node.op not in ("Concat", "Where", *_SOURCES):
             sources = node.inputs[:1]  # the others say where elements go, not what they are
-        descends = node.op in _SOURCES or any(
-            _is_integer(tensor, shapes) or tensor.name in integers for tensor in sources
-        )
-        if descends:
-            integers.update(
-                tensor.name
-                for tensor in node.outputs
-                if tensor.name in shapes.values and shapes.values[tensor.name].static
-            )
-    return integers
+        if node.op in _SOURCES or any(
+            _is_integer(tensor, shapes) or tensor.name in descended for tensor in sources
+        ):
+            known = [tensor.name for tensor in node.outputs if tensor.name in shapes.values]
+            descended.update(known)
+            computed.update(name for name in known if shapes.values[name].static)
+    return computed
 
 
 def _is_integer(tensor: gs.Tensor, shapes: Shapes) -> bool:

@@ -22,6 +22,7 @@ from surgeon.graph.load import from_model
 from surgeon.graph.save import to_model
 from surgeon.graph.sessions import session, with_outputs
 from surgeon.groups import Group
+from surgeon.plan import Plan
 from surgeon.probes import probe_feeds
 from surgeon.surgery import keep_of
 from surgeon.verify import masked, prove, relative_error
@@ -233,14 +234,13 @@ def check_cut(model: Model, kept: Kept, *, taps: bool = True) -> gs.Graph:
     if not structural:
         assert certificate.status == "exact", (kept, certificate)
         if taps:
-            compare_taps(model, smaller, kept)
+            compare_taps(model, smaller, plan)
     return smaller
 
 
-def compare_taps(model: Model, smaller: gs.Graph, kept: Kept) -> int:
+def compare_taps(model: Model, smaller: gs.Graph, plan: Plan) -> int:
     """Every float tensor of the cut model equals the one of the masked original without the removed positions."""
-    keep = keep_of(kept, {group.id: group.atom for group in model.groups})
-    _, plan = model.cut(kept)
+    keep = keep_of(plan.kept(), {group.id: group.atom for group in model.groups})
     whole, cut = to_model(masked(model.analysis, plan.tensors)), to_model(smaller)
     names = _shared(model, whole, cut)
     feeds = next(iter(probe_feeds(model.analysis)))
