@@ -15,7 +15,6 @@ from surgeon.axes import atoms_of, coordinates
 from surgeon.engine import Model, analyse
 from surgeon.errors import GateError
 from surgeon.graph.copy import copy_of
-from surgeon.graph.copy import copy_of
 from surgeon.graph.weights import peek
 from surgeon.verify import prove
 from surgeon_passes.cleaning.constant_channels import fold_constant_channels
