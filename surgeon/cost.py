@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING
 import onnx
 import onnx_graphsurgeon as gs
 
-from surgeon.axes import Atom, Axis, atoms_of, is_fixed, normal
+from surgeon.axes import Atom, Axis, Concat, Selection, atoms_of, is_fixed, mask, normal
 from surgeon.axes import count as size_of
 from surgeon.graph.probe import open_dimensions
 from surgeon.graph.shapes import Shapes, infer
 from surgeon.graph.weights import data_type, packed_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from surgeon.analysis import Analysis
+    from surgeon.axes import Keep
 
 OTHER_SIZES = (8, 32, 64, 224, 16, 1)
 
@@ -31,7 +32,7 @@ class Cost:
     Attributes:
         params: Elements of all constants of rank >= 1 that are not int64.
         macs: Multiply-accumulates of one sample.
-        bytes: Bytes of the weights.
+        bytes: Bytes of the tensors that ``params`` counts.
     """
 
     params: float
@@ -57,18 +58,20 @@ class CostModel:
 
     def __init__(self, analysis: Analysis) -> None:
         shapes = one_sample(analysis.graph) or analysis.shapes
-        self.terms = [*_parameter_terms(analysis), *_mac_terms(analysis, shapes)]
+        known: dict[object, Axis] = {}
+        self.terms = [*_parameter_terms(analysis, known), *_mac_terms(analysis, shapes, known)]
         self._by_atom: dict[Atom, list[Term]] = defaultdict(list)
         for term in self.terms:
             for atom in {a for axis in term.axes for a in atoms_of(axis)}:
                 self._by_atom[atom].append(term)
 
     def evaluate(self, sizes: Mapping[Atom, float] | None = None) -> Cost:
-        """The cost when atoms have ``sizes``; atoms not named are whole."""
-        totals = {"params": 0.0, "macs": 0.0, "bytes": 0.0}
-        for term in self.terms:
-            totals[term.kind] += term.value(sizes or {})
-        return Cost(**totals)
+        """The cost when atoms have ``sizes``; atoms not named are whole. Selections are taken to shrink evenly."""
+        return self._sum(lambda axis: size_of(axis, sizes or {}))
+
+    def after(self, keep: Keep) -> Cost:
+        """The exact cost of one cut, given what is kept of each atom; atoms not named are whole."""
+        return self._sum(lambda axis: float(mask(axis, keep).sum()))
 
     def terms_of(self, atom: Atom) -> list[Term]:
         """The terms that change with the size of ``atom``."""
@@ -79,35 +82,68 @@ class CostModel:
         gone = {atom: 0.0}
         return sum(t.value({}) - t.value(gone) for t in self._by_atom[atom] if t.kind == kind)
 
+    def _sum(self, size: Callable[[Axis], float]) -> Cost:
+        """Adds the terms up; each distinct axis is measured once."""
+        found = {id(axis): axis for term in self.terms for axis in term.axes}
+        sizes = {key: size(axis) for key, axis in found.items()}
+        totals = {"params": 0.0, "macs": 0.0, "bytes": 0.0}
+        for term in self.terms:
+            totals[term.kind] += term.coefficient * prod(sizes[id(axis)] for axis in term.axes)
+        return Cost(**totals)
 
-def _term(kind: str, coefficient: float, axes: list[Axis]) -> Term:
-    free = tuple(normal(axis) for axis in axes if not is_fixed(axis))
-    fixed = prod(axis.size for axis in axes if is_fixed(axis))
-    return Term(kind, coefficient * fixed, free)
+
+def _term(kind: str, scale: float, axes: list[Axis], dims: Sequence[int], known: dict[object, Axis]) -> Term:
+    """``scale`` times the product of ``dims``, the wanted sizes of ``axes``, as a function of the axes that are free.
+
+    Axes are shared with the terms before, so that each distinct axis is one object. Fixed axes enter by their wanted
+    size and never by a quotient, so that whole numbers stay whole.
+    """
+    free: list[Axis] = []
+    for axis, size in zip(axes, dims, strict=True):
+        if is_fixed(axis):
+            scale *= size
+        else:
+            scale *= size / axis.size
+            free.append(known.setdefault(_key(axis), normal(axis)))
+    return Term(kind, scale, tuple(free))
 
 
-def _parameter_terms(analysis: Analysis) -> Iterator[Term]:
+def _key(axis: Axis) -> object:
+    """Equal for axes of equal structure."""
+    axis = normal(axis)
+    if isinstance(axis, Atom):
+        return axis.serial
+    if isinstance(axis, Selection):
+        return ("of", _key(axis.base), axis.indices.tobytes())
+    parts = axis.parts if isinstance(axis, Concat) else axis.factors
+    return (type(axis).__name__, *map(_key, parts))
+
+
+def _parameter_terms(analysis: Analysis, known: dict[object, Axis]) -> Iterator[Term]:
+    """Weights: everything but scalars, which never shrink, and int64, which are shapes and positions."""
     seen: set[str] = set()
     for op in analysis.ops:
         for tensor in op.node.inputs:
             if not isinstance(tensor, gs.Constant) or tensor.name in seen:
                 continue
             seen.add(tensor.name)
-            element = data_type(tensor)
-            axes = analysis.axes.get(tensor.name) or []
-            elements = prod(axis.size for axis in axes)
-            yield _term("bytes", packed_bytes(element, list(tensor.shape)) / max(elements, 1), axes)
-            if axes and element != onnx.TensorProto.INT64:
-                yield _term("params", 1.0, axes)
+            element, axes = data_type(tensor), analysis.axes.get(tensor.name)
+            if not axes or element == onnx.TensorProto.INT64:
+                continue
+            dims = [axis.size for axis in axes]
+            each = packed_bytes(element, dims) / max(prod(dims), 1)
+            yield _term("bytes", each, axes, dims, known)
+            yield _term("params", 1.0, axes, dims, known)
 
 
-def _mac_terms(analysis: Analysis, shapes: Shapes) -> Iterator[Term]:
+def _mac_terms(analysis: Analysis, shapes: Shapes, known: dict[object, Axis]) -> Iterator[Term]:
     for op in analysis.ops:
         for refs in op.facts.macs:
             axes = [(analysis.axes[ref.tensor] or [])[ref.axis] for ref in refs]
-            probe = prod(axis.size for axis in axes)
-            wanted = prod((shapes.dims.get(ref.tensor) or op.shapes.dims[ref.tensor] or ())[ref.axis] for ref in refs)
-            yield _term("macs", wanted / max(probe, 1), axes)
+            dims = [
+                (shapes.dims.get(ref.tensor) or op.shapes.dims[ref.tensor] or ())[ref.axis] for ref in refs
+            ]
+            yield _term("macs", 1.0, axes, dims, known)
 
 
 def one_sample(graph: gs.Graph) -> Shapes | None:
