@@ -92,7 +92,8 @@ def _search(
 ) -> Shapes:
     """The first assignment that every node accepts and that leaves no dynamic axis with size 1, or the best of all."""
     best: Shapes | None = None
-    tries = max(4, LARGEST_SEARCH // (len(program.nodes) + 1))
+    choice = not dimensions.keys() <= forced.keys()
+    tries = max(4, LARGEST_SEARCH // (len(program.nodes) + 1)) if choice else 1
     for first, alternatives in islice(candidates(dimensions, taken, forced), tries):
         run = program.run(first, second=False)
         if best is not None and len(run.failures) > len(best.failures):
