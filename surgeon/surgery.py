@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 from surgeon.axes import Atom, Axis, Concat, Keep, Selection, atoms_of, coordinates, mask, normal
 from surgeon.errors import InternalError
 from surgeon.graph.copy import copy_of
+from surgeon.graph.order import ordered
 from surgeon.graph.weights import peek
 from surgeon.ops import Emitter
 
@@ -48,7 +49,7 @@ def cut(analysis: Analysis, keep: Keep) -> gs.Graph:
             if id(tensor) not in outputs:
                 tensor.shape = None
     if len(graph.nodes) != len(nodes):
-        graph.toposort(recurse_subgraphs=False)
+        graph.nodes = ordered(graph.nodes)
     return graph
 
 

@@ -154,10 +154,11 @@ class Op:
         """The value of input ``index`` if it is the same for every input of the model, else None."""
         import onnx_graphsurgeon as gs
 
+        from surgeon.graph.weights import peek
+
         tensor = self.node.inputs[index]
         if isinstance(tensor, gs.Constant):
-            values: NDArray[Any] = tensor.values
-            return values
+            return peek(tensor)
         known = self.shapes.values.get(tensor.name)
         return None if known is None or known.dynamic.any() else known.data
 
