@@ -67,6 +67,7 @@ def coupling(analysis: Analysis) -> nx.MultiGraph:
                 atoms = dict.fromkeys(atoms_of(axis))
                 reasons = dict.fromkeys(atom.pinned for atom in atoms if atom.pinned is not None)
                 found: list[Shared] = [*atoms, *reasons]
+                graph.add_node(TensorAxis(tensor, k), sizes={atom.size for atom in atoms})
                 for shared in found:
                     graph.add_edge(TensorAxis(tensor, k), Relation(index, shared), op=op.name, role=role)
     return graph
@@ -89,21 +90,30 @@ def chain(
     return _steps(graph, _shortest(graph, starts, set(ends), shared))
 
 
-def chain_to_reason(graph: nx.MultiGraph, starts: Collection[TensorAxis], reason: Pin) -> list[Step] | None:
-    """The shortest chain from one of ``starts`` to the operator, graph input or graph output that pinned it.
+def chain_to_reason(graph: nx.MultiGraph, starts: Collection[TensorAxis], pinned: Atom) -> list[Step] | None:
+    """The shortest chain from one of ``starts`` to the operator, graph input or graph output that pinned an atom.
+
+    Along the atom itself if that leads there, else along everything that is pinned for the same reason: axes that
+    are only numbers hand reasons on without becoming one.
 
     Returns:
-        The steps, the last one by the operator itself (it starts and ends at the same axis); None where the
-        operator is not connected through axes, as where its reason was handed on inside another operator.
+        The steps, the last one by the operator itself (it starts and ends at the same axis); None where no chain
+        leads there, or the atom is not pinned.
     """
-    goals = {vertex for vertex in graph if _gives(graph, vertex, reason)}
-    return _steps(graph, _shortest(graph, starts, goals, reason))
+    if pinned.pinned is None:
+        return None
+    for shared in (pinned, pinned.pinned):
+        goals = {vertex for vertex in graph if _gives(graph, vertex, pinned.pinned, shared)}
+        steps = _steps(graph, _shortest(graph, starts, goals, shared, pinned.size))
+        if steps is not None:
+            return steps
+    return None
 
 
-def _gives(graph: nx.MultiGraph, vertex: TensorAxis | Relation, reason: Pin) -> bool:
+def _gives(graph: nx.MultiGraph, vertex: TensorAxis | Relation, reason: Pin, shared: Shared) -> bool:
     if isinstance(vertex, TensorAxis):
         return vertex.tensor == reason.op
-    if vertex.shared != reason:
+    if vertex.shared != shared:
         return False
     return any(edge["op"] == reason.op for _, _, edge in graph.edges(vertex, data=True))
 
@@ -113,7 +123,9 @@ def _shortest(
     starts: Collection[TensorAxis],
     goals: set[TensorAxis | Relation],
     shared: Shared,
+    size: int | None = None,
 ) -> list[TensorAxis | Relation] | None:
+    """The shortest path; of several, one whose last axis has a part of ``size``."""
     along = nx.subgraph_view(
         graph, filter_node=lambda vertex: isinstance(vertex, TensorAxis) or vertex.shared == shared
     )
@@ -122,7 +134,12 @@ def _shortest(
         return None
     found = nx.multi_source_dijkstra_path(along, sources)
     paths = [path for vertex, path in found.items() if vertex in goals]
-    return min(paths, key=len, default=None)
+
+    def order(path: list[TensorAxis | Relation]) -> tuple[int, bool]:
+        last = next(vertex for vertex in reversed(path) if isinstance(vertex, TensorAxis))
+        return len(path), size not in graph.nodes[last]["sizes"]
+
+    return min(paths, key=order, default=None)
 
 
 def _steps(graph: nx.MultiGraph, path: list[TensorAxis | Relation] | None) -> list[Step] | None:

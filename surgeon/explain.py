@@ -98,7 +98,7 @@ class _Explainer:
             ],
             "pinned": [
                 {"size": atom.size, "reason": str(reason), "op": reason.op, "why": reason.why,
-                 "path": _path(chain_to_reason(self.coupling, [where], reason))}
+                 "path": _path(chain_to_reason(self.coupling, [where], atom))}
                 for reason, atom in reasons.items()
             ],
         }  # fmt: skip
