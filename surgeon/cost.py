@@ -100,7 +100,7 @@ def _term(kind: str, scale: float, axes: list[Axis], dims: Sequence[int], known:
     """
     free: list[Axis] = []
     for axis, size in zip(axes, dims, strict=True):
-        if is_fixed(axis):
+        if is_fixed(axis) or not axis.size:  # an axis without positions has nothing to remove
             scale *= size
         else:
             scale *= size / axis.size
