@@ -152,22 +152,22 @@ def _check_interface(original: gs.Graph, result: gs.Graph, path: Path) -> None:
 def _check_shapes(expected: gs.Graph, result: gs.Graph, path: Path) -> None:
     """Every weight of the cut is there with its shape.
 
-    Passes after the cut may store a weight under another name (quantization does); matrices are then looked for by
-    shape, and vectors, which may be merged or recomputed, are not missed.
+    Passes after the cut may store a weight under another name, and transposed (quantization does): matrices are then
+    looked for by their sizes, and vectors, which may be merged or recomputed, are not missed.
     """
     wanted, found = dict(_weights(expected)), dict(_weights(result))
-    for name in wanted.keys() & found.keys():
+    for name in sorted(wanted.keys() & found.keys()):
         if wanted[name] != found[name]:
             said = f"weight {name} has shape {list(found[name])}, the plan's cut {list(wanted[name])}"
             raise GateError(said, where=str(path))
-    spare = Counter(shape for name, shape in found.items() if name not in wanted)
+    spare = Counter(tuple(sorted(shape)) for name, shape in found.items() if name not in wanted)
     for name in sorted(wanted.keys() - found.keys()):
-        shape = wanted[name]
-        if len(shape) > 1 and spare[shape] == 0:
+        sizes = tuple(sorted(wanted[name]))
+        if len(sizes) > 1 and spare[sizes] == 0:
             raise GateError(
-                f"has no weight of shape {list(shape)}, as {name} in the plan's cut", where=str(path)
+                f"has no weight of shape {list(wanted[name])}, as {name} in the plan's cut", where=str(path)
             )
-        spare[shape] -= 1
+        spare[sizes] -= 1
 
 
 def _weights(graph: gs.Graph) -> Iterator[tuple[str, Shape]]:
