@@ -15,6 +15,7 @@ from surgeon.axes import count as size_of
 from surgeon.graph.probe import open_dimensions
 from surgeon.graph.shapes import Shapes, infer
 from surgeon.graph.weights import data_type, packed_bytes
+from surgeon.ops import Ref
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -139,10 +140,15 @@ def _parameter_terms(analysis: Analysis, known: dict[object, Axis]) -> Iterator[
 def _mac_terms(analysis: Analysis, shapes: Shapes, known: dict[object, Axis]) -> Iterator[Term]:
     for op in analysis.ops:
         for refs in op.facts.macs:
-            axes = [(analysis.axes[ref.tensor] or [])[ref.axis] for ref in refs]
-            dims = [
-                (shapes.dims.get(ref.tensor) or op.shapes.dims[ref.tensor] or ())[ref.axis] for ref in refs
-            ]
+            axes, dims = [], []
+            for ref in refs:
+                if isinstance(ref, Ref):
+                    axes.append((analysis.axes[ref.tensor] or [])[ref.axis])
+                    found = shapes.dims.get(ref.tensor) or op.shapes.dims[ref.tensor] or ()
+                    dims.append(found[ref.axis])
+                else:
+                    axes.append(ref)
+                    dims.append(ref.size)
             yield _term("macs", 1.0, axes, dims, known)
 
 

@@ -26,7 +26,7 @@ class Group:
 
     Attributes:
         id: A stable name: the first weight (or tensor) axis the group occurs in.
-        kind: channel, group, head, head_dim, hidden or unit.
+        kind: channel, group, head, head_dim, hidden, expert or unit.
         size: Number of indices.
         members: (tensor, axis) pairs whose axis mentions the group.
         producers: Nodes whose weights write these channels.
@@ -129,6 +129,9 @@ def _tensors(analysis: Analysis) -> Iterator[tuple[str, list[Axis], bool]]:
 
 def _note_roles(op: Op, analysis: Analysis, groups: dict[Atom, Group]) -> None:
     """Producers, consumers and kinds, read off the solved axes of weighted operators."""
+    for axis, kind in op.facts.kinds:
+        for atom in set(atoms_of(axis)) & groups.keys():
+            groups[atom].kind = kind
     if not op.facts.contracted:
         return
     name = op.node.name or op.node.outputs[0].name
@@ -151,7 +154,7 @@ def _note_roles(op: Op, analysis: Analysis, groups: dict[Atom, Group]) -> None:
             groups[atom].kind = "channel"
         elif op.node.op in RECURRENT and any(a is atom for a in atoms_of(op.axes[op.node.inputs[2].name][2])):  # type: ignore[index]  # the rule ran
             groups[atom].kind = "hidden"
-    if not weighted and len(op.node.inputs) > 1:
+    if not weighted and len(op.node.inputs) > 1 and not op.facts.kinds:
         _note_heads(op, analysis, groups, contracted)
 
 

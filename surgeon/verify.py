@@ -14,6 +14,7 @@ from surgeon.graph.copy import copy_of
 from surgeon.graph.sessions import run, session
 from surgeon.graph.weights import data_type, peek
 from surgeon.probes import probe_feeds
+from surgeon.zeros import quantized_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -123,12 +124,14 @@ def _noise(reference: onnx.ModelProto, probe: Feeds, expected: Sequence[NDArray[
 def masked(analysis: Analysis, tensors: Mapping[str, Mapping[int, Sequence[int]]]) -> gs.Graph:
     """The original with every removed slice zeroed; in divisors, variances and scales it is set to one instead.
 
-    What they divide vanishes anyway, and one is the value that cannot turn a zero into something undefined.
+    What they divide vanishes anyway, and one is the value that cannot turn a zero into something undefined. In
+    quantized weights the zero is their zero point.
     """
     graph = copy_of(analysis.graph)
     divisors = {
         op.node.inputs[k].name for op in analysis.ops for k in op.facts.divisors if k < len(op.node.inputs)
     }
+    zero_points = quantized_weights(analysis)
     done: set[int] = set()
     for node in graph.nodes:
         for tensor in node.inputs:
@@ -138,14 +141,20 @@ def masked(analysis: Analysis, tensors: Mapping[str, Mapping[int, Sequence[int]]
             axes = tensors.get(getattr(tensor, "origin", tensor.name), {})
             if axes and data_type(tensor) in FLOATS:
                 tensor.values = _filled(peek(tensor), axes, float(tensor.name in divisors))
+            elif axes and tensor.name in zero_points:
+                tensor.values = _filled(peek(tensor), axes, zero_points[tensor.name])
     return graph
 
 
-def _filled(values: NDArray[Any], axes: Mapping[int, Sequence[int]], value: float) -> NDArray[Any]:
+def _filled(
+    values: NDArray[Any], axes: Mapping[int, Sequence[int]], value: float | NDArray[Any]
+) -> NDArray[Any]:
     result = values.copy()
+    replacement = np.broadcast_to(np.asarray(value, dtype=values.dtype), values.shape)
     for axis, kept in axes.items():
         removed = np.setdiff1d(np.arange(values.shape[axis]), np.asarray(kept, dtype=np.int64))
-        result[(slice(None),) * axis + (removed,)] = value
+        place = (slice(None),) * axis + (removed,)
+        result[place] = replacement[place]
     return result
 
 

@@ -1,14 +1,17 @@
-"""Where tensors of the masked model are zero: for each tensor, the atoms along which removed slices vanish."""
+"""Zeros of the masked model: for each tensor the atoms along which it vanishes, and what is zero in integers."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from surgeon.axes import Atom, atoms_of
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from surgeon.analysis import Analysis
     from surgeon.ops.op import Op
 
@@ -53,3 +56,27 @@ def _joined(analysis: Analysis, names: list[str], zero: dict[str, set[Atom]]) ->
     """Along a concatenation an atom vanishes if it does in every part that mentions it."""
     atoms = set().union(*(_atoms(analysis, name) for name in names))
     return {a for a in atoms if all(a in zero.get(n, ()) for n in names if a in _atoms(analysis, n))}
+
+
+def quantized_weights(analysis: Analysis) -> dict[str, NDArray[Any]]:
+    """What stands for zero in each quantized constant, in a shape that broadcasts to its own."""
+    result: dict[str, NDArray[Any]] = {}
+    for op in analysis.ops:
+        for index, stated in op.facts.quantized.items():
+            tensor = op.node.inputs[index]
+            zero = np.zeros((), np.int64) if stated.input is None else op.value(stated.input)
+            if isinstance(tensor, gs.Constant) and zero is not None:
+                result[tensor.name] = _spread(zero, tuple(tensor.shape), stated.axis)
+    return result
+
+
+def _spread(zero: NDArray[Any], shape: tuple[int, ...], axis: int) -> NDArray[Any]:
+    """Zero points per tensor, per position of ``axis``, or (with the weight's rank) per block of every axis."""
+    if zero.size == 1:
+        return zero.reshape(())
+    if zero.ndim == 1:
+        return zero.reshape([-1 if k == axis % len(shape) else 1 for k in range(len(shape))])
+    for k, size in enumerate(shape):
+        if zero.shape[k] not in (1, size):
+            zero = np.repeat(zero, -(-size // zero.shape[k]), axis=k)
+    return zero

@@ -44,6 +44,17 @@ class Reduction:
 
 
 @dataclass(frozen=True)
+class ZeroPoint:
+    """What stands for zero in a quantized input: ``input`` holds it (None: zero itself), one per position of ``axis``.
+
+    A zero point of the same rank as the input is one per block instead.
+    """
+
+    input: int | None
+    axis: int = 0
+
+
+@dataclass(frozen=True)
 class Zeros:
     """When an output is zero: where one of the ``factors`` is and all of the ``terms`` are (input indices).
 
@@ -60,22 +71,27 @@ class Facts:
     """Everything a rule stated that is needed after the axes are solved.
 
     Attributes:
-        macs: Products of axes; the operator's multiply-accumulates are their sum.
+        macs: Products of axes; the operator's multiply-accumulates are their sum. An axis that belongs to no tensor
+            stands for itself.
         contracted: For each input that is contracted, the axes it is summed over.
         emit: How to re-emit the node once sizes are known.
         zeros: When the outputs are zero, or None when nothing is known.
         reductions: Statistics over axes.
         barrier: Why every axis of the operator is pinned, or None.
         divisors: Inputs that must not be zeroed when channels are masked out, for the operator divides by them.
+        quantized: Inputs that hold integers which stand for numbers, and which of them stands for zero.
+        kinds: Axes with the kind of group that runs along them, for operators that do more than one product.
     """
 
-    macs: list[list[Ref]] = field(default_factory=list)
+    macs: list[list[Ref | Axis]] = field(default_factory=list)
     contracted: dict[int, Axes] = field(default_factory=dict)
     emit: list[Callable[[Emitter], None]] = field(default_factory=list)
     zeros: Zeros | None = None
     reductions: list[Reduction] = field(default_factory=list)
     barrier: str | None = None
     divisors: tuple[int, ...] = ()
+    quantized: dict[int, ZeroPoint] = field(default_factory=dict)
+    kinds: list[tuple[Axis, str]] = field(default_factory=list)
 
 
 @cache
@@ -203,7 +219,7 @@ class Op:
             result.append(wide[0] if wide else ONE)
         return result
 
-    def multiply(self, *refs: Sequence[Ref]) -> None:
+    def multiply(self, *refs: Sequence[Ref | Axis]) -> None:
         """The operator costs the product of these axes in multiply-accumulates."""
         self.facts.macs.append([ref for group in refs for ref in group])
 
@@ -227,6 +243,15 @@ class Op:
     def divides_by(self, *indices: int) -> None:
         """These inputs are divisors, variances or scales: masking channels must leave them alone."""
         self.facts.divisors = indices
+
+    def quantized(self, index: int, zero_point: int | None = None, axis: int = 0) -> None:
+        """Input ``index`` is quantized; input ``zero_point`` (none: zero) is what stands for zero, along ``axis``."""
+        given = zero_point if zero_point is not None and self.has(zero_point) else None
+        self.facts.quantized[index] = ZeroPoint(given, axis)
+
+    def kind(self, name: str, *axes: Axis) -> None:
+        """Groups along these axes are of kind ``name``: channel, group, head, head_dim, hidden, expert or unit."""
+        self.facts.kinds += [(axis, name) for axis in axes]
 
     def reduces(self, index: int, axis: Axis, why: str, *, exact_on_zeros: bool = False) -> None:
         """A statistic of input ``index`` runs over ``axis``."""
