@@ -29,6 +29,10 @@ from surgeon.axes.expression import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
+SINGLES = "single positions laid side by side"
+
 
 def unify(left: Axis, right: Axis, op: str = "") -> None:
     """State that ``left`` and ``right`` index the same things.
@@ -69,14 +73,14 @@ def cut_at(axis: Axis, size: int, op: str = "") -> tuple[Axis, Axis]:
     if size in (0, axis.size):
         return (axis, Concat(())) if size else (Concat(()), axis)
     if is_fixed(axis):
-        reason = pin_of(axis)
+        reason = pin_of(axis) or Pin(op, SINGLES)
         return Atom(size, reason), Atom(axis.size - size, reason)
     if isinstance(axis, Atom):
         head, tail = Atom(size), Atom(axis.size - size)
         axis.bound = Concat((head, tail))
         return head, tail
     if isinstance(axis, Selection):
-        return Selection(axis.base, axis.indices[:size]), Selection(axis.base, axis.indices[size:])
+        return _narrowed(axis, axis.indices[:size], op), _narrowed(axis, axis.indices[size:], op)
     if isinstance(axis, Concat):
         return _cut_concat(axis, size, op)
     rest = product(*axis.factors[1:])
@@ -97,8 +101,13 @@ def select(axis: Axis, indices: Sequence[int] | np.ndarray, op: str = "") -> Axi
     if is_fixed(axis):
         return Atom(len(picked), pin_of(axis) or Pin(op, "constant indices"))
     if isinstance(axis, Selection):
-        return Selection(axis.base, axis.indices[picked])
+        return _narrowed(axis, axis.indices[picked], op)
     return Selection(axis, picked)
+
+
+def _narrowed(axis: Selection, indices: NDArray[np.int64], op: str) -> Axis:
+    """A selection of the same base. A single position becomes a part of it, since an axis of size 1 must not vanish."""
+    return select(axis.base, indices, op) if len(indices) == 1 else Selection(axis.base, indices)
 
 
 def _clash(a: Axis, b: Axis, op: str, why: str) -> None:
@@ -107,7 +116,7 @@ def _clash(a: Axis, b: Axis, op: str, why: str) -> None:
 
 
 def _spread_pin(a: Axis, b: Axis, op: str) -> None:
-    reason = pin_of(a) or pin_of(b) or Pin(op, "single positions laid side by side")
+    reason = pin_of(a) or pin_of(b) or Pin(op, SINGLES)
     pin(a, reason)
     pin(b, reason)
 
