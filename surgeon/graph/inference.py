@@ -12,6 +12,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx.shape_inference import InferenceError, infer_node_outputs
 
+from surgeon.graph import contrib
 from surgeon.graph.evaluate import ARITHMETIC, GROWING, Call, evaluate, static_size
 from surgeon.graph.order import bodies, captured, ordered
 from surgeon.graph.probe import dimension_key
@@ -55,13 +56,6 @@ SHAPE_FUNCTIONS: dict[tuple[str, str], ShapeFunction] = {
     ("", "Affine"): _same_as_first,
     ("", "ParametricSoftplus"): _same_as_first,
     ("", "ScaledTanh"): _same_as_first,
-    ("com.microsoft", "Gelu"): _same_as_first,
-    ("com.microsoft", "FastGelu"): _same_as_first,
-    ("com.microsoft", "QuickGelu"): _same_as_first,
-    ("com.microsoft", "BiasGelu"): _same_as_first,
-    ("com.microsoft", "SkipLayerNormalization"): _same_as_first,
-    ("com.microsoft", "SkipSimplifiedLayerNormalization"): _same_as_first,
-    ("com.microsoft", "RotaryEmbedding"): _same_as_first,
 }
 
 
@@ -255,6 +249,8 @@ class Run:
                 for tensor, dims in zip(node.outputs, shapes, strict=True)
                 if tensor.name
             }
+        if standard(node.domain) == contrib.DOMAIN and schema is None:
+            return self._contrib(node)
         if schema is None or any(name and name not in self.types for name in inputs):
             return {}
         types = {name: self.types[name] for name in inputs if name}
@@ -280,6 +276,20 @@ class Run:
             mask = tensor_type(onnx.TensorProto.BOOL, self.dims[inputs[0]])
             found[node.outputs[1].name] = mask
         return found
+
+    def _contrib(self, node: gs.Node) -> dict[str, onnx.TypeProto]:
+        """The same for an operator of onnxruntime's own domain."""
+        names = [tensor.name for tensor in node.inputs]
+        shapes = [(self.dtypes.get(name), self.dims.get(name)) for name in names]
+        inputs = [None if kind is None or dims is None else (kind, dims) for kind, dims in shapes]
+        data = [self._datum(name) for name in names]
+        try:
+            found = contrib.infer_contrib(contrib.Call(node.op, node.attrs, inputs, data, len(node.outputs)))
+        except (InferenceError, RuntimeError, ValueError) as error:
+            self.failures[node.outputs[0].name] = (str(error).strip() or "refused").splitlines()[0]
+            return {}
+        pairs = zip(node.outputs, found or [], strict=False)
+        return {tensor.name: kind for tensor, kind in pairs if tensor.name and kind is not None}
 
     def _reshape_clashes(self, node: gs.Node, found: Mapping[str, onnx.TypeProto]) -> bool:
         """Whether a Reshape would fail when run, which onnx does not check: lengths baked in by an exporter."""
