@@ -1,12 +1,16 @@
-"""How much of each group to remove: a fixed ratio of every axis, or the cheapest indices until a target is met."""
+"""How much of each group to remove: a ratio of every axis, or as much as targets need, the cheapest indices first."""
 
 from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
+from functools import cached_property
+from math import gcd
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from surgeon.tally import KINDS, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,10 +19,13 @@ if TYPE_CHECKING:
 
     from surgeon.axes import Atom
     from surgeon.cost import CostModel
-    from surgeon.groups import Group
+
+    Flags = NDArray[np.bool_]
 
 OVERSHOOT = 0.02
-KERNEL_QUANTUM = 16  # channels per step of onnxruntime's fp32 kernels on a CPU
+COARSE = 32  # a group gives way in at most about this many steps before the last ones are refined
+SLACK = 1e-9
+WIDEST_QUANTUM, LEAST_QUANTUM = 16, 4
 
 
 @dataclass(frozen=True)
@@ -37,149 +44,301 @@ class Limits:
 
     def least(self, size: int) -> int:
         """The fewest indices a group of ``size`` may be left with."""
-        least = max(self.min_keep, 1, int(np.ceil(size * (1 - self.max_ratio) - 1e-9)))
-        step = self.step(size)
+        least = max(self.min_keep, 1, int(np.ceil(size * (1 - self.max_ratio) - SLACK)))
+        step = self.multiple_of or 1
         return min(size, -(-least // step) * step)
 
-    def step(self, size: int) -> int:
-        """How many indices are removed at a time, once what is kept is a multiple of it."""
+    def step(self, size: int, block: int = 1) -> int:
+        """What a group's size is kept a multiple of.
+
+        The default follows onnxruntime's fp32 kernels on a CPU, measured around 64 to 96 channels (AVX-512, one
+        thread; tests/benchmarks/kernel_quantum.py repeats it): convolutions work on blocks of 16 channels, and 65 cost
+        as much as 80; counts that are no multiple of 4 fall off the blocked kernels altogether and cost 1.4 (1x1, 3x3)
+        to 4 times (depthwise) as much; MatMul hardly minds. So the multiple is 16 where that is no coarser than an
+        eighth of the group, less in smaller groups, but not under 4 as long as there are 8 channels.
+
+        Args:
+            size: Indices of the group.
+            block: Channels that go with one index, as head_dim does with a head.
+        """
         if self.multiple_of is not None:
             return max(1, min(self.multiple_of, size))
-        step = 1
-        while step < KERNEL_QUANTUM and size >= 16 * step:
-            step *= 2
-        return step
+        channels = size * block
+        if channels < 2 * LEAST_QUANTUM:
+            return 1
+        quantum = LEAST_QUANTUM
+        while quantum < WIDEST_QUANTUM and channels >= 16 * quantum:
+            quantum *= 2
+        return quantum // gcd(quantum, block)
 
 
-def by_ratio(size: int, ratio: float, limits: Limits) -> int:
-    """How many of ``size`` indices are kept when ``ratio`` of them are to be removed.
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One group as the allocation sees it.
 
-    Never more than the ratio is removed, and what is kept is rounded up to the multiple asked for.
+    Attributes:
+        id: The group's id.
+        atom: What shrinks.
+        scores: Importance per index ``[size]``, comparable between groups.
+        limits: Bounds on what it may lose.
+        block: Channels that go with one index.
+        stays: Indices that must stay ``[size]``, or None.
+        goes: Indices that go whatever their score ``[size]``, or None; these do not count against the limits.
     """
-    kept = size - int(np.floor(size * ratio + 1e-9))
-    step = limits.step(size) if limits.multiple_of is not None else 1
-    return max(limits.least(size), min(size, -(-kept // step) * step))
+
+    id: str
+    atom: Atom
+    scores: NDArray[np.float64]
+    limits: Limits = Limits()
+    block: int = 1
+    stays: Flags | None = None
+    goes: Flags | None = None
+
+    @property
+    def size(self) -> int:
+        """Indices of the whole group."""
+        return self.atom.size
+
+    @cached_property
+    def order(self) -> NDArray[np.int64]:
+        """Indices in the order they go; of two with the same score the later one goes first."""
+        rank = np.zeros(self.size)
+        if self.goes is not None:
+            rank[self.goes] = -1
+        if self.stays is not None:
+            rank[self.stays] = 1
+        found = np.lexsort((-np.arange(self.size), self.scores, rank))
+        return found.astype(np.int64)
+
+    @cached_property
+    def most(self) -> int:
+        """How many may stay at most."""
+        return self.size - (0 if self.goes is None else int(self.goes.sum()))
+
+    @cached_property
+    def least(self) -> int:
+        """How many stay at least."""
+        staying = 0 if self.stays is None else int(self.stays.sum())
+        return min(self.most, max(staying, self.limits.least(self.size)))
+
+    @cached_property
+    def step(self) -> int:
+        """What the number kept is a multiple of."""
+        return self.limits.step(self.size, self.block)
+
+    def below(self, kept: int, *, least_change: int = 1) -> int:
+        """The next smaller number to keep; ``kept`` itself at the end.
+
+        Where a whole step would go below the least and the multiple was not asked for, it is halved until it fits.
+        """
+        step = self.step
+        wanted = max(1, kept - least_change + 1)
+        following = (wanted - 1) // step * step
+        while step > 1 and following < self.least and self.limits.multiple_of is None:
+            step //= 2
+            following = (kept - 1) // step * step
+        return min(kept, max(self.least, following))
+
+    def at_ratio(self, ratio: float, *, rounded: bool) -> int:
+        """How many stay when ``ratio`` of the group is to go; never more goes, whatever the rounding."""
+        kept = self.size - int(np.floor(self.size * ratio + SLACK))
+        step = self.step if rounded else 1
+        return min(self.most, max(self.least, min(self.size, -(-kept // step) * step)))
+
+    def mask(self, kept: int) -> Flags:
+        """What stays when ``kept`` indices do."""
+        flags = np.ones(self.size, bool)
+        flags[self.order[: self.size - kept]] = False
+        return flags
+
+
+def by_ratio(candidates: Sequence[Candidate], ratio: float) -> dict[str, Flags]:
+    """Remove ``ratio`` of every group, or less where that is no whole number or no multiple asked for."""
+    return {
+        each.id: each.mask(each.at_ratio(ratio, rounded=each.limits.multiple_of is not None))
+        for each in candidates
+    }
 
 
 def to_target(
-    groups: Sequence[Group],
-    scores: Mapping[str, NDArray[np.float64]],
-    cost: CostModel,
-    targets: Mapping[str, float],
-    limits: Limits,
-) -> dict[str, NDArray[np.bool_]] | None:
+    candidates: Sequence[Candidate], cost: CostModel, targets: Mapping[str, float]
+) -> dict[str, Flags] | None:
     """Remove the indices with the least score per unit of cost until every target holds.
 
+    Greedy: at each step the group whose next indices have the least sum of scores per cost they save. Costs depend on
+    each other (a channel is cheaper to keep once its neighbours have shrunk) and are brought up to date as it goes.
+
     Args:
-        groups: What may be cut.
-        scores: Importance per index of each group, comparable between groups.
+        candidates: What may be cut.
         cost: The cost of every cut.
-        targets: Fractions of the original cost (``macs``, ``params``, ``bytes``) not to be exceeded.
-        limits: Bounds for each group.
+        targets: Fractions of the original cost (``macs``, ``params``, ``bytes``) not to be exceeded. What is removed
+            beyond is at most 2 % of them where the steps are that fine.
 
     Returns:
         What is kept of each group, or None when no cut within the limits meets the targets.
     """
-    return _Descent(groups, scores, cost, targets, limits).run()
+    return _Exact(candidates, cost, targets, _descend).run()
+
+
+def evenly_to_target(
+    candidates: Sequence[Candidate], cost: CostModel, targets: Mapping[str, float]
+) -> dict[str, Flags] | None:
+    """Remove the same fraction of every group, the least that meets the targets; arguments as for `to_target`.
+
+    Groups whose last step turns out to be unnecessary, the first ones first, keep it.
+    """
+    return _Exact(candidates, cost, targets, _level).run()
+
+
+class _Exact:
+    """Runs a strategy; where selections make the polynomial an estimate, again with a lower goal until it holds."""
+
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        cost: CostModel,
+        targets: Mapping[str, float],
+        strategy: _Strategy,
+    ) -> None:
+        self.candidates, self.cost, self.strategy = candidates, cost, strategy
+        whole = vars(cost.evaluate())
+        self.goal = {kind: whole[kind] * fraction for kind, fraction in targets.items()}
+
+    def run(self) -> dict[str, Flags] | None:
+        estimate = dict(self.goal)
+        for _ in range(8):
+            limits = np.array([estimate.get(kind, np.inf) for kind in KINDS]) * (1 + SLACK)
+            kept = self.strategy(self.candidates, self.cost, limits)
+            if kept is None:
+                return None
+            masks = {each.id: each.mask(kept[k]) for k, each in enumerate(self.candidates)}
+            exact = vars(self.cost.after({each.atom: masks[each.id] for each in self.candidates}))
+            if all(exact[kind] <= goal * (1 + SLACK) for kind, goal in self.goal.items()):
+                return masks
+            for kind, goal in self.goal.items():
+                estimate[kind] *= min(1.0, goal / exact[kind]) * 0.999
+        return None
+
+
+def _descend(
+    candidates: Sequence[Candidate], cost: CostModel, limits: NDArray[np.float64]
+) -> list[int] | None:
+    descent = _Descent(candidates, cost, limits)
+    # large groups first go in larger steps, which is faster; what then would overshoot is tried again in small ones
+    for coarse in (COARSE, None):
+        if descent.go(coarse):
+            return descent.kept
+    return descent.kept if descent.overshoot() else None
+
+
+def _level(candidates: Sequence[Candidate], cost: CostModel, limits: NDArray[np.float64]) -> list[int] | None:
+    def kept_at(ratio: float) -> list[int]:
+        return [each.at_ratio(ratio, rounded=True) for each in candidates]
+
+    def met(kept: Sequence[int]) -> bool:
+        after = cost.evaluate({each.atom: float(n) for each, n in zip(candidates, kept, strict=True)})
+        return all(getattr(after, kind) <= limit for kind, limit in zip(KINDS, limits, strict=True))
+
+    low, high = 0.0, 1.0
+    if met(kept_at(low)):
+        return kept_at(low)
+    if not met(kept_at(high)):
+        return None
+    while kept_at(low) != kept_at(high) and high - low > 1e-7:
+        middle = (low + high) / 2
+        low, high = (low, middle) if met(kept_at(middle)) else (middle, high)
+    kept, more = kept_at(high), kept_at(low)
+    tally = Tally(cost, [each.atom for each in candidates])
+    for each, count in zip(candidates, kept, strict=True):
+        tally.shrink(each.atom, float(count))
+    for k, each in enumerate(candidates):
+        if more[k] > kept[k] and np.all(tally.totals - tally.gain(each.atom, float(more[k])) <= limits):
+            tally.shrink(each.atom, float(more[k]))
+            kept[k] = more[k]
+    return kept
 
 
 class _Descent:
-    def __init__(
-        self,
-        groups: Sequence[Group],
-        scores: Mapping[str, NDArray[np.float64]],
-        cost: CostModel,
-        targets: Mapping[str, float],
-        limits: Limits,
-    ) -> None:
-        self.groups, self.cost, self.limits = groups, cost, limits
-        whole = vars(cost.evaluate())
-        self.now = dict(whole)
-        self.goal = {kind: whole[kind] * fraction for kind, fraction in targets.items()}
-        self.order = [np.argsort(scores[g.id], kind="stable") for g in groups]
-        self.scores = [scores[g.id] for g in groups]
-        self.kept = [g.size for g in groups]
-        self.sizes: dict[Atom, float] = {g.atom: float(g.size) for g in groups}
+    """The greedy removal; ``kept`` says how many indices of each candidate are left."""
 
-    def run(self) -> dict[str, NDArray[np.bool_]] | None:
-        heap = [entry for k in range(len(self.groups)) if (entry := self._entry(k))]
+    def __init__(self, candidates: Sequence[Candidate], cost: CostModel, limits: NDArray[np.float64]) -> None:
+        self.candidates, self.limits = candidates, limits
+        self.tally = Tally(cost, [each.atom for each in candidates])
+        self.kept = [each.most for each in candidates]
+        for each in candidates:
+            if each.most < each.size:
+                self.tally.shrink(each.atom, float(each.most))
+        self.sums = [np.concatenate([[0.0], np.cumsum(each.scores[each.order])]) for each in candidates]
+
+    def go(self, coarse: int | None) -> bool:
+        """Remove until the targets hold; False when everything left would overshoot or nothing is left."""
+        heap = [entry for k in range(len(self.candidates)) if (entry := self._entry(k, coarse))]
         heapq.heapify(heap)
-        postponed: list[tuple[float, int, int]] = []
         while not self._met():
             if not heap:
-                if not self._take_least_overshoot(postponed):
-                    return None
-                break
-            price, k, kept = heapq.heappop(heap)
-            if kept != self.kept[k]:
-                continue
-            fresh = self._entry(k)
+                return False
+            price, k, _ = heapq.heappop(heap)
+            fresh = self._entry(k, coarse)
             if fresh is None:
                 continue
-            if fresh[0] > price * (1 + 1e-9) and heap and fresh[0] > heap[0][0]:
+            if fresh[0] > price * (1 + SLACK) and heap and fresh > heap[0]:
                 heapq.heappush(heap, fresh)
-            elif self._overshoots(k):
-                postponed.append(fresh)
-            else:
-                self._remove(k)
-                following = self._entry(k)
-                if following:
-                    heapq.heappush(heap, following)
-        return {g.id: self._mask(k) for k, g in enumerate(self.groups)}
+                continue
+            following = fresh[2]
+            if self._overshoots(k, following):
+                continue
+            self._remove(k, following)
+            again = self._entry(k, coarse)
+            if again is not None:
+                heapq.heappush(heap, again)
+        return True
+
+    def overshoot(self) -> bool:
+        """Take the step that overshoots least; False when none meets the targets."""
+        best: tuple[float, int, int] | None = None
+        for k, each in enumerate(self.candidates):
+            following = each.below(self.kept[k])
+            if following < self.kept[k]:
+                after = self.tally.totals - self.tally.gain(each.atom, float(following))
+                if np.all(after <= self.limits):
+                    saved = float(np.max(self._saved(k, following)))
+                    best = min(best or (saved, k, following), (saved, k, following))
+        if best is None:
+            return False
+        self._remove(best[1], best[2])
+        return True
 
     def _met(self) -> bool:
-        return all(self.now[kind] <= goal * (1 + 1e-9) for kind, goal in self.goal.items())
+        return bool(np.all(self.tally.totals <= self.limits))
 
-    def _next(self, k: int) -> int:
-        step, kept = self.limits.step(self.groups[k].size), self.kept[k]
-        return max(self.limits.least(self.groups[k].size), (kept - 1) // step * step)
+    def _saved(self, k: int, following: int) -> NDArray[np.float64]:
+        """What the removal saves of each kind that is still too large, as a fraction of its limit."""
+        gain = self.tally.gain(self.candidates[k].atom, float(following))
+        return np.where(self.tally.totals > self.limits, gain / np.maximum(self.limits, SLACK), 0.0)
 
-    def _entry(self, k: int) -> tuple[float, int, int] | None:
-        """Score per unit of cost of the next removal; None when the group is at its least."""
-        following = self._next(k)
-        if following >= self.kept[k]:
+    def _entry(self, k: int, coarse: int | None) -> tuple[float, int, int] | None:
+        """Score per unit of cost of the next removal; None when the group is at its least or saves nothing."""
+        each, kept = self.candidates[k], self.kept[k]
+        following = each.below(kept, least_change=each.size // coarse if coarse else 1)
+        if following >= kept:
             return None
-        gain = self._gain(k, following)
-        saved = sum(gain[kind] / goal for kind, goal in self.goal.items() if self.now[kind] > goal)
+        saved = float(self._saved(k, following).sum())
         if saved <= 0:
             return None
-        size = self.groups[k].size
-        chunk = self.order[k][size - self.kept[k] : size - following]
-        return (float(self.scores[k][chunk].sum() / saved), k, self.kept[k])
+        sums = self.sums[k]
+        return (float(sums[each.size - following] - sums[each.size - kept]) / saved, k, following)
 
-    def _gain(self, k: int, following: int) -> dict[str, float]:
-        atom = self.groups[k].atom
-        gain = dict.fromkeys(self.now, 0.0)
-        terms = self.cost.terms_of(atom)
-        before = [term.value(self.sizes) for term in terms]
-        self.sizes[atom] = float(following)
-        for term, value in zip(terms, before, strict=True):
-            gain[term.kind] += value - term.value(self.sizes)
-        self.sizes[atom] = float(self.kept[k])
-        return gain
+    def _overshoots(self, k: int, following: int) -> bool:
+        after = self.tally.totals - self.tally.gain(self.candidates[k].atom, float(following))
+        bounded = np.isfinite(self.limits)
+        return bool(np.all(after[bounded] < self.limits[bounded] * (1 - OVERSHOOT)))
 
-    def _overshoots(self, k: int) -> bool:
-        gain = self._gain(k, self._next(k))
-        after = {kind: self.now[kind] - gain[kind] for kind in self.goal}
-        return all(value < self.goal[kind] * (1 - OVERSHOOT) for kind, value in after.items())
-
-    def _remove(self, k: int) -> None:
-        following = self._next(k)
-        for kind, amount in self._gain(k, following).items():
-            self.now[kind] -= amount
+    def _remove(self, k: int, following: int) -> None:
+        self.tally.shrink(self.candidates[k].atom, float(following))
         self.kept[k] = following
-        self.sizes[self.groups[k].atom] = float(following)
 
-    def _take_least_overshoot(self, postponed: list[tuple[float, int, int]]) -> bool:
-        left = [k for _, k, kept in postponed if kept == self.kept[k]]
-        if not left:
-            return False
-        kind = next(iter(self.goal))
-        self._remove(min(left, key=lambda k: self._gain(k, self._next(k))[kind]))
-        return self._met()
 
-    def _mask(self, k: int) -> NDArray[np.bool_]:
-        group = self.groups[k]
-        keep = np.ones(group.size, bool)
-        keep[self.order[k][: group.size - self.kept[k]]] = False
-        return keep
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    _Strategy = Callable[[Sequence[Candidate], CostModel, NDArray[np.float64]], list[int] | None]

@@ -1,4 +1,4 @@
-"""Finds what is installed: passes, operator rules and metrics, by entry point.
+"""Finds what is installed: passes, operator rules, metrics, scores and reductions, by entry point.
 
 Nothing is imported until it is asked for by name, so a broken plugin harms only those who use it.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
+from typing import TypeVar
 
 from surgeon.errors import PluginError, UsageError
 from surgeon.passes import Pass
@@ -18,6 +19,10 @@ from surgeon.suggest import did_you_mean
 PASSES = "surgeon.passes"
 OPS = "surgeon.ops"
 METRICS = "surgeon.metrics"
+SCORES = "surgeon.scores"
+REDUCTIONS = "surgeon.reductions"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,28 @@ def load_pass(name: str) -> type[Pass]:
     fault = _fault(loaded, name)
     if fault or not isinstance(loaded, type):
         raise PluginError(f"pass {name!r}: {plugin.entry.value} {fault}", where=plugin.origin)
+    return loaded
+
+
+def load_function(group: str, name: str, own: Mapping[str, T], *, what: str) -> T | Callable[..., object]:
+    """Returns a function by name: one of our ``own``, or one that a plugin registers in ``group``.
+
+    Raises:
+        UsageError: There is none of that name.
+        PluginError: It is provided twice, cannot be imported or cannot be called.
+    """
+    registered = available(group).get(name, ())
+    if name in own:
+        if registered:
+            origins = " and ".join(["onnx-surgeon", *(plugin.origin for plugin in registered)])
+            raise PluginError(
+                f"{what} {name!r} is provided twice", where=origins, hint="uninstall one of them"
+            )
+        return own[name]
+    plugin = find(group, name, what=what)
+    loaded = plugin.load()
+    if not callable(loaded):
+        raise PluginError(f"{what} {name!r}: {plugin.entry.value} cannot be called", where=plugin.origin)
     return loaded
 
 

@@ -1,22 +1,26 @@
-"""Importance scores: plain functions from the weights (or activations) of a group to one number per index."""
+"""Importance scores: plain functions from the weights or activations of a group to one number per index.
+
+A score of one's own is such a function, registered under the entry-point group ``surgeon.scores``: ``f(slices)`` ranks
+by each weight of a group; wrapped in `Score` it can be given activations instead. Larger means more important. Only
+ratios matter: what a score says of each tensor is scaled to mean 1 before `REDUCTIONS` join the tensors of a group.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from surgeon.axes import Axis, coordinates
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
     from surgeon.axes import Atom
 
-Scores = "NDArray[np.float64]"
+BLOCK = 1 << 22  # elements worked on at a time where a score needs a copy
 
 
 @dataclass(frozen=True)
@@ -53,26 +57,80 @@ class Slices:
         return self.gather(np.ones(self.values.shape[self.axis])) > 0
 
     def power_sums(self, power: int) -> NDArray[np.float64]:
-        """For each index the sum of ``|w| ** power`` (1 or 2) over its values, in float64."""
-        lead = int(np.prod(self.values.shape[: self.axis]))
-        cube = self.values.reshape(lead, self.values.shape[self.axis], -1)
-        if power == 1:
-            return self.gather(np.abs(cube).sum(axis=(0, 2), dtype=np.float64))
-        return self.gather(np.einsum("ijk,ijk->j", cube, cube).astype(np.float64))
+        """For each index the sum of ``|w| ** power`` (1 or 2) over its values."""
+        lead = int(np.prod(self.values.shape[: self.axis], dtype=np.int64))
+        width = self.values.shape[self.axis]
+        cube = self.values.reshape(lead, width, -1)
+        total = np.zeros(width)
+        step = max(1, BLOCK // max(cube[:1].size, 1))
+        for start in range(0, lead, step):  # along the slowest axis, so that every block is contiguous
+            total += _power_sums(cube[start : start + step], power)
+        return self.gather(total)
 
-    def rows(self) -> NDArray[np.float64]:
-        """Matrix ``[size, features]``: the values of each index in one row; a single occurrence only."""
+    def rows(self) -> NDArray[np.floating]:
+        """Matrix ``[size, features]``, fp32 or wider: the values of each index, by the group's first occurrence.
+
+        Where a selection gives an index fewer positions than others, the rest of its row is zero.
+        """
         index = self.where[0]
         flat = np.moveaxis(self.values, self.axis, 0).reshape(self.values.shape[self.axis], -1)
-        used = np.flatnonzero(index >= 0)
-        order = used[np.argsort(index[used], kind="stable")]
-        return flat[order].reshape(self.size, -1).astype(np.float64)
+        order = np.argsort(index, kind="stable")[np.count_nonzero(index < 0) :]
+        owner = index[order]
+        first = np.searchsorted(owner, owner)
+        most = int((np.arange(len(owner)) - first).max(initial=-1)) + 1
+        rows = np.zeros((self.size, most, flat.shape[1]), np.promote_types(flat.dtype, np.float32))
+        rows[owner, np.arange(len(owner)) - first] = flat[order]
+        return rows.reshape(self.size, -1)
 
 
-class WeightScore(Protocol):
-    """Scores the indices of a group by one of its weights; larger means more important."""
+def _power_sums(cube: NDArray[np.floating], power: int) -> NDArray[np.float64]:
+    """Sums over the first and last axis, in the weights' precision but at least fp32; rows are added up first."""
+    lead, width, tail = cube.shape
+    block = cube.astype(np.float32) if cube.dtype.itemsize < 4 else cube
+    if lead == 1:
+        found = np.einsum("jk,jk->j", block[0], block[0]) if power == 2 else np.abs(block[0]).sum(axis=1)
+        return np.asarray(found, dtype=np.float64)
+    flat = block.reshape(lead, width * tail)
+    summed = np.einsum("ij,ij->j", flat, flat) if power == 2 else np.abs(flat).sum(axis=0)
+    return np.asarray(summed.reshape(width, tail).sum(axis=1, dtype=np.float64))
 
-    def __call__(self, slices: Slices) -> NDArray[np.float64]: ...
+
+@dataclass(frozen=True)
+class Activity:
+    """What calibration data say of one activation tensor, per index of a group.
+
+    Attributes:
+        squares: Sum of the squared activations ``[size]``.
+        nonzeros: How many activations were not zero ``[size]``.
+        count: How many there were in all ``[size]``.
+    """
+
+    squares: NDArray[np.float64]
+    nonzeros: NDArray[np.float64]
+    count: NDArray[np.float64]
+
+
+Function: TypeAlias = "Callable[..., NDArray[np.floating]]"
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score and what it looks at.
+
+    Attributes:
+        function: Gives one number per index, ``[size]``.
+        over: What it is called with. ``weights``: `Slices` of each weight of the group; ``scales``: of each
+            BatchNormalization scale; ``activations``: `Activity` of each activation that a consumer of the group reads;
+            ``consumers``: `Slices` of each weight that is multiplied with them, arranged with the positions of the
+            activations first, and the norm ``[positions]`` of the activations at these positions.
+    """
+
+    function: Function
+    over: Literal["weights", "scales", "activations", "consumers"] = "weights"
+
+    def __call__(self, *evidence: object) -> NDArray[np.floating]:
+        """The function's answer."""
+        return self.function(*evidence)
 
 
 def l1(slices: Slices) -> NDArray[np.float64]:
@@ -85,13 +143,21 @@ def l2(slices: Slices) -> NDArray[np.float64]:
     return np.sqrt(slices.power_sums(2))
 
 
+def bn_scale(slices: Slices) -> NDArray[np.float64]:
+    """Magnitude of a BatchNormalization's scale (network slimming, Liu et al. 2017, arXiv 1708.06519)."""
+    return slices.power_sums(1)
+
+
 def geometric_median(slices: Slices) -> NDArray[np.float64]:
-    """Sum of distances to all other filters: those near the median are replaceable (He et al. 2019, arXiv 1811.00250)."""
+    """Sum of distances to all other filters: those near the median are replaceable (He et al. 2019, 1811.00250)."""
     rows = slices.rows()
-    squared = (rows**2).sum(axis=1)
-    distances = squared[:, None] + squared[None, :] - 2 * rows @ rows.T
-    total: NDArray[np.float64] = np.sqrt(np.maximum(distances, 0)).sum(axis=1)
-    return total
+    rows -= rows.mean(axis=0)  # distances stay, and what is squared below gets small
+    squared = np.einsum("ij,ij->i", rows, rows)
+    result = np.empty(len(rows))
+    for here in _blocks(len(rows)):
+        distances = squared[here, None] + squared[None, :] - 2 * rows[here] @ rows.T
+        result[here] = np.sqrt(np.maximum(distances, 0)).sum(axis=1)
+    return result
 
 
 def redundancy(slices: Slices) -> NDArray[np.float64]:
@@ -102,19 +168,53 @@ def redundancy(slices: Slices) -> NDArray[np.float64]:
     """
     rows = slices.rows()
     norms = np.linalg.norm(rows, axis=1)
-    unit = rows / np.maximum(norms, 1e-12)[:, None]
-    cosines = np.abs(unit @ unit.T)
     order = np.argsort(-norms, kind="stable")
+    unit = rows[order] / np.maximum(norms[order], 1e-12)[:, None]
     result = np.empty(len(rows))
-    for rank, index in enumerate(order):
-        nearest = cosines[index, order[:rank]].max(initial=0.0)
-        result[index] = norms[index] * np.sqrt(max(0.0, 1.0 - min(nearest, 1.0) ** 2))
+    for here in _blocks(len(rows)):
+        cosines = np.abs(unit[here] @ unit[: here.stop].T)
+        before = np.tril(cosines, k=here.start - 1)  # column j was visited before row i
+        nearest = np.minimum(before.max(axis=1, initial=0.0), 1.0)
+        result[order[here]] = norms[order[here]] * np.sqrt(1.0 - nearest**2)
     return result
 
 
-WEIGHT_SCORES: dict[str, Callable[[Slices], NDArray[np.float64]]] = {
-    "l1": l1,
-    "l2": l2,
-    "geometric_median": geometric_median,
-    "redundancy": redundancy,
+def _blocks(size: int) -> list[slice]:
+    """Rows of a ``size`` by ``size`` matrix, as many at a time as fit a block."""
+    step = max(1, BLOCK // max(size, 1))
+    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+
+
+def activation_norm(activity: Activity) -> NDArray[np.float64]:
+    """Euclidean norm of what the group's consumers read."""
+    return np.sqrt(activity.squares)
+
+
+def apoz(activity: Activity) -> NDArray[np.float64]:
+    """One minus the average percentage of zeros in what consumers read (Hu et al. 2016, arXiv 1607.03250)."""
+    return activity.nonzeros / np.maximum(activity.count, 1.0)
+
+
+def wanda(slices: Slices, norms: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``|w| * norm of x``, summed over what an index contributes to (Sun et al. 2024, arXiv 2306.11695)."""
+    per_position = Slices(slices.values, slices.axis, [np.arange(len(norms))], len(norms)).power_sums(1)
+    return slices.gather(per_position * norms)
+
+
+SCORES: dict[str, Score] = {
+    "l1": Score(l1),
+    "l2": Score(l2),
+    "bn_scale": Score(bn_scale, "scales"),
+    "geometric_median": Score(geometric_median),
+    "redundancy": Score(redundancy),
+    "activation_norm": Score(activation_norm, "activations"),
+    "apoz": Score(apoz, "activations"),
+    "wanda": Score(wanda, "consumers"),
+}
+
+#: Join the scores of a group's tensors, ``[tensors, size]`` with NaN where a tensor does not have an index, to ``[size]``.
+REDUCTIONS: dict[str, Callable[[NDArray[np.float64]], NDArray[Any]]] = {
+    "mean": lambda scores: np.nanmean(scores, axis=0),
+    "max": lambda scores: np.nanmax(scores, axis=0),
+    "sum": lambda scores: np.nansum(scores, axis=0),
 }

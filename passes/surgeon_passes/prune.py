@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from surgeon import plugins
 from surgeon.errors import UsageError
 from surgeon.passes import Pass
+from surgeon.suggest import did_you_mean
+from surgeon_passes.pruning.positions import parse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,6 +18,19 @@ if TYPE_CHECKING:
     from surgeon.passes import Context, Graph
 
 DEFAULT_TARGET = 0.5
+# what surgeon.scores defines, named here so that options are checked without importing numpy
+SCORES = (
+    "l1",
+    "l2",
+    "bn_scale",
+    "geometric_median",
+    "redundancy",
+    "random",
+    "activation_norm",
+    "apoz",
+    "wanda",
+)
+REDUCTIONS = ("mean", "max", "sum")
 
 
 @dataclass(frozen=True)
@@ -22,23 +38,28 @@ class Prune(Pass):
     """Structural pruning: the result is a smaller dense model.
 
     Attributes:
-        ratio: Fraction removed from every channel axis; without it a target is met by global ranking.
+        ratio: Fraction removed from every channel axis (rounded so that never more goes); it is always per axis,
+            whatever the ranking. Without it a target is met, by default half of the MACs.
         macs: At most this fraction of the multiply-accumulates (as ``--target macs=``).
         params: At most this fraction of the parameters.
         size: At most this fraction of the weight bytes.
         score: How indices are ranked: l1, l2, bn_scale, geometric_median, redundancy, random, and with data
-            activation_norm, apoz, wanda; or a score a plugin registers.
-        reduce: How a score is reduced over the tensors of a group: mean, max or sum.
-        ranking: local removes the same fraction of every group, global compares groups by score per unit of cost.
-        product: Which factor of a product of groups (heads x head_dim, conv groups x channels) shrinks.
+            activation_norm, apoz, wanda; or a score that a plugin registers as ``surgeon.scores``.
+        reduce: How a score is reduced over the tensors of a group: mean, max, sum, or a reduction that a plugin
+            registers as ``surgeon.reductions``. What wanda says of several consumers is always added up.
+        ranking: With a target, global compares groups by score per unit of cost, local removes the same fraction of
+            every group.
+        product: Which factor of a product of groups (heads x head_dim, conv groups x channels) shrinks. An axis loses
+            the share of exactly one factor; with both, the shares multiply.
         min_keep: Indices every group keeps at least.
         max_ratio: The largest fraction any group may lose.
         multiple_of: What is kept is a multiple of this; default 1 with a ratio, and with a target what
-            onnxruntime's CPU kernels like.
+            onnxruntime's CPU kernels like: 4 to 16 channels, growing with the group.
         include: Only groups with a node or tensor that matches one of these patterns.
         exclude: No group with a node or tensor that matches one of these patterns.
         keep: Indices that stay, as ``tensor:axis=0-7+12``.
-        drop: Indices that go, as ``tensor:axis=0-7+12``; nothing else is removed unless a ratio or target is given.
+        drop: Indices that go, as ``tensor:axis=0-7+12``, whatever the limits; nothing else is removed unless a ratio or
+            target is given.
         allow_structural: Also cut groups that a normalisation runs over, which cannot be exact.
     """
 
@@ -50,7 +71,7 @@ class Prune(Pass):
     params: float | None = None
     size: float | None = None
     score: str = "l2"
-    reduce: Literal["mean", "max", "sum"] = "mean"
+    reduce: str = "mean"
     ranking: Literal["global", "local"] = "global"
     product: Literal["outer", "inner", "both"] = "outer"
     min_keep: int = 1
@@ -75,6 +96,11 @@ class Prune(Pass):
             value = getattr(self, option)
             if value is not None and value < 1:
                 raise UsageError(f"must be at least 1, got {value}", where=f"prune.{option}")
+        for option in ("keep", "drop"):
+            for entry in getattr(self, option):
+                parse(entry, f"prune.{option}")
+        check_named(self.score, SCORES, plugins.SCORES, "score")
+        check_named(self.reduce, REDUCTIONS, plugins.REDUCTIONS, "reduce")
 
     def run(self, graph: Graph, context: Context) -> Graph:
         """Cut ``graph`` and prove the cut.
@@ -102,14 +128,42 @@ class Prune(Pass):
                 return outcome.graph
             refused |= outcome
 
+    def has_targets(self, context: Context) -> bool:
+        """Whether a target was given, to the pass or to the run."""
+        return any(value is not None for value in (self.macs, self.params, self.size)) or bool(
+            context.targets
+        )
+
     def targets(self, context: Context) -> dict[str, float]:
-        """The targets in force: the pass's own, else the run's, else half the MACs."""
-        own = {"macs": self.macs, "params": self.params, "bytes": self.size}
+        """The targets in force: the pass's own, else the run's, else half the MACs.
+
+        The run's ``size`` is that of the file and is called ``file`` here.
+        """
+        own = {"macs": self.macs, "params": self.params, "size": self.size}
         found = {kind: value for kind, value in own.items() if value is not None}
         if found:
             return found
-        names = {"macs": "macs", "params": "params", "size": "bytes"}
-        return {names[k]: v for k, v in context.targets.items() if k in names} or {"macs": DEFAULT_TARGET}
+        return {"file" if kind == "size" else kind: value for kind, value in context.targets.items()} or {
+            "macs": DEFAULT_TARGET
+        }
+
+
+def check_named(name: str, known: tuple[str, ...], group: str, option: str) -> None:
+    """Refuse a name that neither comes with the pass nor is registered by a plugin, before anything heavy starts.
+
+    Raises:
+        UsageError: There is no such name.
+    """
+    if name in known:
+        return
+    others = plugins.available(group)
+    if name not in others:
+        every = [*known, *others]
+        raise UsageError(
+            f"no such {option} {name!r}",
+            where=f"prune.{option}",
+            hint=did_you_mean(name, every, what="known"),
+        )
 
 
 def _groups(model: Model, kept: Mapping[str, Any], reasons: Mapping[str, str]) -> dict[str, Any]:

@@ -1,28 +1,33 @@
-"""Choosing what to keep: eligible groups, their scores, and the ratio or targets to meet."""
+"""Choosing what to keep: eligible groups, their scores, and the ratio, targets or exact indices to meet."""
 
 from __future__ import annotations
 
-import fnmatch
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
-from surgeon.allocate import Limits, by_ratio, to_target
+from surgeon.allocate import Candidate, Limits, by_ratio, evenly_to_target, to_target
+from surgeon.axes import Concat, Product, Selection, normal
 from surgeon.errors import GateError, UsageError
-from surgeon.groups import products_of
+from surgeon_passes.pruning.eligible import eligible, one_factor
+from surgeon_passes.pruning.exact import Wish, wishes
+from surgeon_passes.pruning.goals import Goal, goals
 from surgeon_passes.pruning.rank import rank
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from surgeon.axes import Atom
+    from surgeon.axes import Atom, Axis
     from surgeon.engine import Model
     from surgeon.groups import Group
     from surgeon.passes import Context
     from surgeon_passes.prune import Prune
+
+    Wishes = Mapping[str, Wish]
 
 
 @dataclass
@@ -43,91 +48,142 @@ def choose(options: Prune, model: Model, context: Context, refused: Mapping[str,
         refused: Groups that have to stay whole, and why.
 
     Raises:
-        UsageError: A pattern matches nothing.
-        GateError: The targets cannot be met.
+        UsageError: A pattern matches nothing, or exact indices cannot be kept or dropped.
+        GateError: The targets cannot be met, or a group named by ``drop`` has to stay whole.
     """
-    choice = Choice({})
-    groups = _eligible(options, model, context, choice)
-    choice.reasons |= refused
+    groups, reasons = eligible(options, model, context)
+    wished = wishes(model, options.keep, options.drop)
+    _check_wishes(wished, groups, reasons, refused)
+    reasons |= refused
     groups = [group for group in groups if group.id not in refused]
+    if options.drop and options.ratio is None and not options.has_targets(context):
+        return _only_drop(model, wished, reasons)
     limits = Limits(options.min_keep, options.max_ratio, options.multiple_of)
-    groups = _one_factor(options, model, groups, limits, choice)
-    if not groups:
-        return choice
-    scores = rank(options, model, groups, context)
+    groups, blocked = one_factor(
+        model, groups, options.product, lambda group: _can_shrink(options, group, limits)
+    )
+    reasons |= blocked
+    if not groups and not any(wish.goes.any() for wish in wished.values()):
+        return Choice({}, reasons)
+    candidates = _candidates(options, model, groups, wished, limits, context)
     if options.ratio is not None:
-        for group in groups:
-            count = by_ratio(group.size, options.ratio, limits)
-            choice.kept[group.id] = _top(scores[group.id], count)
-            if count == group.size:
-                choice.reasons[group.id] = f"{group.size} cannot lose {options.ratio:.0%} of its indices"
+        choice = Choice(by_ratio(candidates, options.ratio), reasons)
+        for each in candidates:
+            if choice.kept[each.id].all():
+                reasons[each.id] = (
+                    f"{each.size} cannot lose {options.ratio:.0%} of its indices within the limits"
+                )
         return choice
-    targets = options.targets(context)
-    kept = to_target(groups, scores, model.cost, targets, limits)
+    return Choice(_to_targets(options, model, candidates, context, one_sided=bool(blocked)), reasons)
+
+
+def _to_targets(
+    options: Prune, model: Model, candidates: Sequence[Candidate], context: Context, *, one_sided: bool
+) -> dict[str, NDArray[np.bool_]]:
+    wanted = goals(options.targets(context), model, context)
+    whole = vars(model.cost.evaluate())
+    targets: dict[str, float] = {}
+    for goal in wanted:
+        targets[goal.kind] = min(targets.get(goal.kind, np.inf), goal.fraction(whole[goal.kind]))
+    allocate = to_target if options.ranking == "global" else evenly_to_target
+    kept = allocate(candidates, model.cost, targets)
     if kept is None:
-        raise GateError(_unreachable(model, groups, targets, limits), where="prune")
-    choice.kept = kept
-    return choice
+        raise _unreachable(model, candidates, wanted, one_sided=one_sided)
+    return kept
 
 
-def _top(scores: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
-    keep = np.zeros(len(scores), bool)
-    keep[np.argsort(-scores, kind="stable")[:count]] = True
-    return keep
+def _check_wishes(
+    wished: Wishes, groups: Sequence[Group], reasons: Mapping[str, str], refused: Mapping[str, str]
+) -> None:
+    """What the user drops by name must be allowed to go."""
+    able = {group.id for group in groups}
+    for name, wish in wished.items():
+        if not wish.goes.any():
+            continue
+        if name not in able:
+            raise UsageError(f"group {name} must stay whole: {reasons[name]}", where="prune.drop")
+        if name in refused:
+            raise GateError(f"group {name} must stay whole: {refused[name]}", where="prune.drop")
 
 
-def _eligible(options: Prune, model: Model, context: Context, choice: Choice) -> list[Group]:
-    """Groups that options and exactness allow to be cut."""
-    names = {group.id: _names(group) for group in model.groups}
-    for option, patterns in (("include", options.include), ("exclude", options.exclude)):
-        for pattern in patterns:
-            if not any(fnmatch.filter(each, pattern) for each in names.values()):
-                raise UsageError(f"{pattern!r} matches no group", where=f"prune.{option}")
+def _only_drop(model: Model, wished: Wishes, reasons: dict[str, str]) -> Choice:
+    kept = {name: ~wish.goes for name, wish in wished.items() if wish.goes.any()}
+    others = {group.id: "not named by drop" for group in model.groups if group.id not in kept}
+    return Choice(kept, others | reasons)
+
+
+def _can_shrink(options: Prune, group: Group, limits: Limits) -> bool:
+    candidate = Candidate(group.id, group.atom, np.zeros(group.size), limits)
+    if options.ratio is None:
+        return candidate.least < group.size
+    return candidate.at_ratio(options.ratio, rounded=options.multiple_of is not None) < group.size
+
+
+def _candidates(
+    options: Prune, model: Model, groups: Sequence[Group], wished: Wishes, limits: Limits, context: Context
+) -> list[Candidate]:
+    """The groups to choose from, and those that lose what was named and no more."""
+    scores = rank(options, model, groups, context)
+    blocks = _blocks(model, groups)
     result = []
     for group in model.groups:
-        mine = names[group.id]
-        hit = next((p for p in (*options.exclude, *context.exclude) if fnmatch.filter(mine, p)), None)
-        if hit is not None:
-            choice.reasons[group.id] = f"excluded by {hit!r}"
-        elif options.include and not any(fnmatch.filter(mine, p) for p in options.include):
-            choice.reasons[group.id] = "not included"
-        elif group.structural and not options.allow_structural:
-            choice.reasons[group.id] = f"{group.structural}, so a cut cannot be exact (see allow_structural)"
-        else:
-            result.append(group)
+        wish = wished.get(group.id)
+        stays, goes = (wish.stays, wish.goes) if wish else (None, None)
+        if group.id in scores:
+            result.append(
+                Candidate(group.id, group.atom, scores[group.id], limits, blocks[group.id], stays, goes)
+            )
+        elif goes is not None and goes.any():
+            whole = Limits(min_keep=group.size)
+            result.append(Candidate(group.id, group.atom, np.zeros(group.size), whole, 1, stays, goes))
     return result
 
 
-def _names(group: Group) -> list[str]:
-    return [group.id, *group.producers, *group.consumers, *dict.fromkeys(name for name, _ in group.members)]
-
-
-def _one_factor(
-    options: Prune, model: Model, groups: list[Group], limits: Limits, choice: Choice
-) -> list[Group]:
-    """Of every product of groups let only one factor shrink, so that a ratio means what it says."""
-    if options.product == "both":
-        return groups
-    allowed = {group.atom: group for group in groups}
-    blocked: set[Atom] = set()
-    for levels in products_of(model.analysis):
-        chosen = False
-        for level in levels if options.product == "outer" else reversed(levels):
-            able = [a for a in level if a in allowed and a not in blocked and limits.least(a.size) < a.size]
-            if chosen:
-                blocked.update(able)
-            chosen = chosen or bool(able)
-    for atom in blocked:
-        choice.reasons[allowed[atom].id] = (
-            f"the {options.product} factor of its axes shrinks instead (see product)"
+def _blocks(model: Model, groups: Sequence[Group]) -> dict[str, int]:
+    """Per group the channels of a weight that go with one index, at the least: head_dim for heads."""
+    weights = {t.name for op in model.analysis.ops for t in op.node.inputs if isinstance(t, gs.Constant)}
+    return {
+        group.id: max(
+            1,
+            min(
+                (
+                    _positions((model.analysis.axes[name] or [])[axis], group.atom)
+                    for name, axis in group.members
+                    if name in weights
+                ),
+                default=1,
+            ),
         )
-    return [group for group in groups if group.atom not in blocked]
+        for group in groups
+    }
 
 
-def _unreachable(model: Model, groups: list[Group], targets: dict[str, float], limits: Limits) -> str:
-    whole, least = (
-        vars(model.cost.evaluate()),
-        vars(model.cost.evaluate({g.atom: float(limits.least(g.size)) for g in groups})),
+def _positions(axis: Axis, atom: Atom) -> int:
+    """How many positions of ``axis`` go with one index of ``atom``."""
+    axis = normal(axis)
+    if isinstance(axis, Concat):
+        return sum(_positions(part, atom) for part in axis.parts)
+    if isinstance(axis, Product):
+        return sum(_positions(factor, atom) * (axis.size // factor.size) for factor in axis.factors)
+    if isinstance(axis, Selection):
+        return _positions(axis.base, atom) * axis.size // axis.base.size
+    return int(axis is atom)
+
+
+def _unreachable(
+    model: Model, candidates: Sequence[Candidate], wanted: Sequence[Goal], *, one_sided: bool
+) -> GateError:
+    least = vars(model.cost.evaluate({each.atom: float(each.least) for each in candidates}))
+    whole = vars(model.cost.evaluate())
+    parts = []
+    for goal in wanted:
+        left = goal.whole - (whole[goal.kind] - least[goal.kind])
+        parts.append(f"{goal.name}={max(left, 0.0) / max(goal.whole, 1.0):.3f}")
+    hint = "looser min_keep, max_ratio, multiple_of or exclude, or allow_structural, free more"
+    if one_sided:
+        hint += "; so does product=both, which lets both factors of a product shrink"
+    return GateError(
+        f"the target is out of reach: the most that can be removed within the limits leaves {', '.join(parts)}",
+        where="prune",
+        hint=hint,
     )
-    parts = [f"{kind}={least[kind] / max(whole[kind], 1):.3f}" for kind in targets]
-    return f"the target is out of reach: the most that can be removed within the limits leaves {', '.join(parts)}"

@@ -1,66 +1,230 @@
-"""Ranking the indices of each group by a score over its weights or activations."""
+"""Ranking the indices of each group: a score of each of its tensors, scaled to mean 1, then joined."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from surgeon.errors import UsageError
-from surgeon.graph.weights import peek
-from surgeon.scores import WEIGHT_SCORES, Slices
-from surgeon.suggest import did_you_mean
+from surgeon import plugins
+from surgeon.axes import atoms_of
+from surgeon.errors import PluginError
+from surgeon.scores import REDUCTIONS, SCORES, Activity, Score, Slices
+from surgeon_passes.pruning.activity import Read, measure, norms, reads
+from surgeon_passes.pruning.values import as_numbers, is_parameter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
+    from surgeon.axes import Axis
     from surgeon.engine import Model
     from surgeon.groups import Group
     from surgeon.passes import Context
     from surgeon_passes.prune import Prune
 
-REDUCTIONS = {"mean": np.nanmean, "max": np.nanmax, "sum": np.nansum}
+    Floats = NDArray[np.float64]
+    Found = dict[str, list[Floats]]
+
+RANDOM = "random"
+FALLBACK = "l2"
+LARGEST = 1e30
+DIGITS = 5  # scores that agree this far are the same: what decides must not be the rounding of a sum
 
 
-def rank(
-    options: Prune, model: Model, groups: list[Group], context: Context
-) -> dict[str, NDArray[np.float64]]:
-    """Scores per index of each group; within a group they average 1, so that groups can be compared."""
-    if options.score == "random":
+def rank(options: Prune, model: Model, groups: Sequence[Group], context: Context) -> dict[str, Floats]:
+    """Scores per index of each group, ``[size]``; for each tensor they average 1, so that groups can be compared.
+
+    Raises:
+        PluginError: A score or reduction of a plugin cannot be loaded, or fails.
+        DataError: The calibration data do not fit the model.
+    """
+    if options.score == RANDOM:
         random = np.random.default_rng(context.seed_for("prune"))
         return {group.id: random.random(group.size) for group in groups}
-    function = WEIGHT_SCORES.get(options.score)
-    if function is None:
-        raise UsageError(
-            f"no such score {options.score!r}",
-            where="prune.score",
-            hint=did_you_mean(options.score, [*WEIGHT_SCORES, "random"], what="scores"),
-        )
-    constants = {t.name: t for op in model.analysis.ops for t in op.node.inputs if isinstance(t, gs.Constant)}
-    result = {}
+    join = plugins.load_function(plugins.REDUCTIONS, options.reduce, REDUCTIONS, what="reduction")
+    found = _evidence(_score(options.score), model, groups, context)
+    missing = [group for group in groups if not found[group.id]]
+    if missing and options.score != FALLBACK:
+        instead = _evidence(SCORES[FALLBACK], model, missing, context)
+        weighted = [group for group in missing if instead[group.id]]
+        if weighted:
+            context.warn(_fell_back(options.score, weighted, len(groups)))
+            context.record["ranked_by_" + FALLBACK] = [group.id for group in weighted]
+        found.update(instead)
+    return {
+        group.id: _finite(_checked(join(np.stack(found[group.id])), group.size, options.reduce))
+        if found[group.id]
+        else np.ones(group.size)
+        for group in groups
+    }
+
+
+def _score(name: str) -> Score:
+    """The score of that name; a plain function of a plugin looks at weights."""
+    loaded = plugins.load_function(plugins.SCORES, name, SCORES, what="score")
+    return loaded if isinstance(loaded, Score) else Score(loaded)  # type: ignore[arg-type]  # what it returns is checked
+
+
+def _checked(scores: object, size: int, name: str) -> Floats:
+    """A third party's numbers, one per index."""
+    found = np.asarray(scores, dtype=np.float64)
+    if found.shape != (size,):
+        raise PluginError(f"gives {found.shape} for a group of {size}, not ({size},)", where=name)
+    return found
+
+
+def _fell_back(score: str, groups: Sequence[Group], total: int) -> str:
+    why = {
+        "bn_scale": "no BatchNormalization of their own (clean folds them unless clean.fold_batchnorm=false)"
+    }.get(score, "nothing that it looks at")
+    return f"score={score}: {len(groups)} of {total} groups have {why} and are ranked by {FALLBACK}"
+
+
+def _evidence(score: Score, model: Model, groups: Sequence[Group], context: Context) -> Found:
+    """Per group id what the score says of each tensor, each scaled to mean 1; nothing where there is no such tensor."""
+    if score.over == "activations":
+        return _of_activations(score, model, groups, context)
+    if score.over == "consumers":
+        return _of_consumers(score, model, groups, context)
+    if score.over == "scales":
+        return _of_weights(score, model, groups, _scales(model))
+    return _of_weights(score, model, groups, None)
+
+
+def _scaled(scores: NDArray[np.floating], covered: NDArray[np.bool_]) -> Floats:
+    """Scores with mean 1; undefined for indices that the tensor does not have, so that they are left out of account."""
+    values = np.asarray(scores, dtype=np.float64)
+    mean = values[covered].mean() if covered.any() else 0.0
+    scaled = values / mean if np.isfinite(mean) and mean > 0 else np.ones_like(values)
+    return np.where(covered, np.round(scaled, DIGITS), np.nan)
+
+
+def _finite(scores: Floats) -> Floats:
+    """What is not a number (weights that are not, indices that no tensor has) counts as average."""
+    return np.where(np.isnan(scores), 1.0, np.clip(scores, 0.0, LARGEST))
+
+
+def _scales(model: Model) -> set[str]:
+    """Names of the scales of BatchNormalization."""
+    return {op.node.inputs[1].name for op in model.analysis.ops if op.node.op == "BatchNormalization"}
+
+
+def _of_weights(score: Score, model: Model, groups: Sequence[Group], only: set[str] | None) -> Found:
+    """Weights of rank 2 and more, or those of rank 1 where a group has no others; each is read once."""
+    constants = {
+        t.name: t
+        for op in model.analysis.ops
+        for t in op.node.inputs
+        if isinstance(t, gs.Constant) and not is_parameter(t)
+    }
+    uses: dict[str, list[tuple[Group, int, int]]] = defaultdict(list)
+    found: dict[str, dict[int, Floats]] = {group.id: {} for group in groups}
     for group in groups:
-        each = [
-            _normalised(function(slices), slices.covered()) for slices in _slices(model, group, constants)
-        ]
-        result[group.id] = REDUCTIONS[options.reduce](each, axis=0) if each else np.ones(group.size)
+        mine = [(name, axis) for name, axis in group.members if name in constants]
+        if only is not None:
+            chosen = [(name, axis) for name, axis in mine if name in only]
+        else:
+            chosen = [(name, axis) for name, axis in mine if len(constants[name].shape) > 1] or mine
+        for number, (name, axis) in enumerate(chosen):
+            uses[name].append((group, axis, number))
+    for name, here in uses.items():
+        values = as_numbers(constants[name])
+        if values is None:
+            continue
+        for group, axis, number in here:
+            slices = Slices.of(values, axis, (model.analysis.axes[name] or [])[axis], group.atom)
+            found[group.id][number] = _scaled(score.function(slices), slices.covered())
+    return {name: [each[number] for number in sorted(each)] for name, each in found.items()}
+
+
+def _of_activations(score: Score, model: Model, groups: Sequence[Group], context: Context) -> Found:
+    """Each activation that a consumer reads; where nothing consumes a group, its last activation."""
+    wanted: dict[str, list[tuple[tuple[str, int], Axis]]] = {group.id: [] for group in groups}
+    by_atom = {group.atom: group for group in groups}
+    for read in reads(model, [group.atom for group in groups]):
+        entry = (read.place, read.expression)
+        mine = wanted[by_atom[read.atom].id]
+        if read.place not in [place for place, _ in mine]:
+            mine.append(entry)
+    sums = measure(model, [place for mine in wanted.values() for place, _ in mine], context)
+    result: Found = {}
+    for group in groups:
+        result[group.id] = []
+        for place, expression in wanted[group.id]:
+            total = sums[place]
+            slices = Slices.of(total.squares[None].astype(np.float64), 1, expression, group.atom)
+            counted = slices.gather(np.full(len(total.squares), total.count))
+            activity = Activity(slices.gather(total.squares), slices.gather(total.nonzeros), counted)
+            result[group.id].append(_scaled(score.function(activity), slices.covered()))
     return result
 
 
-def _normalised(scores: NDArray[np.float64], covered: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Scores with mean 1; undefined for indices that the tensor does not have, so that they are left out of account."""
-    mean = scores[covered].mean()
-    return np.where(covered, scores / mean if mean > 0 else 1.0, np.nan)
+def _of_consumers(score: Score, model: Model, groups: Sequence[Group], context: Context) -> Found:
+    """Each weight that multiplies activations of a group; what they say is added up before it is scaled."""
+    by_atom = {group.atom: group for group in groups}
+    pairs = [
+        (read, constant, axis)
+        for read in reads(model, list(by_atom))
+        for constant, axis in _partners(model, read)
+    ]
+    sums = measure(model, [read.place for read, _, _ in pairs], context)
+    totals: dict[str, Floats] = {}
+    covered: dict[str, NDArray[np.bool_]] = {}
+    for read, constant, axis in pairs:
+        values = as_numbers(constant)
+        if values is None:
+            continue
+        group = by_atom[read.atom]
+        arranged = _by_input(read, values, axis)
+        slices = Slices.of(arranged, 0, read.expression, group.atom)
+        each = np.asarray(score.function(slices, norms(sums, read.place)), dtype=np.float64)
+        totals[group.id] = totals.get(group.id, 0.0) + each
+        covered[group.id] = covered.get(group.id, False) | slices.covered()
+    return {
+        group.id: [_scaled(totals[group.id], covered[group.id])] if group.id in totals else []
+        for group in groups
+    }
 
 
-def _slices(model: Model, group: Group, constants: dict[str, gs.Constant]) -> Iterable[Slices]:
-    """The group's float weights of rank 2 and more; where there are none, those of rank 1."""
-    mine = [(name, axis) for name, axis in group.members if name in constants]
-    matrices = [(name, axis) for name, axis in mine if len(constants[name].shape) > 1]
-    for name, axis in matrices or mine:
-        values = peek(constants[name])
-        if values.dtype.kind == "f":
-            expression = (model.analysis.axes[name] or [])[axis]
-            yield Slices.of(values, axis, expression, group.atom)
+def _partners(model: Model, read: Read) -> list[tuple[gs.Constant, int]]:
+    """Constants behind the operator's other inputs, with the axis that runs along the activations that are read.
+
+    For a convolution that is axis 1 of the weight (axis 0 when transposed), whatever its groups.
+    """
+    result = []
+    for index, tensor in enumerate(read.op.node.inputs):
+        constant = _root(tensor)
+        if index not in read.op.facts.contracted or constant is None or index == read.index:
+            continue
+        if read.op.node.op in ("Conv", "ConvTranspose"):
+            if read.axis == 1:
+                result.append((constant, 0 if read.op.node.op == "ConvTranspose" else 1))
+            continue
+        for k, axis in enumerate(model.analysis.axes.get(constant.name) or ()):
+            if axis.size == read.expression.size and list(atoms_of(axis)) == list(atoms_of(read.expression)):
+                result.append((constant, k))
+                break
+    return result
+
+
+def _root(tensor: gs.Tensor) -> gs.Constant | None:
+    """The constant that a weight is, or is computed from by Transpose, Cast, DequantizeLinear and their like."""
+    while not isinstance(tensor, gs.Constant):
+        if not tensor.inputs or not tensor.inputs[0].inputs:
+            return None
+        tensor = tensor.inputs[0].inputs[0]
+    return tensor
+
+
+def _by_input(read: Read, values: NDArray[np.floating], axis: int) -> NDArray[np.floating]:
+    """The weight as a matrix ``[positions that are read, everything they are multiplied with]``."""
+    positions = read.expression.size
+    group = int(read.op.attribute("group", 1)) if read.op.node.op == "Conv" else 1
+    if group == 1:
+        return np.moveaxis(values, axis, 0).reshape(positions, -1)
+    blocks = values.reshape(group, values.shape[0] // group, values.shape[1], -1)
+    return blocks.transpose(0, 2, 1, 3).reshape(positions, -1)
