@@ -21,6 +21,7 @@ LAYERS = [
     {"analysis", "zeros", "groups", "coupling"},
     {
         "cost",
+        "tally",
         "plan",
         "surgery",
         "engine",
