@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from surgeon.axes import Atom, Axis, Concat, Product, Selection, atoms_of, normal
 from surgeon.coupling import TensorAxis, chain, chain_to_reason, coupling
 from surgeon.engine import analyse
+from surgeon.graph.copy import copy_of
 from surgeon.graph.views import Operator, Tensor, ancestors, data_flow, descendants, run_order, way
 from surgeon.names import Names, Subject
 
@@ -40,7 +41,7 @@ def explain(graph: gs.Graph, name: str, other: str | None = None) -> dict[str, A
         UsageError: There is no such node, tensor or axis.
     """
     names = Names(graph)
-    model = analyse(graph.copy())
+    model = analyse(copy_of(graph))
     subjects = [names.find(each, model) for each in ((name,) if other is None else (name, other))]
     explainer = _Explainer(model)
     answer = explainer.alone(subjects[0]) if other is None else explainer.together(*subjects)

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from surgeon.engine import analyse
+from surgeon.graph.copy import copy_of
 from surgeon.measure import parameters
 from surgeon.ops import RULES
 from surgeon.report import amount
@@ -36,7 +37,7 @@ def inspect(graph: gs.Graph) -> dict[str, Any]:
         what would vanish with all of it.
     """
     nodes, params = len(graph.nodes), parameters(graph)
-    model = analyse(graph.copy())
+    model = analyse(copy_of(graph))
     whole = model.cost.evaluate()
     least = model.cost.evaluate({group.atom: 1.0 for group in model.groups})
     return {

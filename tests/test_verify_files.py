@@ -172,6 +172,13 @@ def test_lossless_passes_are_replayed(demo, tmp_path):
     assert found.certificate.status == "exact"
 
 
+def test_a_quantized_model_is_checked_for_structure(demo, tmp_path):
+    out = tmp_path / "q.onnx"
+    surgeon.run(demo, passes="prune{ratio=0.25},quantize{mode=dynamic}", destination=out)
+    found = verify_files(demo, out, tmp_path / "q.plan.json")
+    assert (found.certificate.status, found.weights) == ("exact", "changed")
+
+
 def test_a_pass_that_is_not_lossless_is_refused(tmp_path):
     """A plan that claims to follow a pruning cannot be compared with the original."""
     path, out, plan = cut(tiny.convnet(tmp_path / "a.onnx"), tmp_path, after=("prune{ratio=0.25}",))

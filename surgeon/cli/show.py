@@ -40,12 +40,8 @@ def bench(facts: Mapping[str, Any]) -> None:
 
 def verified(facts: Mapping[str, Any]) -> None:
     """Shows what a check of a certificate found."""
-    console = _console()
-    for sentence in (
-        report.certificate_sentence(facts["certificate"]),
-        report.output_sentence(facts["output"]),
-    ):
-        console.print(sentence, markup=False, highlight=False)
+    anything(report.certificate_sentence(facts["certificate"]))
+    anything(report.output_sentence(facts["output"]))
 
 
 def passes(described: Sequence[Mapping[str, Any]]) -> None:
