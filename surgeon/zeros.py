@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from surgeon.axes import Atom, atoms_of
+from surgeon.axes import Atom, atoms_of, coordinates
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,13 +22,34 @@ def vanishing(analysis: Analysis) -> dict[str, set[Atom]]:
     Returns:
         For each tensor the atoms such that the tensor is zero at every position whose coordinate was removed.
     """
-    result: dict[str, set[Atom]] = {}
+    result = _masked_constants(analysis)
     for op in analysis.ops:
-        for tensor in op.node.inputs:
-            if isinstance(tensor, gs.Constant) and tensor.name not in result:
-                result[tensor.name] = _atoms(analysis, tensor.name)
         _forward(op, analysis, result)
     return result
+
+
+def _masked_constants(analysis: Analysis) -> dict[str, set[Atom]]:
+    """Constants vanish along all their atoms; copies of one constant of the file only where all of them do."""
+    copies: dict[str, dict[str, set[Atom]]] = {}
+    for op in analysis.ops:
+        for tensor in op.node.inputs:
+            if isinstance(tensor, gs.Constant):
+                origin = getattr(tensor, "origin", tensor.name)
+                copies.setdefault(origin, {}).setdefault(tensor.name, _atoms(analysis, tensor.name))
+    result = {}
+    for names in copies.values():
+        same = set.intersection(*names.values())
+        if len(names) > 1:
+            same = {atom for atom in same if len({_places(analysis, name, atom) for name in names}) == 1}
+        result.update(dict.fromkeys(names, same))
+    return result
+
+
+def _places(analysis: Analysis, name: str, atom: Atom) -> bytes:
+    """Where along the (only) axis of a vector the indices of ``atom`` are."""
+    return b"".join(
+        place.tobytes() for axis in analysis.axes[name] or () for place in coordinates(axis, atom)
+    )
 
 
 def _atoms(analysis: Analysis, name: str) -> set[Atom]:
