@@ -32,6 +32,7 @@ LAYERS = [
         "verify",
         "stats",
         "grad",
+        "refit",
         "names",
         "explain",
         "wording",
