@@ -66,6 +66,8 @@ def find_groups(analysis: Analysis) -> list[Group]:
                 group.members.append((name, k))
                 if not constant:
                     constants.add(atom)
+    # what runs along the weights of one operator only, as the dimensions of fused heads do
+    constants |= {atom for op in analysis.ops for axis, _ in op.facts.kinds for atom in atoms_of(axis)}
     groups = [group for atom, group in found.items() if atom in constants]
     by_atom = {group.atom: group for group in groups}
     for op in analysis.ops:

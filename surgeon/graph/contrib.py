@@ -321,6 +321,16 @@ def _packed_multi_head(call: Call) -> Outputs:
     return [(call.kind(), (query[0], columns))]
 
 
+def _linear_attention(call: Call) -> Outputs:
+    query, key, value = (call.dims(k) for k in range(3))
+    queries, shared = call.attribute("q_num_heads"), call.attribute("kv_num_heads")
+    state = (query[0], shared, key[2] // shared, value[2] // shared)
+    if call.attribute("state_window", 0):
+        state = (call.attribute("state_window"), *state)
+    hidden = max(queries, shared) * (value[2] // shared)
+    return [(call.kind(), (*query[:2], hidden)), (call.kind(), state)][: call.outputs]
+
+
 def _causal_conv(call: Call) -> Outputs:
     """Only the states that are common: channels first and no window of them."""
     dims, taps = call.dims(), call.dims(1)[-1]
@@ -371,5 +381,6 @@ FUNCTIONS: dict[str, Callable[[Call], Outputs]] = {
     "DecoderMaskedMultiHeadAttention": _multi_head,
     "GroupQueryAttention": _grouped_query,
     "PackedMultiHeadAttention": _packed_multi_head,
+    "LinearAttention": _linear_attention,
     "CausalConvWithState": _causal_conv,
 }

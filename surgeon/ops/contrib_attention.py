@@ -166,9 +166,8 @@ def _multi_head(
     count = op.attribute("num_heads")
     dim = Atom(query[2].size // count // (3 if key is None else 1))
     states = past[0] is not None or any(tensor.name for tensor in op.node.outputs[1:3])
-    own = value is not None and (len(value) == 4 or not states)
-    value_size = value[-1].size // (1 if len(value) == 4 else count) if value is not None else dim.size
-    heads = heads_of(op, count, count, dim, Atom(value_size) if own and value_size else dim)
+    own = value is not None and len(value) == 3 and not states  # the kernel wants caches of one size
+    heads = heads_of(op, count, count, dim, Atom(value[-1].size // count) if own and value else dim)
     op.resize_attribute("num_heads", heads.query)
     batch = query[0]
     if key is None or value is None:
