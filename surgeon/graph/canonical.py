@@ -13,8 +13,9 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from surgeon.graph.branches import inline_branches
 from surgeon.graph.evaluate import MOVEMENT
-from surgeon.graph.order import needs, ordered
+from surgeon.graph.order import every_node, graphs, needs, ordered
 from surgeon.graph.weights import data_type
 
 if TYPE_CHECKING:
@@ -31,24 +32,45 @@ _SHAPE_TYPES = {onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.
 def canonicalize(graph: gs.Graph, shapes: Shapes) -> None:
     """Rewrites the graph in place; it computes the same, and tensors keep their names.
 
-    1. What shape arithmetic computes, where it is the same for every input of the model, becomes a constant with
+    1. An If whose condition is the same for every input of the model becomes the branch it takes.
+    2. What shape arithmetic computes, where it is the same for every input of the model, becomes a constant with
        the tensor's name; nodes nothing depends on any more are dropped. Graph outputs stay computed.
-    2. A vector or scalar of weights with several uses becomes one constant per use, ``NAME``, ``NAME__2``, …, each
+    3. A vector or scalar of weights with several uses becomes one constant per use, ``NAME``, ``NAME__2``, …, each
        with the attribute ``origin`` = ``NAME``. Matrices stay tied.
+    4. A body's output that is a constant goes through an Identity, so that constants are read by nodes alone.
+
+    All of this happens inside the bodies of control flow as well.
 
     Args:
         graph: The graph.
         shapes: What :func:`surgeon.graph.shapes.infer` found for it; it describes the result as well, except for
-            the new constants of step 2.
+            the new constants of steps 3 and 4.
     """
-    graph.nodes = ordered(graph.nodes)
-    fold_shapes(graph, shapes)
-    drop_dead(graph)
+    for each in graphs(graph):
+        each.nodes = ordered(each.nodes)
+    inline_branches(graph, shapes)
+    for each in list(graphs(graph)):
+        fold_shapes(each, shapes)
+    for each in reversed(list(graphs(graph))):
+        drop_dead(each)
+        if each is not graph:
+            _name_outputs(each, shapes)
     split_shared(graph)
 
 
+def _name_outputs(body: gs.Graph, shapes: Shapes) -> None:
+    """Step 4 of :func:`canonicalize`."""
+    for index, tensor in enumerate(body.outputs):
+        if isinstance(tensor, gs.Constant):
+            output = gs.Variable(f"{tensor.name}/output{index}", tensor.dtype, list(tensor.shape))
+            shapes.dims[output.name], shapes.dtypes[output.name] = tuple(tensor.shape), data_type(tensor)
+            shapes.dynamic[output.name] = (False,) * len(tensor.shape)
+            body.nodes.append(gs.Node("Identity", output.name, {}, [tensor], [output]))
+            body.outputs[index] = output
+
+
 def fold_shapes(graph: gs.Graph, shapes: Shapes) -> None:
-    """Step 1 of :func:`canonicalize`, without dropping what is dead afterwards."""
+    """Step 2 of :func:`canonicalize` for one graph or body, without dropping what is dead afterwards."""
     kept = {tensor.name for tensor in graph.outputs}
     computed = shape_arithmetic(graph, shapes)
     folded = [
@@ -132,16 +154,19 @@ def _forget(nodes: Iterable[gs.Node]) -> None:
 
 
 def split_shared(graph: gs.Graph) -> None:
-    """Step 2 of :func:`canonicalize`: every use of a vector or scalar of weights gets a constant of its own.
+    """Step 3 of :func:`canonicalize`: every use of a vector or scalar of weights gets a constant of its own.
 
-    Uses inside bodies, and as a graph output, keep the original.
+    Uses as a graph output keep the original.
     """
-    names = {tensor.name for node in graph.nodes for tensor in [*node.inputs, *node.outputs]}
-    names.update(tensor.name for tensor in [*graph.inputs, *graph.outputs])
-    outputs = {id(tensor) for tensor in graph.outputs}
+    nodes = list(every_node(graph))
+    names = {tensor.name for node in nodes for tensor in [*node.inputs, *node.outputs]}
+    outputs: set[int] = set()
+    for each in graphs(graph):
+        names.update(tensor.name for tensor in [*each.inputs, *each.outputs])
+        outputs.update(id(tensor) for tensor in each.outputs)
     uses: dict[int, list[tuple[gs.Node, int]]] = {}
     vectors: dict[int, gs.Constant] = {}
-    for node in graph.nodes:
+    for node in nodes:
         for index, tensor in enumerate(node.inputs):
             if isinstance(tensor, gs.Constant) and _is_vector(tensor):
                 uses.setdefault(id(tensor), []).append((node, index))

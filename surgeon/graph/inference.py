@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
-from itertools import chain, count
+from itertools import chain, count, zip_longest
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -13,12 +12,14 @@ import onnx_graphsurgeon as gs
 from onnx.shape_inference import InferenceError, infer_node_outputs
 
 from surgeon.graph import contrib
+from surgeon.graph.control import BODY_FUNCTIONS
 from surgeon.graph.evaluate import ARITHMETIC, GROWING, Call, evaluate, static_size
 from surgeon.graph.order import bodies, captured, ordered
 from surgeon.graph.probe import dimension_key
-from surgeon.graph.proto import node_proto
+from surgeon.graph.proto import node_proto, tensor_type
 from surgeon.graph.schemas import node_schema, opsets, standard
 from surgeon.graph.weights import data_type, peek
+from surgeon.graph.windows import WINDOWED, smaller_than_window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -59,19 +60,6 @@ SHAPE_FUNCTIONS: dict[tuple[str, str], ShapeFunction] = {
 }
 
 
-@lru_cache(maxsize=65536)
-def tensor_type(kind: int, dims: tuple[int, ...] | None) -> onnx.TypeProto:
-    """The type of a tensor; shared, so never to be changed."""
-    result = onnx.TypeProto()
-    result.tensor_type.elem_type = kind
-    if dims is not None:
-        shape = result.tensor_type.shape
-        shape.SetInParent()
-        for size in dims:
-            shape.dim.add().dim_value = size
-    return result
-
-
 class Program:
     """A graph made ready for several runs: ordered nodes, their messages and schemas, the constants worth reading."""
 
@@ -85,10 +73,10 @@ class Program:
         self.messages = [node_proto(node, self.versions, light=True) for node in self.nodes]
         self.schemas = [node_schema(node, self.versions) for node in self.nodes]
         self.captured = {index: captured(node) for index, node in enumerate(self.nodes) if bodies(node)}
-        self.branches = {
-            index: [Program(body) for body in bodies(node)]
+        self.bodies = {
+            index: {name: Program(body) for name, body in node.attrs.items() if isinstance(body, gs.Graph)}
             for index, node in enumerate(self.nodes)
-            if node.op == "If" and standard(node.domain) == ""
+            if node.op in BODY_FUNCTIONS and standard(node.domain) == ""
         }
         own = {id(tensor) for node in self.nodes for tensor in node.outputs} | {
             id(tensor) for tensor in graph.inputs
@@ -115,9 +103,9 @@ class Program:
             if _worth_reading(constant, self.kinds[name])
         }
 
-    def run(self, sizes: Mapping[str, int], *, second: bool, around: Run | None = None) -> Run:
-        """Infers everything at the given sizes of the open dimensions, for a body with what its surroundings know."""
-        return Run(self, dict(sizes), second, around)
+    def run(self, sizes: Mapping[str, int], *, second: bool) -> Run:
+        """Infers everything at the given sizes of the open dimensions."""
+        return Run(self, dict(sizes), second)
 
 
 def _worth_reading(constant: gs.Constant, kind: int) -> bool:
@@ -135,9 +123,18 @@ class Run:
         sizes: The sizes of the open dimensions.
         failures: Why inference refused a node, by its first output.
         data_dependent: Whether some axis got a made-up size because it depends on data.
+        bodies: The runs of bodies, and whether what fails in them fails the model (it does not in the branch of an
+            ``If`` that is not taken).
     """
 
-    def __init__(self, program: Program, sizes: dict[str, int], second: bool, around: Run | None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        sizes: dict[str, int],
+        second: bool,
+        around: Run | None = None,
+        given: Sequence[onnx.TypeProto | None] = (),
+    ) -> None:
         self.program, self.sizes, self.second = program, sizes, second
         self.dims: dict[str, Dims] = {}
         self.dtypes: dict[str, int] = {}
@@ -146,17 +143,34 @@ class Run:
         self.data_dependent = False
         self.types: dict[str, onnx.TypeProto] = {}
         self.data: dict[str, onnx.TensorProto] = {}
+        self.bodies: list[tuple[Run, bool]] = []
         self._unknown = chain(_UNKNOWN[second], count(1009 + 2 * second, 4))
         if around is not None:
             self._look_around(around)
-        for tensor in program.graph.inputs:
-            self._add_input(tensor)
+        for tensor, found in zip_longest(program.graph.inputs, given):
+            if around is None:
+                self._add_input(tensor)
+            elif found is not None:
+                self._typed(tensor.name, found)
+            else:
+                self.dims[tensor.name] = None
         for name, constant in program.weights.items():
             self._add(name, program.kinds[name], tuple(int(size) for size in constant.shape))
         for name, array in program.constants.items():
             self.values[name] = array
         for index in range(len(program.nodes)):
             self._node(index)
+
+    def inside(self, program: Program, given: Sequence[onnx.TypeProto | None]) -> Run:
+        """Runs a body, with what is known around it and the types of its inputs."""
+        return Run(program, self.sizes, self.second, self, given)
+
+    def keep(self, body: Run, *, counts: bool) -> None:
+        """Takes a body's run as what there is to know of that body; ``counts`` as in ``bodies``."""
+        self.bodies.append((body, counts))
+        if counts:
+            self.failures.update(body.failures)
+            self.data_dependent |= body.data_dependent
 
     def _look_around(self, around: Run) -> None:
         for tensor in self.program.outside:
@@ -235,8 +249,10 @@ class Run:
 
     def _infer(self, index: int, node: gs.Node) -> dict[str, onnx.TypeProto]:
         program = self.program
-        if index in program.branches:
-            return self._branches(index, node)
+        if index in program.bodies:
+            outputs = BODY_FUNCTIONS[node.op](self, node, program.bodies[index])
+            if outputs is not None:
+                return outputs
         schema = program.schemas[index]
         inputs = [tensor.name for tensor in node.inputs]
         silent = schema is None or not schema.has_type_and_shape_inference_function
@@ -272,6 +288,9 @@ class Run:
         if node.op == "Reshape" and self._reshape_clashes(node, found):
             self.failures[node.outputs[0].name] = "the element counts before and after do not agree"
             return {}
+        if node.op in WINDOWED and smaller_than_window(node, [self.dims.get(name) for name in inputs]):
+            self.failures[node.outputs[0].name] = "the window is larger than what it slides over"
+            return {}
         if node.op == "Dropout" and len(node.outputs) > 1:  # older versions say nothing about the mask
             mask = tensor_type(onnx.TensorProto.BOOL, self.dims[inputs[0]])
             found[node.outputs[1].name] = mask
@@ -300,26 +319,6 @@ class Run:
         after = [dim.dim_value for dim in entry.tensor_type.shape.dim if dim.HasField("dim_value")]
         known = len(after) == len(entry.tensor_type.shape.dim)
         return known and math.prod(before) != math.prod(after)
-
-    def _branches(self, index: int, node: gs.Node) -> dict[str, onnx.TypeProto]:
-        """The outputs of an ``If``: of the branch taken where the condition is known, else what both agree on."""
-        condition = self.values.get(node.inputs[0].name)
-        names = ("then_branch", "else_branch")
-        taken = [
-            program
-            for program in self.program.branches[index]
-            if condition is None or program.graph is node.attrs.get(names[not condition.reshape(-1)[0]])
-        ]
-        runs = [program.run(self.sizes, second=self.second, around=self) for program in taken]
-        result = {}
-        for position, tensor in enumerate(node.outputs):
-            ends = [run.program.graph.outputs[position].name for run in runs]
-            kinds = {run.dtypes.get(end) for run, end in zip(runs, ends, strict=True)}
-            shapes = {run.dims.get(end) for run, end in zip(runs, ends, strict=True)}
-            kind = kinds.pop() if len(kinds) == 1 else None
-            if tensor.name and kind is not None:
-                result[tensor.name] = tensor_type(kind, shapes.pop() if len(shapes) == 1 else None)
-        return result
 
     def _evaluate(
         self, node: gs.Node, types: Mapping[str, onnx.TypeProto] | None

@@ -16,6 +16,7 @@ from surgeon.graph.check import check
 from surgeon.graph.external import locate
 from surgeon.graph.order import ordered
 from surgeon.graph.source import Source
+from surgeon.graph.unique import make_names_unique
 
 LARGEST_MESSAGE = 2**31 - 1
 
@@ -24,7 +25,8 @@ def load(path: Path | str) -> gs.Graph:
     """Reads and checks a model; weights stay unread until they are needed.
 
     ``Constant`` nodes become constants named after their output; initializers that were also inputs stop being
-    inputs; local functions are inlined; nodes are in topological order. What graphsurgeon cannot hold is kept in
+    inputs; local functions are inlined; nodes are in topological order; tensors of bodies beside each other get
+    different names. What graphsurgeon cannot hold is kept in
     the graph's :class:`~surgeon.graph.source.Source`.
 
     Args:
@@ -123,6 +125,7 @@ def _from_model(model: onnx.ModelProto, path: Path | None) -> gs.Graph:
     places = locate(model, path)
     graph = build(model, places)
     graph.nodes = ordered(graph.nodes)
+    make_names_unique(graph)
     graph.surgeon_source = Source(
         path=path,
         ir_version=int(model.ir_version),

@@ -11,7 +11,31 @@ from surgeon.errors import UnsupportedModelError
 from surgeon.graph.schemas import label
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
+
+
+def graphs(graph: gs.Graph) -> Iterator[gs.Graph]:
+    """A graph and all bodies inside it, each before the bodies inside it."""
+    yield graph
+    for node in graph.nodes:
+        for body in bodies(node):
+            yield from graphs(body)
+
+
+def every_node(graph: gs.Graph) -> Iterator[gs.Node]:
+    """The nodes of a graph and of all bodies inside it; those of a node's bodies come just before the node."""
+    for node in graph.nodes:
+        for body in bodies(node):
+            yield from every_node(body)
+        yield node
+
+
+def nodes_in_graphs(graph: gs.Graph) -> Iterator[tuple[gs.Graph, gs.Node]]:
+    """The nodes of :func:`every_node`, each with the graph or body it is in."""
+    for node in graph.nodes:
+        for body in bodies(node):
+            yield from nodes_in_graphs(body)
+        yield graph, node
 
 
 def bodies(node: gs.Node) -> list[gs.Graph]:

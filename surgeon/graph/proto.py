@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,19 @@ if TYPE_CHECKING:
 
 _KIND = onnx.AttributeProto
 SMALL = 1024  # bytes of a constant that is always written in full
+
+
+@lru_cache(maxsize=65536)
+def tensor_type(kind: int, dims: tuple[int, ...] | None) -> onnx.TypeProto:
+    """The type of a tensor; shared, so never to be changed."""
+    result = onnx.TypeProto()
+    result.tensor_type.elem_type = kind
+    if dims is not None:
+        shape = result.tensor_type.shape
+        shape.SetInParent()
+        for size in dims:
+            shape.dim.add().dim_value = size
+    return result
 
 
 def node_proto(node: gs.Node, versions: dict[str, int], *, light: bool = False) -> onnx.NodeProto:

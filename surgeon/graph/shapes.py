@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from surgeon.graph.decisions import mark_decisions
 from surgeon.graph.inference import Program, Run
 from surgeon.graph.order import captured
 from surgeon.graph.probe import candidates, dynamic_dims, open_dimensions, taken_sizes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     import onnx_graphsurgeon as gs
     from numpy.typing import NDArray
@@ -45,7 +46,7 @@ class Value:
 
 @dataclass
 class Shapes:
-    """What is known of every tensor of a graph, by name.
+    """What is known of every tensor of a graph and of the bodies inside it, by name.
 
     Attributes:
         dims: The shape at the probe sizes; None where not even the rank is known, or it is not a tensor.
@@ -53,7 +54,9 @@ class Shapes:
         dynamic: For each axis, whether its size changes with a dynamic dimension or depends on data.
         values: Known small tensors: shape arithmetic and what goes into it.
         probe: The size given to each open dimension (see ``dynamic_dims``).
-        failures: Nodes onnx's inference refused, and why; by first output.
+        failures: Nodes onnx's inference refused, and why; by first output. What an ``If`` does not do at the probe
+            sizes cannot fail.
+        aside: Tensors of branches that are not taken at the probe sizes.
     """
 
     dims: dict[str, tuple[int, ...] | None]
@@ -62,6 +65,7 @@ class Shapes:
     values: dict[str, Value]
     probe: dict[str, int]
     failures: dict[str, str] = field(default_factory=dict)
+    aside: frozenset[str] = frozenset()
 
 
 def infer(graph: gs.Graph, sizes: Mapping[str, int] | None = None) -> Shapes:
@@ -84,6 +88,7 @@ def infer(graph: gs.Graph, sizes: Mapping[str, int] | None = None) -> Shapes:
         again = _search(program, dimensions, taken | _static_sizes(best), forced)
         if _doubts(again) <= _doubts(best):
             best = again
+    mark_decisions(graph, best)
     return best
 
 
@@ -131,7 +136,8 @@ def _static_sizes(shapes: Shapes) -> set[int]:
 
 def _doubts(shapes: Shapes) -> tuple[int, int, int]:
     """How unfit the chosen sizes are, the worst first: refused nodes, unknown ranks, dynamic axes of size 1."""
-    return len(shapes.failures), sum(dims is None for dims in shapes.dims.values()), _ones(shapes)
+    unknown = sum(dims is None for name, dims in shapes.dims.items() if name not in shapes.aside)
+    return len(shapes.failures), unknown, _ones(shapes)
 
 
 def _ones(shapes: Shapes) -> int:
@@ -139,15 +145,19 @@ def _ones(shapes: Shapes) -> int:
     return sum(
         size <= 1 and dynamic
         for name, dims in shapes.dims.items()
-        if dims is not None
+        if dims is not None and name not in shapes.aside
         for size, dynamic in zip(dims, shapes.dynamic[name], strict=True)
     )
 
 
 def _compare(run: Run, other: Run, sizes: Mapping[str, int]) -> Shapes:
+    runs = list(_with_bodies(run, counts=True))
+    aside = {name for each, counts in runs if not counts for name in each.dims}
+    counted = {name for each, counts in runs if counts for name in each.dims}
+    found, again = _joined(each for each, _ in runs), _joined(each for each, _ in _with_bodies(other))
     dynamic = {}
-    for name, dims in run.dims.items():
-        second = other.dims.get(name)
+    for name, dims in found.dims.items():
+        second = again.dims.get(name)
         if dims is not None:
             same = second is not None and len(second) == len(dims)
             dynamic[name] = (
@@ -155,8 +165,37 @@ def _compare(run: Run, other: Run, sizes: Mapping[str, int]) -> Shapes:
                 if same and second is not None
                 else ((True,) * len(dims))
             )
-    values = {name: Value(data, _changed(data, other.values.get(name))) for name, data in run.values.items()}
-    return Shapes(run.dims, run.dtypes, dynamic, values, dict(sizes), run.failures)
+    values = {
+        name: Value(data, _changed(data, again.values.get(name))) for name, data in found.values.items()
+    }
+    outside = frozenset(aside - counted)
+    return Shapes(found.dims, found.dtypes, dynamic, values, dict(sizes), run.failures, outside)
+
+
+@dataclass
+class _Joined:
+    """What the runs of a graph and of its bodies found, together."""
+
+    dims: dict[str, tuple[int, ...] | None] = field(default_factory=dict)
+    dtypes: dict[str, int] = field(default_factory=dict)
+    values: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+
+def _joined(runs: Iterable[Run]) -> _Joined:
+    """Names are unique over all bodies; what a body sees of its surroundings is the same there."""
+    result = _Joined()
+    for run in runs:
+        result.dims.update(run.dims)
+        result.dtypes.update(run.dtypes)
+        result.values.update(run.values)
+    return result
+
+
+def _with_bodies(run: Run, *, counts: bool = True) -> Iterator[tuple[Run, bool]]:
+    """A run and those of its bodies, with whether what fails in them fails the model."""
+    yield run, counts
+    for body, counted in run.bodies:
+        yield from _with_bodies(body, counts=counts and counted)
 
 
 def _changed(data: NDArray[Any], other: NDArray[Any] | None) -> NDArray[np.bool_]:

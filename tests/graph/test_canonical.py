@@ -133,7 +133,7 @@ def test_shape_constants_stay_shared(parse) -> None:
     assert graph.nodes[0].inputs[1] is graph.nodes[2].inputs[1]
 
 
-def test_what_bodies_use_keeps_its_constant(parse, run) -> None:
+def test_what_bodies_use_gets_its_own_constant(parse, run) -> None:
     model = parse(
         "net (bool c, float[N, 4] x) => (float[N, 4] y) { s = Shape(x)  d = Gather <axis = 0> (s, one)  u = Add(x, b)"
         " y = If (c) <then_branch = t () => (float[N, 4] p) { f = Cast <to = 1> (d)  p0 = Mul(u, f)  p = Add(p0, b) },"
@@ -144,9 +144,10 @@ def test_what_bodies_use_keeps_its_constant(parse, run) -> None:
     graph = canonical(model)
     assert [node.op for node in graph.nodes] == ["Add", "If"]
     body = graph.nodes[1].attrs["then_branch"]
-    assert peek(body.nodes[0].inputs[0]).tolist() == [4]
-    assert body.nodes[2].inputs[1].name == "b"
-    assert graph.nodes[0].inputs[1].name == "b__2"
+    assert [node.op for node in body.nodes] == ["Mul", "Add"]
+    assert peek(body.nodes[0].inputs[1]).tolist() == [4]
+    assert body.nodes[1].inputs[1].name == "b__2"
+    assert graph.nodes[0].inputs[1].name == "b"
     for condition in (True, False):
         feeds = {"c": np.array(condition), "x": np.ones((3, 4), np.float32)}
         np.testing.assert_array_equal(run(to_model(graph), **feeds)[0], run(model, **feeds)[0])

@@ -1,0 +1,51 @@
+"""An If that always goes one way becomes that branch, and one that only seems to does not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from surgeon.graph.branches import inline_branches
+from surgeon.graph.canonical import canonicalize
+from surgeon.graph.load import from_model
+from surgeon.graph.order import every_node
+from surgeon.graph.save import to_model
+from surgeon.graph.shapes import infer
+
+SQUEEZE = (
+    "net (float[N,1,6] x) => (float[N,6] y) { s = Shape (x)  n = Gather <axis = 0> (s, AXIS)  c = Equal (n, one)"
+    " z = If (c) <then_branch = t () => (p) { p = Squeeze (x, one) },"
+    " else_branch = e () => (q) { q = Reshape (x, flat) }>  y = Relu (z) }"
+)
+WEIGHTS = {"zero": np.array([0]), "one": np.array([1]), "flat": np.array([-1, 6])}
+
+
+@pytest.mark.parametrize(("axis", "left"), [("one", ["Squeeze", "Relu"]), ("zero", None)])
+def test_a_size_that_never_changes_decides(parse, run, axis, left) -> None:
+    model = parse(SQUEEZE.replace("AXIS", axis), **WEIGHTS)
+    graph = from_model(model)
+    canonicalize(graph, infer(graph))
+    operators = [node.op for node in graph.nodes]
+    assert operators == left if left else "If" in operators
+    for batch in (1, 3):
+        feeds = {"x": np.random.default_rng(0).standard_normal((batch, 1, 6)).astype(np.float32)}
+        np.testing.assert_array_equal(run(to_model(graph), **feeds)[0], run(model, **feeds)[0])
+
+
+def test_nested_branches_keep_the_names_of_outputs(parse, run) -> None:
+    model = parse(
+        "net (float[N,4] x) => (float[N,4] y, float[N,4] z) {"
+        " y, z = If (yes) <then_branch = t () => (p, r) {"
+        "  p = If (no) <then_branch = t2 () => (a) { a = Neg (x) }, else_branch = e2 () => (b) { b = Relu (x) }>"
+        "  r = Add (p, one) },"
+        " else_branch = e () => (q, q2) { q = Abs (x)  q2 = Identity (x) }> }",
+        yes=np.array(True),
+        no=np.array(False),
+        one=np.ones(4, np.float32),
+    )
+    graph = from_model(model)
+    assert inline_branches(graph, infer(graph)) == 2
+    assert [node.op for node in every_node(graph)] == ["Relu", "Add"]
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32)}
+    for mine, theirs in zip(run(to_model(graph), **feeds), run(model, **feeds), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
