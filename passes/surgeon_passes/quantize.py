@@ -77,7 +77,7 @@ class Quantize(Pass):
 
         prepare.name_nodes(model)
         if mode == "fp16":
-            return self._half(model, context)
+            return self._half(model, context, folder)
         model = prepare.raise_opset(model, prepare.QDQ_OPSET)
         if not (
             self.exclude or context.exclude
@@ -106,6 +106,9 @@ class Quantize(Pass):
             from surgeon_passes.quantizing.dynamic import quantize_dynamic
 
             result = quantize_dynamic(model, choice, folder, per_channel=self.per_channel)
+            convolutions = sum(operator.startswith("Conv") for operator, _ in choice.left.values())
+            if convolutions:
+                context.warn(f"{convolutions} convolutions stay float: quantizing them takes --data")
         compact(result, known)
         prepare.strip_opsets(result)
         prepare.restore_interface(result, model)
@@ -113,8 +116,7 @@ class Quantize(Pass):
         self._record(choice, context)
         return result
 
-    def _half(self, model: onnx.ModelProto, context: Context) -> onnx.ModelProto:
-        from surgeon.graph.sessions import session
+    def _half(self, model: onnx.ModelProto, context: Context, folder: Path) -> onnx.ModelProto:
         from surgeon_passes.quantizing.half import to_half
         from surgeon_passes.quantizing.prepare import restore_interface
 
@@ -125,10 +127,8 @@ class Quantize(Pass):
         }
         if not any(entry.data_type == 1 for entry in model.graph.initializer):
             raise GateError("there are no float32 weights", where="pass quantize")
-        result = to_half(model, kept)
-        del result.graph.value_info[:]
+        result = to_half(model, kept, folder)
         restore_interface(result, model)
-        session(result)
         context.record["left_float"] = [{"node": name, "reason": "excluded"} for name in sorted(kept)]
         return result
 

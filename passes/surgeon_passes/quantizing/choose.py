@@ -12,8 +12,19 @@ _WEIGHT_INPUT = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "Gather"
 _NEVER = {"GRU", "RNN", "LSTM", "Einsum", "Attention", "MultiHeadAttention"}
 _SMALLEST_TABLE = 1024  # elements; smaller Gathers pick constants, not embeddings
 _FOLLOWERS = {"Relu", "Clip", "MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"}
-_JOINS = {"Add", "Mul", "Sigmoid", "LeakyRelu"}
-_STREAM = {*_JOINS, *_FOLLOWERS, "Conv", "ConvTranspose"}
+_JOINS = {"Add", "Mul", "Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool"}
+_STREAM = {*_JOINS, *_FOLLOWERS, "Pad", "Slice", "Split", "Concat", "Resize"}
+_LAST = {
+    "Flatten",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "Transpose",
+    "Identity",
+    "Softmax",
+    "LogSoftmax",
+    "Sigmoid",
+}
 
 
 @dataclass
@@ -44,9 +55,9 @@ def choose(model: onnx.ModelProto, excluded: Callable[[str], bool], *, static: b
         static: Whether activations will have constant scales.
     """
     choice = Choice()
-    results = {output.name for output in model.graph.output}
     weights = {entry.name: entry for entry in model.graph.initializer}
     producers = {output: node for node in model.graph.node for output in node.output}
+    results = _results(model.graph, producers)
     for node in model.graph.node:
         reason = _why_float(node, weights, static=static)
         if reason is None and any(map(excluded, _names(node))):
@@ -56,9 +67,13 @@ def choose(model: onnx.ModelProto, excluded: Callable[[str], bool], *, static: b
             choice.nodes.append(node.name)
         elif reason:
             choice.left[node.name] = (node.op_type, reason)
-        elif static and results.isdisjoint(node.output) and _may_follow(node, producers, weights):
-            if not any(map(excluded, _names(node))):
-                choice.nodes.append(node.name)
+        elif (
+            static
+            and results.isdisjoint(node.output)
+            and _may_follow(node, producers, weights)
+            and not any(map(excluded, _names(node)))
+        ):
+            choice.nodes.append(node.name)
     for name, operator in _inside(model.graph):
         choice.left[name] = (operator, "inside a control-flow body")
     return choice
@@ -118,6 +133,17 @@ def _may_follow(
     if node.op_type not in _JOINS:
         return False
     return all(_from_convolution(name, producers) for name in node.input if name not in weights)
+
+
+def _results(graph: onnx.GraphProto, producers: dict[str, onnx.NodeProto]) -> set[str]:
+    """Returns the outputs, and the tensors that become outputs without any arithmetic that rounding could hide in."""
+    results = {output.name for output in graph.output}
+    for output in graph.output:
+        node = producers.get(output.name)
+        while node is not None and node.op_type in _LAST:
+            results.add(node.input[0])
+            node = producers.get(node.input[0])
+    return results
 
 
 def _from_convolution(name: str, producers: dict[str, onnx.NodeProto]) -> bool:

@@ -98,7 +98,7 @@ def _rewrite(source: Path, target: Path, disabled: list[str]) -> bool:
         ort.InferenceSession(
             str(source), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
         )
-    except Exception:  # noqa: BLE001  # onnxruntime's errors have no base class; the model is used as it was
+    except Exception:  # onnxruntime's errors have no base class; the model is used as it was
         return False
     return target.exists()
 

@@ -12,7 +12,6 @@ from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibra
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
-from surgeon.errors import DataError
 from surgeon.graph import sessions
 from surgeon.stats.data import Dataset
 from surgeon_passes.quantizing.choose import Choice
@@ -73,7 +72,7 @@ def quantize_static(
     quantizer = QDQQuantizer(
         load_model_with_shape_infer(path),
         per_channel,
-        False,  # noqa: FBT003  # reduce_range: 7-bit weights, for CPUs without VNNI
+        False,  # reduce_range: 7-bit weights, for CPUs without VNNI
         QuantType.QInt8,
         QuantType.QInt8 if symmetric else QuantType.QUInt8,
         ranges,
