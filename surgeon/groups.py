@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from surgeon.ops.op import Op
 
 RECURRENT = ("LSTM", "GRU", "RNN")
-CONVOLUTIONS = ("Conv", "ConvTranspose")
+CONVOLUTIONS = (
+    "Conv",
+    "ConvTranspose",
+    "ConvInteger",
+    "FusedConv",
+    "NhwcConv",
+    "NhwcFusedConv",
+    "QLinearConv",
+)
 
 
 @dataclass(eq=False)
@@ -187,6 +195,12 @@ def derived_from_constants(tensor: gs.Tensor) -> bool:
 def _note_structural(analysis: Analysis, groups: dict[Atom, Group]) -> None:
     zero = vanishing(analysis)
     for op in analysis.ops:
+        summed = {a for axes in op.facts.contracted.values() for axis in axes for a in atoms_of(axis)}
+        masked = set[Atom]().union(*(zero.get(tensor.name, ()) for tensor in op.node.inputs))
+        for atom in (summed & groups.keys()) - masked:
+            groups[atom].structural = (
+                groups[atom].structural or f"{op.name}: sums over it, and what is removed is not zero there"
+            )
         for reduction in op.facts.reductions:
             for atom in set(atoms_of(reduction.axis)) & groups.keys():
                 if reduction.exact_on_zeros and atom in zero.get(reduction.tensor, ()):

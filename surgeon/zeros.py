@@ -8,12 +8,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from surgeon.axes import Atom, atoms_of, coordinates
+from surgeon.graph.weights import peek
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from surgeon.analysis import Analysis
-    from surgeon.ops.op import Op
+    from surgeon.ops.op import Op, Zeros
 
 
 def vanishing(analysis: Analysis) -> dict[str, set[Atom]]:
@@ -29,19 +30,20 @@ def vanishing(analysis: Analysis) -> dict[str, set[Atom]]:
 
 
 def _masked_constants(analysis: Analysis) -> dict[str, set[Atom]]:
-    """Constants vanish along all their atoms; copies of one constant of the file only where all of them do."""
-    copies: dict[str, dict[str, set[Atom]]] = {}
+    """Constants vanish along all their atoms; copies of one vector of the file only where all of them do."""
+    copies: dict[str, dict[str, gs.Constant]] = {}
     for op in analysis.ops:
         for tensor in op.node.inputs:
             if isinstance(tensor, gs.Constant):
-                origin = getattr(tensor, "origin", tensor.name)
-                copies.setdefault(origin, {}).setdefault(tensor.name, _atoms(analysis, tensor.name))
-    result = {}
-    for names in copies.values():
-        same = set.intersection(*names.values())
-        if len(names) > 1:
-            same = {atom for atom in same if len({_places(analysis, name, atom) for name in names}) == 1}
-        result.update(dict.fromkeys(names, same))
+                copies.setdefault(getattr(tensor, "origin", tensor.name), {})[tensor.name] = tensor
+    result: dict[str, set[Atom]] = {}
+    for tensors in copies.values():
+        own = {name: _atoms(analysis, name) for name in tensors}
+        if len(own) > 1 and peek(next(iter(tensors.values()))).any():
+            same = set.intersection(*own.values())
+            same = {atom for atom in same if len({_places(analysis, name, atom) for name in own}) == 1}
+            own = dict.fromkeys(own, same)
+        result |= own
     return result
 
 
@@ -57,10 +59,14 @@ def _atoms(analysis: Analysis, name: str) -> set[Atom]:
 
 
 def _forward(op: Op, analysis: Analysis, zero: dict[str, set[Atom]]) -> None:
-    stated = op.facts.zeros
-    if stated is None:
-        return
-    names = [tensor.name for tensor in op.node.inputs]
+    for index, tensor in enumerate(op.node.outputs):
+        stated = op.facts.zeros_of.get(index, op.facts.zeros)
+        if stated is not None:
+            found = _found(stated, [each.name for each in op.node.inputs], analysis, zero)
+            zero[tensor.name] = found & _atoms(analysis, tensor.name)
+
+
+def _found(stated: Zeros, names: list[str], analysis: Analysis, zero: dict[str, set[Atom]]) -> set[Atom]:
     found: set[Atom] | None = None
     if stated.factors:
         found = set().union(*(zero.get(names[k], set()) for k in stated.factors if k < len(names)))
@@ -69,8 +75,7 @@ def _forward(op: Op, analysis: Analysis, zero: dict[str, set[Atom]]) -> None:
     for k in stated.terms:
         term = zero.get(names[k], set())
         found = set(term) if found is None else found & term
-    for tensor in op.node.outputs:
-        zero[tensor.name] = (found or set()) & _atoms(analysis, tensor.name)
+    return found or set()
 
 
 def _joined(analysis: Analysis, names: list[str], zero: dict[str, set[Atom]]) -> set[Atom]:
