@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 DEFAULT_TARGET = 0.5
 # what surgeon.scores defines, named here so that options are checked without importing numpy
 SCORES = (
+    "auto",
+    "obs",
     "l1",
     "l2",
     "bn_scale",
@@ -43,7 +45,8 @@ class Prune(Pass):
         macs: At most this fraction of the multiply-accumulates (as ``--target macs=``).
         params: At most this fraction of the parameters.
         size: At most this fraction of the weight bytes.
-        score: How indices are ranked: l1, l2, bn_scale, geometric_median, redundancy, random, and with data
+        score: How indices are ranked: auto (obs with data, else l2); obs, the error that is left at the consumers once
+            the others make up for the removal (optimal brain surgeon, needs data); l1, l2, bn_scale, geometric_median, redundancy, random, and with data
             activation_norm, apoz, wanda; or a score that a plugin registers as ``surgeon.scores``.
         reduce: How a score is reduced over the tensors of a group: mean, max, sum, or a reduction that a plugin
             registers as ``surgeon.reductions``. What wanda says of several consumers is always added up.
@@ -60,6 +63,9 @@ class Prune(Pass):
         keep: Indices that stay, as ``tensor:axis=0-7+12``.
         drop: Indices that go, as ``tensor:axis=0-7+12``, whatever the limits; nothing else is removed unless a ratio or
             target is given.
+        reconstruct: With data, refit the weights that are left, in closed form, to what the original computes.
+        memory: Megabytes of activations held in memory by measuring and refitting, per model; the rest goes to
+            temporary files.
         allow_structural: Also cut groups that a normalisation runs over, which cannot be exact.
     """
 
@@ -70,7 +76,7 @@ class Prune(Pass):
     macs: float | None = None
     params: float | None = None
     size: float | None = None
-    score: str = "l2"
+    score: str = "auto"
     reduce: str = "mean"
     ranking: Literal["global", "local"] = "global"
     product: Literal["outer", "inner", "both"] = "outer"
@@ -81,6 +87,8 @@ class Prune(Pass):
     exclude: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
+    reconstruct: bool = True
+    memory: int = 2048
     allow_structural: bool = False
 
     def __post_init__(self) -> None:
@@ -92,7 +100,7 @@ class Prune(Pass):
             raise UsageError("give either a ratio or a target", where="prune.ratio")
         if not 0 < self.max_ratio <= 1:
             raise UsageError(f"must lie in (0, 1], got {self.max_ratio}", where="prune.max_ratio")
-        for option in ("min_keep", "multiple_of"):
+        for option in ("min_keep", "multiple_of", "memory"):
             value = getattr(self, option)
             if value is not None and value < 1:
                 raise UsageError(f"must be at least 1, got {value}", where=f"prune.{option}")
@@ -111,6 +119,7 @@ class Prune(Pass):
         from surgeon.engine import analyse
         from surgeon_passes.pruning.choose import choose
         from surgeon_passes.pruning.proved import Proved, cut_and_prove
+        from surgeon_passes.pruning.reconstruct import reconstruct
 
         model = analyse(graph)
         refused: dict[str, str] = {}
@@ -125,6 +134,8 @@ class Prune(Pass):
             if isinstance(outcome, Proved):
                 context.record["certificate"] = outcome.certificate.to_json()
                 context.plan = outcome.plan
+                if self.reconstruct and context.data is not None:
+                    reconstruct(model, outcome, context, self.memory * 2**20)
                 return outcome.graph
             refused |= outcome
 

@@ -26,6 +26,7 @@ LAYERS = [
         "surgery",
         "engine",
         "scores",
+        "refit",
         "isolate",
         "allocate",
         "probes",

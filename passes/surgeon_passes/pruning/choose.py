@@ -6,22 +6,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from surgeon.allocate import Candidate, Limits, by_ratio, evenly_to_target, to_target
-from surgeon.axes import Concat, Product, Selection, normal
 from surgeon.errors import GateError, UsageError
 from surgeon_passes.pruning.eligible import eligible, one_factor
 from surgeon_passes.pruning.exact import Wish, wishes
 from surgeon_passes.pruning.goals import Goal, goals
 from surgeon_passes.pruning.rank import rank
+from surgeon_passes.pruning.spread import positions_in_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from surgeon.axes import Atom, Axis
     from surgeon.engine import Model
     from surgeon.groups import Group
     from surgeon.passes import Context
@@ -124,50 +122,18 @@ def _candidates(
 ) -> list[Candidate]:
     """The groups to choose from, and those that lose what was named and no more."""
     scores = rank(options, model, groups, context)
-    blocks = _blocks(model, groups)
+    positions = positions_in_weights(model, groups)
     result = []
     for group in model.groups:
         wish = wished.get(group.id)
         stays, goes = (wish.stays, wish.goes) if wish else (None, None)
         if group.id in scores:
-            result.append(
-                Candidate(group.id, group.atom, scores[group.id], limits, blocks[group.id], stays, goes)
-            )
+            block = max(1, min(positions[group.id], default=1))
+            result.append(Candidate(group.id, group.atom, scores[group.id], limits, block, stays, goes))
         elif goes is not None and goes.any():
             whole = Limits(min_keep=group.size)
             result.append(Candidate(group.id, group.atom, np.zeros(group.size), whole, 1, stays, goes))
     return result
-
-
-def _blocks(model: Model, groups: Sequence[Group]) -> dict[str, int]:
-    """Per group the channels of a weight that go with one index, at the least: head_dim for heads."""
-    weights = {t.name for op in model.analysis.ops for t in op.node.inputs if isinstance(t, gs.Constant)}
-    return {
-        group.id: max(
-            1,
-            min(
-                (
-                    _positions((model.analysis.axes[name] or [])[axis], group.atom)
-                    for name, axis in group.members
-                    if name in weights
-                ),
-                default=1,
-            ),
-        )
-        for group in groups
-    }
-
-
-def _positions(axis: Axis, atom: Atom) -> int:
-    """How many positions of ``axis`` go with one index of ``atom``."""
-    axis = normal(axis)
-    if isinstance(axis, Concat):
-        return sum(_positions(part, atom) for part in axis.parts)
-    if isinstance(axis, Product):
-        return sum(_positions(factor, atom) * (axis.size // factor.size) for factor in axis.factors)
-    if isinstance(axis, Selection):
-        return _positions(axis.base, atom) * axis.size // axis.base.size
-    return int(axis is atom)
 
 
 def _unreachable(

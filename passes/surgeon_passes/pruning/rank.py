@@ -9,10 +9,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from surgeon import plugins
+from surgeon.allocate import prices
 from surgeon.axes import atoms_of
 from surgeon.errors import PluginError
 from surgeon.scores import REDUCTIONS, SCORES, Activity, Score, Slices
 from surgeon_passes.pruning.activity import Read, measure, norms, reads
+from surgeon_passes.pruning.obs import obs_scores
+from surgeon_passes.pruning.spread import positions_in_weights
 from surgeon_passes.pruning.values import as_numbers, is_parameter
 
 if TYPE_CHECKING:
@@ -29,14 +32,14 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Found = dict[str, list[Floats]]
 
-RANDOM = "random"
+RANDOM, AUTO, OBS = "random", "auto", "obs"
 FALLBACK = "l2"
 LARGEST = 1e30
 DIGITS = 5  # scores that agree this far are the same: what decides must not be the rounding of a sum
 
 
 def rank(options: Prune, model: Model, groups: Sequence[Group], context: Context) -> dict[str, Floats]:
-    """Scores per index of each group, ``[size]``; for each tensor they average 1, so that groups can be compared.
+    """What removing each index of each group costs, ``[size]``, comparable between groups.
 
     Raises:
         PluginError: A score or reduction of a plugin cannot be loaded, or fails.
@@ -44,15 +47,28 @@ def rank(options: Prune, model: Model, groups: Sequence[Group], context: Context
     """
     if options.score == RANDOM:
         random = np.random.default_rng(context.seed_for("prune"))
-        return {group.id: random.random(group.size) for group in groups}
+        drawn = {group.id: random.random(group.size) for group in groups}
+        return {name: prices(scores, 1) for name, scores in drawn.items()}
+    name = chosen_score(options, context)
+    if name == OBS:
+        return _eliminated(options, model, groups, context)
+    weights = positions_in_weights(model, groups)
+    magnitudes = _magnitudes(name, options, model, groups, context)
+    return {name: prices(scores, max(1, len(weights[name]))) for name, scores in magnitudes.items()}
+
+
+def _magnitudes(
+    name: str, options: Prune, model: Model, groups: Sequence[Group], context: Context
+) -> dict[str, Floats]:
+    """Scores of each group that average about 1."""
     join = plugins.load_function(plugins.REDUCTIONS, options.reduce, REDUCTIONS, what="reduction")
-    found = _evidence(_score(options.score), model, groups, context)
+    found = _evidence(_score(name), model, groups, context)
     missing = [group for group in groups if not found[group.id]]
-    if missing and options.score != FALLBACK:
+    if missing and name != FALLBACK:
         instead = _evidence(SCORES[FALLBACK], model, missing, context)
         weighted = [group for group in missing if instead[group.id]]
         if weighted:
-            context.warn(_fell_back(options.score, weighted, len(groups)))
+            context.warn(_fell_back(name, weighted, len(groups)))
             context.record["ranked_by_" + FALLBACK] = [group.id for group in weighted]
         found.update(instead)
     return {
@@ -61,6 +77,25 @@ def rank(options: Prune, model: Model, groups: Sequence[Group], context: Context
         else np.ones(group.size)
         for group in groups
     }
+
+
+def chosen_score(options: Prune, context: Context) -> str:
+    """The score in force: with ``auto``, elimination where there are data and magnitude where there are none."""
+    if options.score != AUTO:
+        return options.score
+    return OBS if context.data is not None else FALLBACK
+
+
+def _eliminated(options: Prune, model: Model, groups: Sequence[Group], context: Context) -> dict[str, Floats]:
+    """Scores by elimination; groups that it cannot judge rank by magnitude, at the level of the median group."""
+    result = obs_scores(model, groups, context, options.memory * 2**20)
+    missing = [group for group in groups if group.id not in result]
+    if missing:
+        level = float(np.median([scores.mean() for scores in result.values()])) if result else 1.0
+        magnitude = _magnitudes(FALLBACK, options, model, missing, context)
+        result.update({name: scores * level for name, scores in magnitude.items()})
+        context.record["ranked_by_" + FALLBACK] = [group.id for group in missing]
+    return result
 
 
 def _score(name: str) -> Score:

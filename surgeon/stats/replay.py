@@ -1,0 +1,171 @@
+"""Running a graph piece by piece over a dataset: every node once, whatever is asked for in between.
+
+Two graphs (the original and the one being rebuilt) can be advanced side by side, and constants of nodes that have not
+run yet may still change.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from surgeon.graph.order import needs
+from surgeon.graph.save import to_model
+from surgeon.graph.sessions import run, session
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+
+class Store:
+    """Arrays per tensor and batch, in memory up to a limit and in temporary files beyond it."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit, self.used, self.spilled = limit_bytes, 0, 0
+        self._arrays: dict[str, list[Array]] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._arrays
+
+    def put(self, name: str, array: Array) -> None:
+        """Append the next batch of a tensor."""
+        if self.used + array.nbytes > self.limit and array.size:
+            array = self._spill(array)
+        else:
+            self.used += array.nbytes
+        self._arrays.setdefault(name, []).append(array)
+
+    def get(self, name: str, batch: int) -> Array:
+        """One batch of a tensor."""
+        return self._arrays[name][batch]
+
+    def drop(self, name: str) -> None:
+        """Forget a tensor."""
+        for array in self._arrays.pop(name, ()):
+            if isinstance(array, np.memmap):
+                Path(str(array.filename)).unlink(missing_ok=True)
+            else:
+                self.used -= array.nbytes
+
+    def _spill(self, array: Array) -> Array:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="surgeon-")
+        path = Path(self._folder.name) / f"{self.spilled}.bin"
+        self.spilled += 1
+        mapped = np.memmap(path, dtype=array.dtype, mode="w+", shape=array.shape)
+        mapped[...] = array
+        return mapped
+
+
+class Replay:
+    """A graph being run piece by piece.
+
+    Args:
+        graph: Topologically sorted; constants of nodes that have not run yet may be replaced in between.
+        dtypes: The onnx data type of every tensor.
+        feeds: The batches.
+        threads: Threads for onnxruntime.
+        limit_bytes: How much of the activations is held in memory; the rest goes to temporary files.
+    """
+
+    def __init__(
+        self,
+        graph: gs.Graph,
+        dtypes: Mapping[str, int],
+        feeds: Sequence[Mapping[str, Array]],
+        *,
+        threads: int = 1,
+        limit_bytes: int = 2**31,
+    ) -> None:
+        self.graph, self.dtypes, self.threads = graph, dtypes, threads
+        self.batches = len(feeds)
+        self.store = Store(limit_bytes)
+        self._left = list(graph.nodes)
+        self._waiting: dict[str, int] = {}
+        for node in self._left:
+            for name in {tensor.name for tensor in needs(node)}:
+                self._waiting[name] = self._waiting.get(name, 0) + 1
+        for tensor in graph.inputs:
+            for batch in feeds:
+                self.store.put(tensor.name, batch[tensor.name])
+        self._held: dict[str, int] = {}
+
+    def hold(self, name: str) -> None:
+        """Keep a tensor until :meth:`release`, even when every node that reads it has run."""
+        self._held[name] = self._held.get(name, 0) + 1
+
+    def release(self, name: str) -> None:
+        """Give up one hold."""
+        self._held[name] -= 1
+        self._drop_if_done(name)
+
+    def runs(self, names: Iterable[str]) -> set[str]:
+        """The nodes (by first output) that would have to run to have ``names``."""
+        return {node.outputs[0].name for node in self._needed(names)}
+
+    def advance(self, names: Sequence[str]) -> None:
+        """Run what is needed to have the tensors ``names``; they must be held by the caller to stay."""
+        segment = self._needed(names)
+        if not segment:
+            return
+        inside = {id(node) for node in segment}
+        self._left = [node for node in self._left if id(node) not in inside]
+        made = {tensor.name for node in segment for tensor in node.outputs if tensor.name}
+        read: dict[str, int] = {}
+        for node in segment:
+            for name in {tensor.name for tensor in needs(node) if not isinstance(tensor, gs.Constant)}:
+                read[name] = read.get(name, 0) + 1
+        for name, times in read.items():
+            self._waiting[name] -= times
+        wanted = [n for n in made if n in names or self._waiting.get(n, 0) > 0 or self._held.get(n, 0) > 0]
+        sources = [name for name in read if name not in made]
+        self._run(segment, sources, sorted(wanted))
+        for name in sources:
+            self._drop_if_done(name)
+
+    def _needed(self, names: Iterable[str]) -> list[gs.Node]:
+        wanted = {name for name in names if name not in self.store}
+        segment = []
+        for node in reversed(self._left):
+            if any(tensor.name in wanted for tensor in node.outputs):
+                segment.append(node)
+                wanted |= {
+                    t.name for t in needs(node) if not isinstance(t, gs.Constant) and t.name not in self.store
+                }
+        return segment[::-1]
+
+    def _run(self, segment: list[gs.Node], sources: list[str], wanted: list[str]) -> None:
+        piece = gs.Graph(
+            nodes=segment,
+            inputs=[self._variable(name) for name in sources],
+            outputs=[self._variable(name) for name in wanted],
+            opset=self.graph.opset,
+            import_domains=self.graph.import_domains,
+        )
+        runner = session(to_model(piece), threads=self.threads)
+        for batch in range(self.batches):
+            results = run(runner, {name: self.store.get(name, batch) for name in sources})
+            for name, array in zip(wanted, results, strict=True):
+                self.store.put(name, array)
+
+    def _variable(self, name: str) -> gs.Variable:
+        return gs.Variable(name, dtype=onnx.helper.tensor_dtype_to_np_dtype(self.dtypes[name]))
+
+    def _drop_if_done(self, name: str) -> None:
+        if self._waiting.get(name, 0) <= 0 and self._held.get(name, 0) <= 0:
+            self.store.drop(name)
+
+    def batch_of(self, name: str) -> Iterator[Array]:
+        """The batches of a tensor that has been computed."""
+        for batch in range(self.batches):
+            yield self.store.get(name, batch)
