@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 OVERSHOOT = 0.02
 COARSE = 32  # a group gives way in at most about this many steps before the last ones are refined
 SLACK = 1e-9
+TINY = 1e-30
 WIDEST_QUANTUM, LEAST_QUANTUM = 16, 4
 
 
@@ -107,8 +108,12 @@ class Candidate:
             rank[self.goes] = -1
         if self.stays is not None:
             rank[self.stays] = 1
-        found = np.lexsort((-np.arange(self.size), self.scores, rank))
-        return found.astype(np.int64)
+        return self.ascending(self.scores, rank)
+
+    @staticmethod
+    def ascending(scores: NDArray[np.float64], *first: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Indices from the least score to the largest, by ``first`` before that, the later of two alike first."""
+        return np.lexsort((-np.arange(len(scores)), scores, *first)).astype(np.int64)
 
     @cached_property
     def most(self) -> int:
@@ -150,6 +155,32 @@ class Candidate:
         flags = np.ones(self.size, bool)
         flags[self.order[: self.size - kept]] = False
         return flags
+
+
+def prices(scores: NDArray[np.float64], weights: int) -> NDArray[np.float64]:
+    """What removing each index costs, from scores that only rank the indices of one group.
+
+    Scores are taken as magnitudes: with their squares as the group's energy, an index costs the logarithm of what is
+    left before over what is left after it. That is its share of the energy at first, and the more the less is left of
+    its group, so that no group is used up before the others have given their part; and it counts once for each weight
+    the group runs through, since each of them loses that share.
+
+    Args:
+        scores: Importance per index ``[size]``, in any unit.
+        weights: In how many weights the group occurs.
+
+    Returns:
+        Prices ``[size]`` that order the indices as the scores do.
+    """
+    order = Candidate.ascending(scores)
+    energy = np.square(scores[order])
+    if not energy.sum() > 0:
+        energy = np.ones(len(scores))
+    left = np.cumsum(energy[::-1])[::-1]
+    after = np.append(left[1:], 0.0)
+    result = np.empty(len(scores))
+    result[order] = weights * -np.log(np.maximum(after / np.maximum(left, TINY), TINY))
+    return result
 
 
 def by_ratio(candidates: Sequence[Candidate], ratio: float) -> dict[str, Flags]:
