@@ -324,7 +324,7 @@ def _packed_multi_head(call: Call) -> Outputs:
 def _linear_attention(call: Call) -> Outputs:
     query, key, value = (call.dims(k) for k in range(3))
     queries, shared = call.attribute("q_num_heads"), call.attribute("kv_num_heads")
-    state = (query[0], shared, key[2] // shared, value[2] // shared)
+    state: Dims = (query[0], shared, key[2] // shared, value[2] // shared)
     if call.attribute("state_window", 0):
         state = (call.attribute("state_window"), *state)
     hidden = max(queries, shared) * (value[2] // shared)

@@ -115,8 +115,7 @@ def attention(
     lengths = [op.refs(1, [place]), *([op.refs(4, [2])] if past_key is not None else [])]
     scored(op, heads, op.refs(0, [0, place]), lengths)
     output = [q[0], heads.query, q[2], heads.value_dim] if apart else [q[0], q[1], heads.hidden("output")]
-    if len(op.node.outputs) == 1:
-        op.zeros(terms=[2, 5])
+    op.zeros(terms=[2, 5], output=0)
     return [output, *_states(op, heads, q[0]), *_scores(op, [q[0], heads.query, q[place]])]
 
 

@@ -194,8 +194,7 @@ def _multi_head(
     lengths = [op.refs(0, [1]) if key is None else op.refs(1, [1 if len(key) == 3 else 2])]
     lengths += [op.refs(inputs[1], [2])] if past[0] is not None else []
     scored(op, heads, op.refs(0, [0, 1]), lengths)
-    if len(op.node.outputs) == 1:
-        op.zeros(terms=[0 if key is None else 2, inputs[0], inputs[2]])
+    op.zeros(terms=[0 if key is None else 2, inputs[0], inputs[2]], output=0)
     return [[*query[:2], heads.hidden("output")], *_caches(op, heads, batch)]
 
 
@@ -287,8 +286,7 @@ def group_query_attention(
     op.contract(0, dim)
     lengths = [op.refs(0, [1]), *([op.refs(3, [2])] if past_key is not None else [])]
     scored(op, heads, op.refs(0, [0, 1]), lengths)
-    if len(op.node.outputs) == 1:
-        op.zeros(terms=[0 if key is None else 2, 4])
+    op.zeros(terms=[0 if key is None else 2, 4], output=0)
     return [[*query[:2], heads.hidden("output")], *_caches(op, heads, query[0])]
 
 

@@ -10,25 +10,33 @@ from surgeon.ops.registry import rule
 @rule("Conv")
 def conv(op: Op, x: Axes, w: Axes, b: Axes | None = None) -> list[Axes]:
     """``C_in = G x I``, ``C_out = G x O``, weight ``[G x O, I, kernel]``; depthwise is ``I = 1``."""
-    channels, out = _grouped(op, w[1].size, w[0].size)
+    return convolve(op, x, w, b)
+
+
+def convolve(
+    op: Op, x: Axes, w: Axes, b: Axes | None, places: tuple[int, int, int] = (0, 1, 2)
+) -> list[Axes]:
+    """A convolution of any layout of inputs; ``places`` are the inputs data, weight and bias."""
+    channels, out = grouped(op, w[1].size, w[0].size)
     op.unify(x[1], product(*channels))
     op.unify(w[1], channels[1])
     op.unify(w[0], product(*out))
-    return _slide(op, x, w, b, product(*out), contracted=w[1:])
+    return slide(op, x, w, b, product(*out), w[1:], places)
 
 
 @rule("ConvTranspose")
 def conv_transpose(op: Op, x: Axes, w: Axes, b: Axes | None = None) -> list[Axes]:
     """``C_in = G x I``, ``C_out = G x O``, weight ``[G x I, O, kernel]``."""
     group = op.attribute("group", 1)
-    channels, out = _grouped(op, w[0].size // group, w[1].size * group)
+    channels, out = grouped(op, w[0].size // group, w[1].size * group)
     op.unify(x[1], product(*channels))
     op.unify(w[0], product(*channels))
     op.unify(w[1], out[1])
-    return _slide(op, x, w, b, product(*out), contracted=[product(*channels), *w[2:]])
+    return slide(op, x, w, b, product(*out), contracted=[product(*channels), *w[2:]])
 
 
-def _grouped(op: Op, inner: int, outputs: int) -> tuple[Axes, Axes]:
+def grouped(op: Op, inner: int, outputs: int) -> tuple[Axes, Axes]:
+    """Channels of the input and of the output: ``[G, I]`` and ``[G, O]``, with the attribute ``group`` = G."""
     group = op.attribute("group", 1)
     groups, each, out = Atom(group), Atom(inner), Atom(outputs // group)
     if group > 1:
@@ -36,13 +44,23 @@ def _grouped(op: Op, inner: int, outputs: int) -> tuple[Axes, Axes]:
     return [groups, each], [groups, out]
 
 
-def _slide(op: Op, x: Axes, w: Axes, b: Axes | None, out: Axis, contracted: Axes) -> list[Axes]:
+def slide(
+    op: Op,
+    x: Axes,
+    w: Axes,
+    b: Axes | None,
+    out: Axis,
+    contracted: Axes,
+    places: tuple[int, int, int] = (0, 1, 2),
+) -> list[Axes]:
+    """The weight slides over what is behind batch and channels; ``places`` are the inputs data, weight and bias."""
+    data, weight, bias = places
     op.pin(w[2:], "kernel taps")
     op.pin(x[2:], "spatial extent")
     if b is not None:
         op.unify(b[0], out)
-    op.contract(1, *contracted)
+    op.contract(weight, *contracted)
     transposed = op.node.op == "ConvTranspose"
-    op.multiply(op.refs(0) if transposed else op.out_refs(), op.refs(1, range(1, len(w))))
-    op.zeros(factors=[0, 1], terms=[2])
+    op.multiply(op.refs(data) if transposed else op.out_refs(), op.refs(weight, range(1, len(w))))
+    op.zeros(factors=[data, weight], terms=[bias])
     return [[x[0], out, *op.fixed_output("spatial extent")[2:]]]

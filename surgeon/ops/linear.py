@@ -24,13 +24,18 @@ def gemm(op: Op, a: Axes, b: Axes, c: Axes | None = None) -> list[Axes]:
 
 @rule("MatMul")
 def matmul(op: Op, a: Axes, b: Axes) -> list[Axes]:
-    """As numpy.matmul: the last axis of A and the last but one of B are contracted, leading axes broadcast."""
+    """As numpy.matmul."""
+    return multiply_matrices(op, a, b)
+
+
+def multiply_matrices(op: Op, a: Axes, b: Axes, places: tuple[int, int] = (0, 1)) -> list[Axes]:
+    """The last axis of A and the last but one of B are contracted, leading axes broadcast; ``places`` are their inputs."""
     inner, other = a[-1], b[-2] if len(b) > 1 else b[-1]
     op.unify(inner, other)
-    op.contract(0, inner)
-    op.contract(1, inner)
-    op.multiply(op.out_refs(), op.refs(0, [len(a) - 1]))
-    op.zeros(factors=[0, 1])
+    for place in places:
+        op.contract(place, inner)
+    op.multiply(op.out_refs(), op.refs(places[0], [len(a) - 1]))
+    op.zeros(factors=places)
     leading = op.broadcast(a[:-2], b[:-2]) if len(a) > 2 or len(b) > 2 else []
     return [leading + (a[-2:-1] if len(a) > 1 else []) + (b[-1:] if len(b) > 1 else [])]
 

@@ -72,13 +72,16 @@ def rms_normalization(op: Op, x: Axes, scale: Axes) -> list[Axes]:
     return [x, *([list(statistics)] * (len(op.node.outputs) - 1))]
 
 
-def keep_mean_square(emitter: Emitter, axes: list[Axis], scale_input: int) -> None:
-    """Make the mean square over what is left of ``axes`` equal to that of the whole, the rest being zero."""
+def keep_mean_square(emitter: Emitter, axes: list[Axis], scale_input: int, epsilon: float = 1e-5) -> None:
+    """Make the mean square over what is left of ``axes`` equal to that of the whole, the rest being zero.
+
+    ``epsilon`` is the attribute's default.
+    """
     ratio = 1.0
     for axis in axes:
         ratio *= axis.size / emitter.size(axis)
     if ratio != 1.0:
-        emitter.node.attrs["epsilon"] = float(emitter.op.attribute("epsilon", 1e-5) * ratio)
+        emitter.node.attrs["epsilon"] = float(emitter.op.attribute("epsilon", epsilon) * ratio)
         emitter.scale_input(scale_input, ratio**0.5)
 
 

@@ -76,6 +76,7 @@ class Facts:
         contracted: For each input that is contracted, the axes it is summed over.
         emit: How to re-emit the node once sizes are known.
         zeros: When the outputs are zero, or None when nothing is known.
+        zeros_of: The same for single outputs that differ.
         reductions: Statistics over axes.
         barrier: Why every axis of the operator is pinned, or None.
         divisors: Inputs that must not be zeroed when channels are masked out, for the operator divides by them.
@@ -87,6 +88,7 @@ class Facts:
     contracted: dict[int, Axes] = field(default_factory=dict)
     emit: list[Callable[[Emitter], None]] = field(default_factory=list)
     zeros: Zeros | None = None
+    zeros_of: dict[int, Zeros] = field(default_factory=dict)
     reductions: list[Reduction] = field(default_factory=list)
     barrier: str | None = None
     divisors: tuple[int, ...] = ()
@@ -236,9 +238,20 @@ class Op:
         """Input ``index`` is summed over these axes."""
         self.facts.contracted[index] = list(axes)
 
-    def zeros(self, factors: Sequence[int] = (), terms: Sequence[int] = (), *, parts: bool = False) -> None:
-        """The outputs are zero where one of the inputs ``factors`` is zero and all given inputs ``terms`` are."""
-        self.facts.zeros = Zeros(tuple(factors), tuple(k for k in terms if self.has(k)), parts)
+    def zeros(
+        self,
+        factors: Sequence[int] = (),
+        terms: Sequence[int] = (),
+        *,
+        parts: bool = False,
+        output: int | None = None,
+    ) -> None:
+        """The outputs, or one of them, are zero where one of the inputs ``factors`` is and all given ``terms`` are."""
+        stated = Zeros(tuple(factors), tuple(k for k in terms if self.has(k)), parts)
+        if output is None:
+            self.facts.zeros = stated
+        else:
+            self.facts.zeros_of[output] = stated
 
     def divides_by(self, *indices: int) -> None:
         """These inputs are divisors, variances or scales: masking channels must leave them alone."""
