@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from surgeon.axes import Atom, Axis, Concat, Keep, Selection, atoms_of, coordinates, mask, normal
 from surgeon.errors import InternalError
 from surgeon.graph.copy import copy_of
-from surgeon.graph.order import ordered
+from surgeon.graph.order import every_node, graphs, nodes_in_graphs, ordered
 from surgeon.graph.weights import peek
 from surgeon.ops import Emitter
 
@@ -36,21 +37,37 @@ def cut(analysis: Analysis, keep: Keep) -> gs.Graph:
         InternalError: An axis would lose all its positions.
     """
     graph = copy_of(analysis.graph)
-    nodes = list(graph.nodes)
-    for op, node in zip(analysis.ops, nodes, strict=True):
+    for op, (inside, node) in zip(analysis.ops, list(nodes_in_graphs(graph)), strict=True):
         if op.facts.emit:
-            emitter = Emitter(graph, node, op, keep)
+            emitter = Emitter(inside, node, op, keep)
             for action in op.facts.emit:
                 action(emitter)
     _slice_constants(analysis, graph, keep)
     outputs = {id(tensor) for tensor in (*graph.inputs, *graph.outputs)}
-    for node in graph.nodes:
-        for tensor in node.outputs:
-            if id(tensor) not in outputs:
-                tensor.shape = None
-    if len(graph.nodes) != len(nodes):
-        graph.nodes = ordered(graph.nodes)
+    for each in graphs(graph):
+        each.nodes = ordered(each.nodes)
+        if each is not graph:
+            _forget_shapes(each)
+        for node in each.nodes:
+            for tensor in node.outputs:
+                if id(tensor) not in outputs:
+                    tensor.shape = None
     return graph
+
+
+def _forget_shapes(body: gs.Graph) -> None:
+    """The declared shapes of a body's inputs and outputs may not hold any more; onnxruntime needs the types alone."""
+    interface = dict(body.__dict__.get("surgeon_interface", {}))
+    for tensor in (*body.inputs, *body.outputs):
+        entry = interface.get(tensor.name)
+        if entry is not None and entry.type.WhichOneof("value") == "tensor_type":
+            declared = onnx.ValueInfoProto()
+            declared.CopyFrom(entry)
+            declared.type.tensor_type.ClearField("shape")
+            interface[tensor.name] = declared
+        if not isinstance(tensor, gs.Constant):
+            tensor.shape = None
+    body.surgeon_interface = interface
 
 
 def without_empty_axes(analysis: Analysis, keep: Keep) -> dict[Atom, NDArray[np.bool_]]:
@@ -81,7 +98,7 @@ def _has_selection(axis: Axis) -> bool:
 
 def _slice_constants(analysis: Analysis, graph: gs.Graph, keep: Keep) -> None:
     done: set[int] = set()
-    for node in graph.nodes:
+    for node in every_node(graph):
         for tensor in node.inputs:
             if id(tensor) in done or not isinstance(tensor, gs.Constant):
                 continue

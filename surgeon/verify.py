@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 
 from surgeon.errors import DataError, GateError, UnsupportedModelError
 from surgeon.graph.copy import copy_of
+from surgeon.graph.order import every_node
 from surgeon.graph.sessions import run, session
 from surgeon.graph.weights import data_type, peek
 from surgeon.probes import probe_feeds
@@ -133,7 +134,7 @@ def masked(analysis: Analysis, tensors: Mapping[str, Mapping[int, Sequence[int]]
     }
     zero_points = quantized_weights(analysis)
     done: set[int] = set()
-    for node in graph.nodes:
+    for node in every_node(graph):
         for tensor in node.inputs:
             if not isinstance(tensor, gs.Constant) or id(tensor) in done:
                 continue

@@ -61,7 +61,10 @@ def _atoms(analysis: Analysis, name: str) -> set[Atom]:
 def _forward(op: Op, analysis: Analysis, zero: dict[str, set[Atom]]) -> None:
     for index, tensor in enumerate(op.node.outputs):
         stated = op.facts.zeros_of.get(index, op.facts.zeros)
-        if stated is not None:
+        if index in op.facts.one_of:
+            found = set.intersection(*(zero.get(name, set()) for name in op.facts.one_of[index]))
+            zero[tensor.name] = found & _atoms(analysis, tensor.name)
+        elif stated is not None:
             found = _found(stated, [each.name for each in op.node.inputs], analysis, zero)
             zero[tensor.name] = found & _atoms(analysis, tensor.name)
 

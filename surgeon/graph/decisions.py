@@ -66,6 +66,6 @@ def _reached(
         condition, first, second = (value for value in known if value is not None)
         return np.asarray(condition.dynamic | np.where(condition.data, first.dynamic, second.dynamic))
     try:
-        return np.logical_or.reduce([np.broadcast_to(each, shape) for each in flags])
+        return np.asarray(np.logical_or.reduce([np.broadcast_to(each, shape) for each in flags]))
     except ValueError:
         return np.ones(shape, bool)

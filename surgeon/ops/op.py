@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from surgeon.ops.emit import Emitter
 
 Axes: TypeAlias = "list[Axis]"
+SolveBody: TypeAlias = "Callable[[Op, str, Sequence[Axes | None]], list[Axes | None]]"
 
 
 class Barrier(Exception):  # noqa: N818 - it is a statement, not a fault
@@ -82,6 +83,8 @@ class Facts:
         divisors: Inputs that must not be zeroed when channels are masked out, for the operator divides by them.
         quantized: Inputs that hold integers which stand for numbers, and which of them stands for zero.
         kinds: Axes with the kind of group that runs along them, for operators that do more than one product.
+        one_of: For outputs that are one of several tensors, inside or outside of bodies: which.
+        repeats: How often bodies run, given shapes, or None where they run once or not at all.
     """
 
     macs: list[list[Ref | Axis]] = field(default_factory=list)
@@ -94,6 +97,8 @@ class Facts:
     divisors: tuple[int, ...] = ()
     quantized: dict[int, ZeroPoint] = field(default_factory=dict)
     kinds: list[tuple[Axis, str]] = field(default_factory=list)
+    one_of: dict[int, list[str]] = field(default_factory=dict)
+    repeats: Callable[[Shapes], float] | None = None
 
 
 @cache
@@ -119,6 +124,7 @@ class Op:
         name: How reasons call it: operator type and node name.
         opset: The version of its domain that the graph imports.
         facts: What the rule stated.
+        within: The operator whose body this one is in, and which of its bodies; None outside of all bodies.
     """
 
     def __init__(self, node: gs.Node, opset: int, shapes: Shapes, axes: dict[str, Axes | None]) -> None:
@@ -126,6 +132,8 @@ class Op:
         label = node.name or (node.outputs[0].name if node.outputs else "")
         self.name = f"{node.op} {label}".strip()
         self.facts = Facts()
+        self.within: tuple[Op, str] | None = None
+        self.solve_body: SolveBody | None = None
 
     # What the operator is -----------------------------------------------------------------------------------------
 
@@ -189,6 +197,41 @@ class Op:
             return fixed, np.zeros(fixed.shape, bool)
         known = self.shapes.values.get(self.node.inputs[index].name)
         return None if known is None else (known.data, known.dynamic)
+
+    # Bodies of control flow --------------------------------------------------------------------------------------
+
+    def enter(self, name: str, inputs: Sequence[Axes | None]) -> list[Axes | None]:
+        """Solve the body in attribute ``name``, given the axes of its inputs.
+
+        Args:
+            name: The attribute.
+            inputs: Axes of the body's inputs; None where they are what shape inference says, and must not shrink.
+
+        Returns:
+            The axes of its outputs; None where not even the rank is known.
+
+        Raises:
+            Barrier: It has no such body, with so many inputs, or uses a name twice.
+        """
+        if self.solve_body is None or name not in self.node.attrs:
+            raise Barrier(f"there is no body {name}")
+        return self.solve_body(self, name, inputs)
+
+    def body_input(self, index: int, name: str = "body") -> str:
+        """The name of input ``index`` of a body."""
+        return str(self.node.attrs[name].inputs[index].name)
+
+    def body_outputs(self, name: str) -> list[str]:
+        """The names of the outputs of a body."""
+        return [tensor.name for tensor in self.node.attrs[name].outputs]
+
+    def one_of(self, index: int, names: list[str]) -> None:
+        """Output ``index`` is one of these tensors."""
+        self.facts.one_of[index] = names
+
+    def repeats(self, count: Callable[[Shapes], float]) -> None:
+        """The body runs as often as ``count`` says, given shapes."""
+        self.facts.repeats = count
 
     # What a rule states -------------------------------------------------------------------------------------------
 

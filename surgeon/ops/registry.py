@@ -18,17 +18,18 @@ Axes: TypeAlias = "list[Axis]"
 #: States the relations between the axes of one operator's inputs and outputs. Called with the operator and the axes of
 #: its inputs, named as the ONNX operator page names them (None where an optional input is absent); returns the axes of
 #: each output. A rule that cannot say raises Barrier.
-RuleFunction: TypeAlias = "Callable[..., list[Axes]]"
+RuleFunction: TypeAlias = "Callable[..., list[Axes]] | Callable[..., list[Axes | None]]"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One rule and where it holds."""
+    """One rule and where it holds; without ``needs_shapes`` it is asked even where inputs have no known rank."""
 
     name: str
     domain: str
     since: int
     function: RuleFunction
+    needs_shapes: bool = True
 
 
 class Rules:
@@ -62,18 +63,21 @@ class Rules:
 RULES = Rules()
 
 
-def rule(*names: str, domain: str = "", since: int = 1) -> Callable[[RuleFunction], RuleFunction]:
+def rule(
+    *names: str, domain: str = "", since: int = 1, needs_shapes: bool = True
+) -> Callable[[RuleFunction], RuleFunction]:
     """Declare the rule of one or several operators.
 
     Args:
         names: ONNX operator types.
         domain: Their domain; empty for the standard operators.
         since: The first opset of that domain in which the rule holds.
+        needs_shapes: Whether the rank of every input has to be known; if not, the axes of some may be None.
     """
 
     def declare(function: RuleFunction) -> RuleFunction:
         for name in names:
-            RULES.add(Rule(name, domain, since, function))
+            RULES.add(Rule(name, domain, since, function, needs_shapes))
         return function
 
     return declare

@@ -87,20 +87,24 @@ def test_an_operator_that_reads_a_tensor_of_unknown_rank_is_a_barrier():
     assert found.groups == []
 
 
-def test_bodies_of_control_flow_pin_what_they_capture():
+def test_bodies_of_operators_without_a_rule_pin_what_they_capture():
     model = build(
-        "float[N,7,5] x, bool flag",
+        "float[N,7,5] x",
         "float[N,7,3] y",
         """
         a = MatMul (x, w_in)
-        b = If (flag) <
-            then_branch = yes () => (float[N,7,12] p) { p = Relu (a) },
-            else_branch = no () => (float[N,7,12] q) { q = Neg (a) }
-        >
-        y = MatMul (b, w_out)
+        s = SequenceConstruct (x, x)
+        r = SequenceMap (s) <body = each (float[N,7,5] e) => (float[N,7,12] p) { f = MatMul (e, w) p = Add (f, a) }>
+        zero = Constant <value = int64 {0}> ()
+        b = SequenceAt (r, zero)
+        m = MatMul (b, w_mid)
+        y = MatMul (m, w_out)
         """,
-        {"w_in": (5, 12), "w_out": (12, 3)},
+        {"w_in": (5, 12), "w": (5, 12), "w_mid": (12, 10), "w_out": (10, 3)},
     )
     found = solved(model)
-    assert found.groups == []
-    assert "12: If" in reasons(found)
+    assert [group.size for group in found.groups] == []
+    assert "12: SequenceMap r: no rule for this operator" in reasons(found)
+    assert [op.facts.barrier for op in found.analysis.ops if op.node.op == "Add"] == [
+        "inside an operator that is not understood"
+    ]
