@@ -9,16 +9,23 @@ from surgeon.ops.registry import rule
 
 @rule("Gemm")
 def gemm(op: Op, a: Axes, b: Axes, c: Axes | None = None) -> list[Axes]:
-    """``alpha A' B' + beta C``; the inner axis of A' and B' is contracted."""
+    """``alpha A' B' + beta C``."""
+    return multiply_and_add(op, a, b, c)
+
+
+def multiply_and_add(
+    op: Op, a: Axes, b: Axes, c: Axes | None, places: tuple[int, int, int] = (0, 1, 2)
+) -> list[Axes]:
+    """The inner axis of A' and B' is contracted; ``places`` are the inputs A, B and C."""
     rows, inner = a[::-1] if op.attribute("transA", 0) else a
     other, columns = b[::-1] if op.attribute("transB", 0) else b
     op.unify(inner, other)
     if c is not None:
         op.broadcast([rows, columns], c)
-    op.contract(0, inner)
-    op.contract(1, inner)
-    op.multiply(op.out_refs(), op.refs(0, [0 if op.attribute("transA", 0) else 1]))
-    op.zeros(factors=[0, 1], terms=[2])
+    for place in places[:2]:
+        op.contract(place, inner)
+    op.multiply(op.out_refs(), op.refs(places[0], [0 if op.attribute("transA", 0) else 1]))
+    op.zeros(factors=places[:2], terms=places[2:])
     return [[rows, columns]]
 
 
