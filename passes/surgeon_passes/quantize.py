@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from surgeon.passes import Context, Graph
     from surgeon_passes.quantizing.choose import Choice
 
+_LARGEST = 2**31 - 1  # bytes; onnxruntime's quantizer works on one protobuf message
+
 
 @dataclass(frozen=True)
 class Quantize(Pass):
@@ -27,7 +29,8 @@ class Quantize(Pass):
 
     Attributes:
         mode: static (8-bit weights and activations, scales from data), dynamic (8-bit weights, activation scales
-            at run time), fp16 (half precision inside), or auto: static with data, dynamic without.
+            at run time), fp16 (half precision inside), or auto: static with data; without, dynamic where that
+            reaches half of the weights and otherwise static with made-up inputs.
         calibration: How static mode finds the range of an activation: minmax, percentile (99.999 %) or entropy.
         per_channel: One scale per output channel of a weight instead of one for all.
         activation: Type of 8-bit activations: uint8 (asymmetric) or int8 (symmetric).
@@ -57,41 +60,34 @@ class Quantize(Pass):
         from surgeon.graph.save import to_model
         from surgeon.graph.source import source_of
 
-        mode = self.mode
-        if mode == "auto":
-            mode = "dynamic" if context.data is None else "static"
-        context.record["mode"] = mode
         with tempfile.TemporaryDirectory(prefix="surgeon-quantize-") as folder, _quiet():
-            model = self._quantized(to_model(graph), mode, context, Path(folder))
+            model = self._quantized(to_model(graph), context, Path(folder))
         result = from_model(model)
         result.surgeon_source = source_of(graph) or source_of(result)
         return result
 
-    def _quantized(
-        self, model: onnx.ModelProto, mode: str, context: Context, folder: Path
-    ) -> onnx.ModelProto:
+    def _quantized(self, model: onnx.ModelProto, context: Context, folder: Path) -> onnx.ModelProto:
         from surgeon.graph.sessions import session
         from surgeon_passes.quantizing import prepare
-        from surgeon_passes.quantizing.choose import choose
         from surgeon_passes.quantizing.compact import compact
 
+        if model.ByteSize() > _LARGEST:
+            raise GateError("models over 2 GB cannot be quantized", where="pass quantize", hint="prune first")
         prepare.name_nodes(model)
-        if mode == "fp16":
+        if self.mode == "fp16":
             return self._half(model, context, folder)
         model = prepare.raise_opset(model, prepare.QDQ_OPSET)
-        if not (
-            self.exclude or context.exclude
-        ):  # fused nodes and tensors have other names than the patterns
+        if not (self.exclude or context.exclude):  # patterns mean the names from before fusing
             model = prepare.fuse(model, folder)
             prepare.name_nodes(model)
         known = {*_names(model)}
-        choice = choose(model, lambda name: self._excluded(name, context), static=mode == "static")
+        mode, choice = self._choose(model, context)
         if not choice.weighted:
             raise GateError("nothing can be quantized", where="pass quantize", hint=_reasons(choice))
         if mode == "static":
             from surgeon_passes.quantizing.static import quantize_static
 
-            result, samples = quantize_static(
+            result, context.record["samples"] = quantize_static(
                 model,
                 choice,
                 context.calibration().take(self.samples),
@@ -101,20 +97,29 @@ class Quantize(Pass):
                 activation=self.activation,
                 threads=context.threads,
             )
-            context.record["samples"] = samples
         else:
             from surgeon_passes.quantizing.dynamic import quantize_dynamic
 
             result = quantize_dynamic(model, choice, folder, per_channel=self.per_channel)
-            convolutions = sum(operator.startswith("Conv") for operator, _ in choice.left.values())
-            if convolutions:
-                context.warn(f"{convolutions} convolutions stay float: quantizing them takes --data")
         compact(result, known)
         prepare.strip_opsets(result)
         prepare.restore_interface(result, model)
         session(result)
-        self._record(choice, context)
+        _record(mode, choice, context)
         return result
+
+    def _choose(self, model: onnx.ModelProto, context: Context) -> tuple[str, Choice]:
+        """Returns the mode and the operators; without data, dynamic as long as it reaches half of the weights."""
+        from surgeon_passes.quantizing.choose import choose
+
+        def excluded(name: str) -> bool:
+            return self._excluded(name, context)
+
+        if self.mode == "dynamic" or (self.mode == "auto" and context.data is None):
+            choice = choose(model, excluded, static=False)
+            if self.mode == "dynamic" or choice.reached(model) >= 0.5:
+                return "dynamic", choice
+        return "static", choose(model, excluded, static=True)
 
     def _half(self, model: onnx.ModelProto, context: Context, folder: Path) -> onnx.ModelProto:
         from surgeon_passes.quantizing.half import to_half
@@ -129,21 +134,31 @@ class Quantize(Pass):
             raise GateError("there are no float32 weights", where="pass quantize")
         result = to_half(model, kept, folder)
         restore_interface(result, model)
-        context.record["left_float"] = [{"node": name, "reason": "excluded"} for name in sorted(kept)]
+        context.record["mode"] = "fp16"
+        context.record["left_float"] = [
+            {"node": node.name, "operator": node.op_type, "reason": "excluded"}
+            for node in model.graph.node
+            if node.name in kept
+        ]
         return result
 
     def _excluded(self, name: str, context: Context) -> bool:
         return context.excluded(name) or any(fnmatch.fnmatchcase(name, each) for each in self.exclude)
 
-    def _record(self, choice: Choice, context: Context) -> None:
-        counts: dict[str, int] = {}
-        for operator in choice.weighted.values():
-            counts[operator] = counts.get(operator, 0) + 1
-        context.record["quantized"] = dict(sorted(counts.items()))
-        context.record["left_float"] = [
-            {"node": name, "operator": operator, "reason": reason}
-            for name, (operator, reason) in choice.left.items()
-        ]
+
+def _record(mode: str, choice: Choice, context: Context) -> None:
+    counts: dict[str, int] = {}
+    for operator in choice.weighted.values():
+        counts[operator] = counts.get(operator, 0) + 1
+    context.record["mode"] = mode
+    context.record["quantized"] = dict(sorted(counts.items()))
+    context.record["left_float"] = [
+        {"node": name, "operator": operator, "reason": reason}
+        for name, (operator, reason) in choice.left.items()
+    ]
+    convolutions = sum(operator.startswith("Conv") for operator, _ in choice.left.values())
+    if mode == "dynamic" and convolutions:
+        context.warn(f"{convolutions} convolutions stay float: quantizing them takes --data")
 
 
 def _names(model: onnx.ModelProto) -> Iterator[str]:

@@ -9,14 +9,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from surgeon.errors import DataError, UsageError
+from surgeon.errors import DataError, UnsupportedModelError, UsageError
 from surgeon.stats import chunks, sources
 from surgeon.stats.chunks import Array, Chunk, Feeds, Input, InputLike, Notes, inputs_of
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
+    import onnxruntime as ort
 
-__all__ = ["Array", "Batch", "Chunk", "Dataset", "Feeds", "Input", "from_chunks", "graph_inputs", "open_data"]
+__all__ = [
+    "Array",
+    "Batch",
+    "Chunk",
+    "Dataset",
+    "Feeds",
+    "Input",
+    "from_chunks",
+    "graph_inputs",
+    "open_data",
+    "runnable",
+]
 
 Batch = tuple[Feeds, Array | None]
 DEFAULT_BATCH = 32
@@ -221,6 +233,30 @@ def from_chunks(
         batch: Samples per batch where the model leaves it open.
     """
     return Dataset(name, inputs, _Origin(read), batch=batch)
+
+
+def runnable(dataset: Dataset, runner: ort.InferenceSession) -> Dataset:
+    """Returns the dataset in batches that the model really takes.
+
+    Exporters declare the batch dynamic and then write a reshape with the 1 they traced: such a model gets one
+    sample at a time.
+
+    Raises:
+        DataError: The data do not fit the model.
+        UnsupportedModelError: The model does not run.
+    """
+    from surgeon.graph import sessions
+
+    feeds, _ = next(iter(dataset))
+    try:
+        sessions.run(runner, feeds)
+    except (DataError, UnsupportedModelError):
+        single = dataset.rebatched(1)
+        if single.batch == dataset.batch:
+            raise
+        sessions.run(runner, next(iter(single))[0])
+        return single
+    return dataset
 
 
 def graph_inputs(graph: gs.Graph) -> list[Input]:

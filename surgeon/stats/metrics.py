@@ -16,7 +16,7 @@ from surgeon.errors import DataError, PluginError, UsageError
 from surgeon.graph import sessions
 from surgeon.stats import sources
 from surgeon.stats.chunks import Array
-from surgeon.stats.data import Dataset
+from surgeon.stats.data import Dataset, runnable
 from surgeon.suggest import did_you_mean
 
 Outputs = Sequence[Array]
@@ -198,7 +198,7 @@ def evaluate(
     chosen = find_metric(metric)
     sums: Array = np.zeros(1)
     weights: Array = np.zeros(1)
-    for feeds, labels in dataset:
+    for feeds, labels in runnable(dataset, session):
         outputs = sessions.run(session, feeds)
         truth = _truth(chosen, labels, reference, feeds, dataset.name)
         partial, weight = _as_sums(chosen, outputs, truth, dataset.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -40,6 +41,16 @@ class Choice:
     nodes: list[str] = field(default_factory=list)
     weighted: dict[str, str] = field(default_factory=dict)
     left: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def reached(self, model: onnx.ModelProto) -> float:
+        """Returns the share of the weights, by elements, that the chosen operators hold."""
+        sizes = {entry.name: math.prod(entry.dims) for entry in model.graph.initializer}
+        chosen = left = 0
+        for node in model.graph.node:
+            held = sum(sizes.get(name, 0) for name in node.input)
+            chosen += held if node.name in self.weighted else 0
+            left += held if node.name in self.left else 0
+        return chosen / max(chosen + left, 1)
 
 
 def choose(model: onnx.ModelProto, excluded: Callable[[str], bool], *, static: bool) -> Choice:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
 from surgeon.graph import sessions
-from surgeon.stats.data import Dataset
+from surgeon.stats.data import Dataset, runnable
 from surgeon_passes.quantizing.choose import Choice
 
 _METHODS = {
@@ -62,7 +61,7 @@ def quantize_static(
         The quantized model, and the number of samples that were used.
 
     Raises:
-        DataError: There are no samples, or the model produces NaN on them.
+        DataError: There are no samples, or they do not fit the model.
     """
     path = folder / "prepared.onnx"
     onnx.save(model, str(path))
@@ -102,17 +101,9 @@ def _ranges(
         extra_options={"symmetric": symmetric},
     )
     calibrator.infer_session = sessions.session(augmented, threads=threads, optimize=False)
+    fitting = runnable(data, calibrator.infer_session)
     samples = 0
-    for feeds in _feeds(data):
+    for feeds, _ in fitting:
         calibrator.collect_data(_OneBatch(feeds))
-        samples += _size(feeds, data)
+        samples += 1 if fitting.batch == 1 else len(next(iter(feeds.values())))
     return calibrator.compute_data(), samples
-
-
-def _feeds(data: Dataset) -> Iterator[dict[str, Any]]:
-    for feeds, _ in data:
-        yield feeds
-
-
-def _size(feeds: dict[str, Any], data: Dataset) -> int:
-    return 1 if data.batch == 1 else len(next(iter(feeds.values())))

@@ -1,0 +1,262 @@
+"""The pass quantize: what becomes 8-bit, what stays float and why, that the numbers survive, that nothing wobbles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.helper as oh
+import pytest
+from onnx import numpy_helper as nh
+
+from surgeon.errors import GateError, UsageError
+from surgeon.graph.load import from_model, load
+from surgeon.graph.save import save, to_model
+from surgeon.graph.sessions import run, session
+from surgeon.passes import Context
+from surgeon.stats.data import graph_inputs, open_data
+from surgeon.stats.metrics import evaluate
+from surgeon.stats.synthetic import synthetic, synthetic_dataset
+from surgeon_passes.quantize import Quantize
+
+
+def weight(name: str, *shape: int) -> onnx.TensorProto:
+    random = np.random.default_rng(len(name))
+    return nh.from_array((random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype("f"), name)
+
+
+def network(opset: int = 17) -> onnx.ModelProto:
+    """Convolutions with a residual sum, a pooled head, a softmax: one of everything that is treated differently."""
+    nodes = [
+        oh.make_node("Conv", ["x", "w1", "b1"], ["c1"], name="first", pads=[1] * 4),
+        oh.make_node("Relu", ["c1"], ["r1"]),
+        oh.make_node("Conv", ["r1", "w2"], ["c2"], name="second", pads=[1] * 4),
+        oh.make_node("Add", ["c2", "r1"], ["s"], name="sum"),
+        oh.make_node("GlobalAveragePool", ["s"], ["p"]),
+        oh.make_node("Flatten", ["p"], ["f"]),
+        oh.make_node("Gemm", ["f", "w3", "b3"], ["g"], name="head", transB=1),
+        oh.make_node("Softmax", ["g"], ["y"], name="softmax", axis=1),
+    ]
+    weights = [
+        weight("w1", 32, 3, 3, 3),
+        weight("b1", 32),
+        weight("w2", 32, 32, 3, 3),
+        weight("w3", 10, 32),
+        weight("b3", 10),
+    ]
+    x = oh.make_tensor_value_info("x", 1, ["N", 3, 8, 8])
+    y = oh.make_tensor_value_info("y", 1, ["N", 10])
+    graph = oh.make_graph(nodes, "g", [x], [y], weights)
+    return oh.make_model(graph, ir_version=8, opset_imports=[oh.make_opsetid("", opset)])
+
+
+def language() -> onnx.ModelProto:
+    """An embedding, a product with weights, a product of two activations, a GRU."""
+    nodes = [
+        oh.make_node("Gather", ["table", "ids"], ["e"], name="embedding"),
+        oh.make_node("MatMul", ["e", "w"], ["q"], name="projection"),
+        oh.make_node("Transpose", ["e"], ["t"], perm=[0, 2, 1]),
+        oh.make_node("MatMul", ["q", "t"], ["a"], name="scores"),
+        oh.make_node("MatMul", ["a", "e"], ["z"], name="mix"),
+        oh.make_node("GRU", ["z", "gw", "gr"], ["y", ""], name="gru", hidden_size=16),
+    ]
+    weights = [weight("table", 50, 32), weight("w", 32, 32), weight("gw", 1, 48, 32), weight("gr", 1, 48, 16)]
+    ids = oh.make_tensor_value_info("ids", 7, ["N", "length"])
+    y = oh.make_tensor_value_info("y", 1, None)
+    graph = oh.make_graph(nodes, "g", [ids], [y], weights)
+    return oh.make_model(graph, ir_version=8, opset_imports=[oh.make_opsetid("", 17)])
+
+
+def context_for(model: onnx.ModelProto, *, data: bool = True, **fields: object) -> Context:
+    inputs = graph_inputs(from_model(model))
+    context = Context(Path("m.onnx"), inputs=tuple(inputs), **fields)  # type: ignore[arg-type]  # plain fields
+    if data:
+        context.data = synthetic_dataset(inputs, seed=1, samples=64)
+    return context
+
+
+def quantized(model: onnx.ModelProto, context: Context, **options: object) -> onnx.ModelProto:
+    return to_model(Quantize(**options).run(from_model(model), context))  # type: ignore[arg-type]  # options vary
+
+
+def difference(before: onnx.ModelProto, after: onnx.ModelProto) -> float:
+    feeds = synthetic(graph_inputs(from_model(before)), seed=9, batch=4)
+    ours, theirs = run(session(before), feeds)[0], run(session(after), feeds)[0]
+    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(ours))
+
+
+def fed_by_eight_bits(model: onnx.ModelProto, operator: str) -> list[bool]:
+    """For each node of a type: whether its weights come from a DequantizeLinear."""
+    producers = {output: node.op_type for node in model.graph.node for output in node.output}
+    return [
+        producers.get(node.input[1]) == "DequantizeLinear"
+        for node in model.graph.node
+        if node.op_type == operator
+    ]
+
+
+@pytest.mark.parametrize("calibration", ["minmax", "percentile", "entropy"])
+@pytest.mark.parametrize("activation", ["uint8", "int8"])
+def test_static(calibration: str, activation: str) -> None:
+    model = network()
+    context = context_for(model)
+    result = quantized(model, context, calibration=calibration, activation=activation)
+    assert fed_by_eight_bits(result, "Conv") == [True, True]
+    assert fed_by_eight_bits(result, "Gemm") == [True]
+    assert difference(model, result) < 0.1
+    assert len(result.SerializeToString()) < len(model.SerializeToString()) / 2.5
+    assert context.record["mode"] == "static"
+    assert context.record["quantized"] == {"Conv": 2, "Gemm": 1}
+    assert context.record["left_float"] == []
+    assert context.record["samples"] == 64
+
+
+def test_the_interface_stays() -> None:
+    model = network()
+    for mode in ("static", "dynamic", "fp16"):
+        result = quantized(model, context_for(model), mode=mode)
+        assert list(result.graph.input) == list(model.graph.input)
+        assert list(result.graph.output) == list(model.graph.output)
+        assert {entry.domain for entry in result.opset_import} <= {"", "com.microsoft"}
+
+
+def test_softmax_stays_float_and_the_residual_sum_does_not() -> None:
+    result = quantized(network(), context_for(network()))
+    producers = {output: node for node in result.graph.node for output in node.output}
+    users = {name: node.op_type for node in result.graph.node for name in node.input}
+    total = next(node for node in result.graph.node if node.op_type == "Add")
+    softmax = next(node for node in result.graph.node if node.op_type == "Softmax")
+    assert users[total.output[0]] == "QuantizeLinear"
+    assert producers[softmax.input[0]].op_type == "Gemm"
+
+
+def test_exclusions_by_node_and_tensor_of_the_pass_and_of_the_run() -> None:
+    context = context_for(network(), exclude=("w2",))
+    result = quantized(network(), context, exclude=("hea?",))
+    assert fed_by_eight_bits(result, "Conv") == [True, False]
+    assert fed_by_eight_bits(result, "Gemm") == [False]
+    left = context.record["left_float"]
+    assert left == [
+        {"node": "second", "operator": "Conv", "reason": "excluded"},
+        {"node": "head", "operator": "Gemm", "reason": "excluded"},
+    ]
+
+
+def test_fewer_samples_than_there_are() -> None:
+    context = context_for(network())
+    quantized(network(), context, samples=5)
+    assert context.record["samples"] == 5
+
+
+def test_language_models_static_and_dynamic() -> None:
+    model = language()
+    for mode, factor in (("static", 0.1), ("dynamic", 0.1)):
+        context = context_for(model)
+        result = quantized(model, context, mode=mode)
+        assert context.record["quantized"] == {"Gather": 1, "MatMul": 1}
+        assert [entry["node"] for entry in context.record["left_float"]] == ["gru"]  # type: ignore[attr-defined]
+        assert difference(model, result) < factor
+        table = max((entry for entry in result.graph.initializer), key=lambda entry: np.prod(entry.dims))
+        assert table.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+
+
+def test_auto_without_data_is_dynamic_where_that_helps_and_otherwise_made_up() -> None:
+    context = context_for(network(), data=False)
+    quantized(network(), context)
+    assert context.record["mode"] == "static"
+    assert any("synthetic" in text for text in context.warnings)
+    linear = oh.make_model(
+        oh.make_graph(
+            [oh.make_node("MatMul", ["x", "w"], ["y"])],
+            "g",
+            [oh.make_tensor_value_info("x", 1, ["N", 64])],
+            [oh.make_tensor_value_info("y", 1, ["N", 64])],
+            [weight("w", 64, 64)],
+        ),
+        ir_version=8,
+        opset_imports=[oh.make_opsetid("", 17)],
+    )
+    context = context_for(linear, data=False)
+    result = quantized(linear, context)
+    assert context.record["mode"] == "dynamic"
+    assert not context.warnings
+    assert difference(linear, result) < 0.05
+
+
+def test_dynamic_says_that_convolutions_need_data() -> None:
+    context = context_for(network(), data=False)
+    quantized(network(), context, mode="dynamic")
+    assert context.warnings == ["2 convolutions stay float: quantizing them takes --data"]
+
+
+def test_half_precision() -> None:
+    model = network()
+    context = context_for(model, data=False)
+    result = quantized(model, context, mode="fp16", exclude=("head",))
+    kinds = {entry.name: entry.data_type for entry in result.graph.initializer}
+    assert kinds["w1"] == onnx.TensorProto.FLOAT16
+    assert kinds["w3"] == onnx.TensorProto.FLOAT
+    assert difference(model, result) < 0.01
+    assert context.record["mode"] == "fp16"
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic", "fp16"])
+def test_the_bytes_do_not_depend_on_threads_or_luck(mode: str, tmp_path: Path) -> None:
+    written = []
+    for threads in (1, 2, 1):
+        context = context_for(network(), threads=threads)
+        save(Quantize(mode=mode).run(from_model(network()), context), tmp_path / "q.onnx")  # type: ignore[arg-type]
+        written.append((tmp_path / "q.onnx").read_bytes())
+    assert written[0] == written[1] == written[2]
+
+
+def test_old_opsets_are_raised() -> None:
+    result = quantized(network(opset=11), context_for(network(opset=11)))
+    assert result.opset_import[0].version >= 13
+    assert difference(network(opset=11), result) < 0.1
+
+
+def test_a_batch_that_is_dynamic_only_by_declaration() -> None:
+    model = network()
+    model.graph.initializer.append(nh.from_array(np.array([1, 32]), "one"))
+    model.graph.node[5].CopyFrom(oh.make_node("Reshape", ["p", "one"], ["f"]))
+    context = context_for(model)
+    quantized(model, context)
+    assert context.record["samples"] == 64
+
+
+def test_nothing_to_quantize() -> None:
+    model = oh.make_model(
+        oh.make_graph(
+            [oh.make_node("Relu", ["x"], ["y"])],
+            "g",
+            [oh.make_tensor_value_info("x", 1, ["N", 4])],
+            [oh.make_tensor_value_info("y", 1, ["N", 4])],
+        ),
+        ir_version=8,
+        opset_imports=[oh.make_opsetid("", 17)],
+    )
+    for mode in ("static", "dynamic", "fp16"):
+        with pytest.raises(GateError, match=r"nothing can be quantized|no float32 weights"):
+            quantized(model, context_for(model), mode=mode)
+    with pytest.raises(GateError, match="excluded"):
+        quantized(network(), context_for(network()), exclude=("*",))
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(UsageError, match="at least 1"):
+        Quantize(samples=0)
+
+
+def test_a_real_model_keeps_its_accuracy(shared: Path, tmp_path: Path) -> None:
+    path = shared / "models" / "cifar10_resnet8.onnx"
+    graph = load(path)
+    inputs = graph_inputs(graph)
+    context = Context(path, inputs=tuple(inputs))
+    context.data = open_data(str(shared / "data" / "cifar10.py:calibration_raw"), inputs)
+    save(Quantize().run(graph, context), tmp_path / "q.onnx")
+    test = open_data(str(shared / "data" / "cifar10.py:test_raw"), inputs, batch=250).take(2000)
+    before, after = (evaluate(session(each), test, "top1") for each in (path, tmp_path / "q.onnx"))
+    assert after >= before - 0.01
+    assert path.stat().st_size > 3 * (tmp_path / "q.onnx").stat().st_size
