@@ -10,11 +10,12 @@ from surgeon.analysis import Analysis, solve
 from surgeon.cost import CostModel
 from surgeon.graph.canonical import canonicalize
 from surgeon.graph.copy import copy_of
+from surgeon.graph.restore import restore
 from surgeon.graph.rewrite import drop_identity_gathers, fold_shuffles
 from surgeon.graph.shapes import Shapes, infer
 from surgeon.groups import Group, Pinned, find_groups, find_pinned
 from surgeon.plan import GroupPlan, Plan
-from surgeon.surgery import cut, keep_of, tensor_cuts, without_empty_axes
+from surgeon.surgery import axis_masks, cut, keep_of, tensor_cuts, without_empty_axes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,10 +32,12 @@ class Model:
     Attributes:
         analysis: The canonical graph, its shapes and axes.
         groups: What can be removed.
+        original: The graph before it was brought to canonical form.
     """
 
     analysis: Analysis
     groups: list[Group]
+    original: gs.Graph
 
     @cached_property
     def pinned(self) -> list[Pinned]:
@@ -69,27 +72,30 @@ class Model:
             if g.atom in keep
         )
         plan = Plan(model_sha256, groups, tensor_cuts(self.analysis, keep))
-        return cut(self.analysis, keep), plan
+        smaller = cut(self.analysis, keep)
+        restore(smaller, self.original, lambda name: bool(axis_masks(self.analysis.axes.get(name), keep)))
+        return smaller, plan
 
 
 def analyse(graph: gs.Graph) -> Model:
-    """Bring ``graph`` to canonical form and find its channel groups.
+    """Bring ``graph`` to canonical form, in place, and find its channel groups.
 
     A channel shuffle can be seen as a transposed product, which ties rows to columns, or as a permutation, which ties
     nothing but leaves a Gather in the model: where there are any, the view that lets more parameters go is taken.
     """
+    original = copy_of(graph)
     shapes = infer(graph)
     canonicalize(graph, shapes)
     drop_identity_gathers(graph, shapes)
-    model = _solved(graph, shapes)
+    model = _solved(graph, shapes, original)
     permuted = copy_of(graph)
     if fold_shuffles(permuted, shapes):
-        other = _solved(permuted, shapes)
+        other = _solved(permuted, shapes, original)
         if other.ceiling() < model.ceiling():
             return other
     return model
 
 
-def _solved(graph: gs.Graph, shapes: Shapes) -> Model:
+def _solved(graph: gs.Graph, shapes: Shapes, original: gs.Graph) -> Model:
     analysis = solve(graph, shapes)
-    return Model(analysis, find_groups(analysis))
+    return Model(analysis, find_groups(analysis), original)
