@@ -10,7 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ops.oracle import check_cut, half, sizes, solved
-from random_graphs import IMAGE_BLOCKS, SEQUENCE_BLOCKS, network
+from random_graphs import head, network
+from random_images import IMAGE_BLOCKS, conv
+from random_parts import SIDE, Network, Stream
+from random_sequences import SEQUENCE_BLOCKS, linear, tokens
 
 
 def check_network(random: Random, blocks: int | None = None) -> int:
@@ -40,8 +43,6 @@ def test_hundreds_of_random_networks_are_cut_exactly():
     "block", [*dict.fromkeys([*IMAGE_BLOCKS, *SEQUENCE_BLOCKS])], ids=lambda b: b.__name__
 )
 def test_each_block_leaves_something_to_remove(block):
-    from random_graphs import SIDE, Network, Stream, conv, head, linear, tokens
-
     net = Network(Random(1), 21)
     x = conv(net, Stream("x", 3, SIDE), 12)
     if block in SEQUENCE_BLOCKS and block not in IMAGE_BLOCKS:
