@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from surgeon.analysis import Analysis
     from surgeon.axes import Keep
+    from surgeon.ops.op import Op
 
 OTHER_SIZES = (8, 32, 64, 224, 16, 1)
 
@@ -137,19 +138,64 @@ def _parameter_terms(analysis: Analysis, known: dict[object, Axis]) -> Iterator[
             yield _term("params", 1.0, axes, dims, known)
 
 
-def _mac_terms(analysis: Analysis, shapes: Shapes, known: dict[object, Axis]) -> Iterator[Term]:
-    for op in analysis.ops:
-        for refs in op.facts.macs:
-            axes, dims = [], []
-            for ref in refs:
-                if isinstance(ref, Ref):
-                    axes.append((analysis.axes[ref.tensor] or [])[ref.axis])
-                    found = shapes.dims.get(ref.tensor) or op.shapes.dims[ref.tensor] or ()
-                    dims.append(found[ref.axis])
-                else:
-                    axes.append(ref)
-                    dims.append(ref.size)
-            yield _term("macs", 1.0, axes, dims, known)
+def _mac_terms(analysis: Analysis, shapes: Shapes, known: dict[object, Axis]) -> list[Term]:
+    terms = [(op, _products(op, analysis, shapes, known)) for op in analysis.ops]
+    times = _times(terms, shapes)
+    return [
+        Term("macs", each.coefficient * times[id(op)], each.axes)
+        for op, products in terms
+        for each in products
+        if times[id(op)]
+    ]
+
+
+def _products(op: Op, analysis: Analysis, shapes: Shapes, known: dict[object, Axis]) -> list[Term]:
+    """The multiply-accumulates of one run of an operator itself."""
+    result = []
+    for refs in op.facts.macs:
+        axes, dims = [], []
+        for ref in refs:
+            if isinstance(ref, Ref):
+                axes.append((analysis.axes[ref.tensor] or [])[ref.axis])
+                found = shapes.dims.get(ref.tensor) or op.shapes.dims[ref.tensor] or ()
+                dims.append(found[ref.axis])
+            else:
+                axes.append(ref)
+                dims.append(ref.size)
+        result.append(_term("macs", 1.0, axes, dims, known))
+    return result
+
+
+def _times(terms: Sequence[tuple[Op, Sequence[Term]]], shapes: Shapes) -> dict[int, float]:
+    """How often each operator counts, by identity: as often as the body it is in runs.
+
+    Of the branches of an If only the one taken for one sample counts; where that is not known, the more expensive one
+    of the whole model. A loop counts as often as it runs, once where that is not known.
+    """
+    whole: dict[int, float] = {}
+    branches: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for op, products in terms:  # what is inside of an operator comes before it
+        repeats = op.facts.repeats(shapes) if op.facts.repeats is not None else 1.0
+        inside = branches[id(op)]
+        whole[id(op)] = sum(each.value({}) for each in products) + max(inside.values(), default=0.0) * repeats
+        if op.within is not None:
+            owner, name = op.within
+            branches[id(owner)][name] += whole[id(op)]
+    times: dict[int, float] = {}
+    for op, _ in reversed(terms):
+        times[id(op)] = 1.0
+        if op.within is not None:
+            owner, name = op.within
+            repeats = owner.facts.repeats(shapes) if owner.facts.repeats is not None else 1.0
+            counted = _taken(owner, shapes) or max(branches[id(owner)], key=branches[id(owner)].__getitem__)
+            times[id(op)] = times[id(owner)] * repeats * (counted == name)
+    return times
+
+
+def _taken(op: Op, shapes: Shapes) -> str | None:
+    """The branch of an If that one sample takes, where that is known."""
+    known = shapes.values.get(op.node.inputs[0].name) if op.node.op == "If" else None
+    return None if known is None else ("else_branch", "then_branch")[bool(known.data.reshape(-1)[0])]
 
 
 def one_sample(graph: gs.Graph) -> Shapes | None:

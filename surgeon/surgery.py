@@ -47,7 +47,7 @@ def cut(analysis: Analysis, keep: Keep) -> gs.Graph:
     for each in graphs(graph):
         each.nodes = ordered(each.nodes)
         if each is not graph:
-            _forget_shapes(each)
+            _declare(each, analysis, keep)
         for node in each.nodes:
             for tensor in node.outputs:
                 if id(tensor) not in outputs:
@@ -55,17 +55,20 @@ def cut(analysis: Analysis, keep: Keep) -> gs.Graph:
     return graph
 
 
-def _forget_shapes(body: gs.Graph) -> None:
-    """The declared shapes of a body's inputs and outputs may not hold any more; onnxruntime needs the types alone."""
+def _declare(body: gs.Graph, analysis: Analysis, keep: Keep) -> None:
+    """Correct the declared shapes of a body's inputs and outputs; onnxruntime reads them."""
     interface = dict(body.__dict__.get("surgeon_interface", {}))
     for tensor in (*body.inputs, *body.outputs):
+        masks = axis_masks(analysis.axes.get(tensor.name), keep)
         entry = interface.get(tensor.name)
-        if entry is not None and entry.type.WhichOneof("value") == "tensor_type":
+        if masks and entry is not None:
             declared = onnx.ValueInfoProto()
             declared.CopyFrom(entry)
-            declared.type.tensor_type.ClearField("shape")
+            for axis, dim in enumerate(declared.type.tensor_type.shape.dim):
+                if axis in masks and dim.HasField("dim_value"):
+                    dim.dim_value = int(masks[axis].sum())
             interface[tensor.name] = declared
-        if not isinstance(tensor, gs.Constant):
+        if masks and not isinstance(tensor, gs.Constant):
             tensor.shape = None
     body.surgeon_interface = interface
 

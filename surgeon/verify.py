@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from surgeon.errors import DataError, GateError, UnsupportedModelError
+from surgeon.graph.branches import decided
 from surgeon.graph.copy import copy_of
 from surgeon.graph.order import every_node
 from surgeon.graph.sessions import run, session
@@ -67,7 +69,7 @@ def prove(
     feeds: Iterable[Feeds] = (),
     threads: int = 1,
 ) -> Certificate:
-    """Compare the cut model with the masked original.
+    """Compare the cut model with the masked original, and once more with every If going either way.
 
     Args:
         analysis: The original graph in canonical form.
@@ -80,18 +82,48 @@ def prove(
     Raises:
         GateError: The models differ, the cut model does not run, or the original runs on none of the probes.
     """
+    original = masked(analysis, tensors)
+    probes = list(probe_feeds(analysis))
+    worst, count, refusal = _compare(original, smaller, [*probes, *feeds], threads)
+    for condition in (True, False):
+        both = decided(original, condition), decided(smaller, condition)
+        if both[0] is not None and both[1] is not None:
+            with suppress(UnsupportedModelError):  # an original that cannot go that way says nothing
+                worst = max(worst, _compare(both[0], both[1], probes[:1], threads)[0])
+    if not count:
+        raise GateError(
+            f"the original runs on none of the made-up inputs: {refusal}",
+            where="proof",
+            hint="give a few real ones with --data",
+        )
+    if worst <= TOLERANCE:
+        return Certificate("exact", worst, count)
+    if structural and np.isfinite(worst):
+        return Certificate("structural", worst, count)
+    raise GateError(f"the cut model differs from the masked original by {worst:.1e}", where="proof")
+
+
+def _compare(
+    original: gs.Graph, smaller: gs.Graph, feeds: Sequence[Feeds], threads: int
+) -> tuple[float, int, str]:
+    """The largest difference, on how many of the feeds the original runs, and why it does not on others.
+
+    Raises:
+        GateError: The smaller graph does not load, or refuses feeds that the original runs on.
+        UnsupportedModelError: The original does not load.
+    """
     from surgeon.graph.save import to_model
 
-    reference = to_model(masked(analysis, tensors))
-    original = session(reference, threads=threads, optimize=False)
+    reference = to_model(original)
+    worst, count, refusal = 0.0, 0, ""
+    whole = session(reference, threads=threads, optimize=False)
     try:
         candidate = session(to_model(smaller), threads=threads, optimize=False)
     except UnsupportedModelError as error:
         raise GateError(f"the cut model does not load: {error.message}", where="proof") from error
-    worst, count, refusal = 0.0, 0, ""
-    for probe in (*probe_feeds(analysis), *feeds):
+    for probe in feeds:
         try:
-            expected = run(original, probe)
+            expected = run(whole, probe)
         except (UnsupportedModelError, DataError) as error:
             refusal = error.message
             continue
@@ -104,17 +136,7 @@ def prove(
             difference = TOLERANCE
         worst = max(worst, difference)
         count += 1
-    if not count:
-        raise GateError(
-            f"the original runs on none of the made-up inputs: {refusal}",
-            where="proof",
-            hint="give a few real ones with --data",
-        )
-    if worst <= TOLERANCE:
-        return Certificate("exact", worst, count)
-    if structural and np.isfinite(worst):
-        return Certificate("structural", worst, count)
-    raise GateError(f"the cut model differs from the masked original by {worst:.1e}", where="proof")
+    return worst, count, refusal
 
 
 def _noise(reference: onnx.ModelProto, probe: Feeds, expected: Sequence[NDArray[Any]]) -> float:

@@ -1,12 +1,14 @@
-"""Putting the branch that an If always takes in the If's place."""
+"""Branches decided beforehand: those an If always takes, in the If's place; and all of them, for trying both ways."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
-from surgeon.graph.order import bodies, graphs
+from surgeon.graph.copy import copy_of
+from surgeon.graph.order import bodies, every_node, graphs
 from surgeon.graph.weights import peek
 
 if TYPE_CHECKING:
@@ -81,3 +83,15 @@ def _take_apart(graph: gs.Graph) -> None:
         for node in each.nodes:
             node.inputs.clear()
             node.outputs.clear()
+
+
+def decided(graph: gs.Graph, condition: bool) -> gs.Graph | None:
+    """A copy in which every If takes the same branch, whatever it depends on; None where there is no If."""
+    if not any(node.op == "If" and not node.domain for node in every_node(graph)):
+        return None
+    copy = copy_of(graph)
+    constant = gs.Constant("surgeon/condition", np.array(condition))
+    for node in every_node(copy):
+        if node.op == "If" and not node.domain:
+            node.inputs[0] = constant
+    return copy

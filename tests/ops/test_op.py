@@ -103,7 +103,7 @@ def test_bodies_of_operators_without_a_rule_pin_what_they_capture():
         {"w_in": (5, 12), "w": (5, 12), "w_mid": (12, 10), "w_out": (10, 3)},
     )
     found = solved(model)
-    assert [group.size for group in found.groups] == []
+    assert [group.size for group in found.groups] == [10]
     assert "12: SequenceMap r: no rule for this operator" in reasons(found)
     assert [op.facts.barrier for op in found.analysis.ops if op.node.op == "Add"] == [
         "inside an operator that is not understood"
