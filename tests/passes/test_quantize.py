@@ -190,6 +190,39 @@ def test_dynamic_says_that_convolutions_need_data() -> None:
     assert context.warnings == ["2 convolutions stay float: quantizing them takes --data"]
 
 
+def test_gemms_that_share_a_transposed_weight() -> None:
+    nodes = [
+        oh.make_node("Gemm", ["x", "w"], ["h"], transB=1),
+        oh.make_node("Gemm", ["h", "w"], ["y"], transB=1),
+    ]
+    ends = [oh.make_tensor_value_info(name, 1, ["N", 64]) for name in "xy"]
+    model = oh.make_model(
+        oh.make_graph(nodes, "g", ends[:1], ends[1:], [weight("w", 64, 64)]),
+        ir_version=8,
+        opset_imports=[oh.make_opsetid("", 17)],
+    )
+    for mode in ("static", "dynamic"):
+        assert difference(model, quantized(model, context_for(model), mode=mode)) < 0.05
+
+
+def test_grouped_transposed_convolutions_stay_float() -> None:
+    nodes = [
+        oh.make_node("Conv", ["x", "w1", "b1"], ["c"], pads=[1] * 4),
+        oh.make_node("ConvTranspose", ["c", "w4", "b1"], ["y"], name="up", group=2),
+    ]
+    weights = [weight("w1", 32, 3, 3, 3), weight("b1", 32), weight("w4", 32, 16, 2, 2)]
+    x = oh.make_tensor_value_info("x", 1, ["N", 3, 8, 8])
+    y = oh.make_tensor_value_info("y", 1, ["N", 32, 9, 9])
+    model = oh.make_model(
+        oh.make_graph(nodes, "g", [x], [y], weights),
+        ir_version=8,
+        opset_imports=[oh.make_opsetid("", 17)],
+    )
+    context = context_for(model)
+    assert difference(model, quantized(model, context)) < 0.05
+    assert [entry["node"] for entry in context.record["left_float"]] == ["up"]  # type: ignore[attr-defined]
+
+
 def test_half_precision() -> None:
     model = network()
     context = context_for(model, data=False)

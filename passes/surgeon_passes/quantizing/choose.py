@@ -109,8 +109,9 @@ def _why_float(node: onnx.NodeProto, weights: dict[str, TensorProto], *, static:
         return ""
     weight = weights.get(node.input[position])
     if node.op_type == "Gather":
-        is_table = weight is not None and len(weight.dims) == 2 and weight.data_type == TensorProto.FLOAT
-        return None if is_table and weight.dims[0] * weight.dims[1] >= _SMALLEST_TABLE else ""
+        if weight is None or len(weight.dims) != 2 or weight.data_type != TensorProto.FLOAT:
+            return ""
+        return None if math.prod(weight.dims) >= _SMALLEST_TABLE else ""
     if weight is None:
         if node.op_type == "MatMul" and node.input[0] not in weights:
             return ""  # a product of two activations
@@ -129,11 +130,21 @@ def _why_unusable(
         bias = weights.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         if len(node.input) > 2 and node.input[2] and (bias is None or len(bias.dims) != 1):
             return "its bias is not a constant vector"
-        if any(attribute.name == "transA" and attribute.i for attribute in node.attribute):
+        if _attribute(node, "transA", 0):
             return "it transposes its input"
+        if not static and (_attribute(node, "alpha", 1.0) != 1 or _attribute(node, "beta", 1.0) != 1):
+            return "it scales its product or bias"
+    if node.op_type == "ConvTranspose" and _attribute(node, "group", 1) != 1:
+        return "it is grouped: its output channels are no axis of its weights"
     if not static and node.op_type in ("Conv", "ConvTranspose"):
         return "convolutions with scales computed at run time are slower than float; quantize with data"
     return None
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: float) -> float:
+    """Returns a number among a node's attributes."""
+    found = [onnx.helper.get_attribute_value(each) for each in node.attribute if each.name == name]
+    return float(found[0]) if found else default
 
 
 def _may_follow(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import onnx
@@ -22,6 +23,7 @@ def quantize_dynamic(
         folder: A temporary folder.
         per_channel: One scale per output channel of a weight instead of one for all.
     """
+    _untie(model)
     source, target = folder / "prepared.onnx", folder / "dynamic.onnx"
     onnx.save(model, str(source))
     # onnxruntime splits a Gemm into a MatMul and an Add before it looks at names
@@ -35,3 +37,16 @@ def quantize_dynamic(
         weight_type=QuantType.QInt8,
     )
     return onnx.load(str(target))
+
+
+def _untie(model: onnx.ModelProto) -> None:
+    """Gives every Gemm its own weights: onnxruntime transposes them in place, whoever else uses them."""
+    weights = {entry.name: entry for entry in model.graph.initializer}
+    users = Counter(name for node in model.graph.node for name in node.input)
+    for node in model.graph.node:
+        if node.op_type == "Gemm" and node.input[1] in weights and users[node.input[1]] > 1:
+            copy = model.graph.initializer.add()
+            copy.CopyFrom(weights[node.input[1]])
+            users[node.input[1]] -= 1
+            copy.name = f"{node.input[1]}_of_{node.name}"
+            node.input[1] = copy.name
