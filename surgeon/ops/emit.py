@@ -95,7 +95,8 @@ class Emitter:
             return
         dynamic = self.op.out_dynamic()
         elements: list[int | gs.Tensor] = [self.size(axis) for axis in target]
-        from_source = {id(normal(axis)): k for k, axis in reversed(list(enumerate(source)))}
+        solved = [normal(axis) for axis in source]  # kept, for an id is an axis's own only while that exists
+        from_source = {id(axis): k for k, axis in reversed(list(enumerate(solved)))}
         left = []
         for k in np.flatnonzero(dynamic).tolist():
             if k < len(source) and normal(source[k]) is normal(target[k]):
