@@ -325,19 +325,24 @@ class _Descent:
         return True
 
     def overshoot(self) -> bool:
-        """Take the step that overshoots least; False when none meets the targets."""
+        """Take the step with the least score of those that meet the targets at once; False when none does."""
         best: tuple[float, int, int] | None = None
         for k, each in enumerate(self.candidates):
             following = each.below(self.kept[k])
             if following < self.kept[k]:
                 after = self.tally.totals - self.tally.gain(each.atom, float(following))
                 if np.all(after <= self.limits):
-                    saved = float(np.max(self._saved(k, following)))
-                    best = min(best or (saved, k, following), (saved, k, following))
+                    entry = (self._score(k, following), k, following)
+                    best = min(best or entry, entry)
         if best is None:
             return False
         self._remove(best[1], best[2])
         return True
+
+    def _score(self, k: int, following: int) -> float:
+        """The sum of the scores of what the removal takes."""
+        sums, size = self.sums[k], self.candidates[k].size
+        return float(sums[size - following] - sums[size - self.kept[k]])
 
     def _met(self) -> bool:
         return bool(np.all(self.tally.totals <= self.limits))
@@ -356,8 +361,7 @@ class _Descent:
         saved = float(self._saved(k, following).sum())
         if saved <= 0:
             return None
-        sums = self.sums[k]
-        return (float(sums[each.size - following] - sums[each.size - kept]) / saved, k, following)
+        return (self._score(k, following) / saved, k, following)
 
     def _overshoots(self, k: int, following: int) -> bool:
         after = self.tally.totals - self.tally.gain(self.candidates[k].atom, float(following))

@@ -130,9 +130,13 @@ def _evidence(score: Score, model: Model, groups: Sequence[Group], context: Cont
     return _of_weights(score, model, groups, None)
 
 
-def _scaled(scores: NDArray[np.floating], covered: NDArray[np.bool_]) -> Floats:
+def _asked(score: Score, *evidence: object, size: int) -> Floats:
+    """What the score says, one number per index."""
+    return _checked(score(*evidence), size, getattr(score.function, "__name__", "score"))
+
+
+def _scaled(values: Floats, covered: NDArray[np.bool_]) -> Floats:
     """Scores with mean 1; undefined for indices that the tensor does not have, so that they are left out of account."""
-    values = np.asarray(scores, dtype=np.float64)
     mean = values[covered].mean() if covered.any() else 0.0
     scaled = values / mean if np.isfinite(mean) and mean > 0 else np.ones_like(values)
     return np.where(covered, np.round(scaled, DIGITS), np.nan)
@@ -172,7 +176,7 @@ def _of_weights(score: Score, model: Model, groups: Sequence[Group], only: set[s
             continue
         for group, axis, number in here:
             slices = Slices.of(values, axis, (model.analysis.axes[name] or [])[axis], group.atom)
-            found[group.id][number] = _scaled(score.function(slices), slices.covered())
+            found[group.id][number] = _scaled(_asked(score, slices, size=group.size), slices.covered())
     return {name: [each[number] for number in sorted(each)] for name, each in found.items()}
 
 
@@ -194,7 +198,7 @@ def _of_activations(score: Score, model: Model, groups: Sequence[Group], context
             slices = Slices.of(total.squares[None].astype(np.float64), 1, expression, group.atom)
             counted = slices.gather(np.full(len(total.squares), total.count))
             activity = Activity(slices.gather(total.squares), slices.gather(total.nonzeros), counted)
-            result[group.id].append(_scaled(score.function(activity), slices.covered()))
+            result[group.id].append(_scaled(_asked(score, activity, size=group.size), slices.covered()))
     return result
 
 
@@ -216,7 +220,7 @@ def _of_consumers(score: Score, model: Model, groups: Sequence[Group], context: 
         group = by_atom[read.atom]
         arranged = _by_input(read, values, axis)
         slices = Slices.of(arranged, 0, read.expression, group.atom)
-        each = np.asarray(score.function(slices, norms(sums, read.place)), dtype=np.float64)
+        each = _asked(score, slices, norms(sums, read.place), size=group.size)
         totals[group.id] = totals.get(group.id, 0.0) + each
         covered[group.id] = covered.get(group.id, False) | slices.covered()
     return {
