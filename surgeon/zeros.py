@@ -100,11 +100,14 @@ def quantized_weights(analysis: Analysis) -> dict[str, NDArray[Any]]:
 
 
 def _spread(zero: NDArray[Any], shape: tuple[int, ...], axis: int) -> NDArray[Any]:
-    """Zero points per tensor, per position of ``axis``, or (with the weight's rank) per block of every axis."""
+    """Zero points per tensor, per position of leading axes and of ``axis``, or per block of every axis."""
+    rank = len(shape)
     if zero.size == 1:
         return zero.reshape(())
-    if zero.ndim == 1:
-        return zero.reshape([-1 if k == axis % len(shape) else 1 for k in range(len(shape))])
+    if zero.ndim < rank:
+        last = zero.shape[-1] == shape[axis]
+        places = [*range(zero.ndim - last), *([axis % rank] if last else [])]
+        return zero.reshape([zero.shape[places.index(k)] if k in places else 1 for k in range(rank)])
     for k, size in enumerate(shape):
         if zero.shape[k] not in (1, size):
             zero = np.repeat(zero, -(-size // zero.shape[k]), axis=k)

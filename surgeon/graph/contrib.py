@@ -21,6 +21,12 @@ FLOAT, INT32, BOOL, UINT8 = (
     onnx.TensorProto.BOOL,
     onnx.TensorProto.UINT8,
 )
+SMALL_INTEGERS = {  # what no standard operator computes with
+    UINT8,
+    onnx.TensorProto.INT8,
+    onnx.TensorProto.INT16,
+    onnx.TensorProto.UINT16,
+}
 DOMAIN = "com.microsoft"
 OPSET = 21  # of the standard operators that stand in
 
@@ -95,7 +101,7 @@ class StandIn:
         operator: Its name.
         inputs: Which inputs of the node are its inputs; all of them by default.
         repeated: Further inputs: every ``repeated[1]``-th from ``repeated[0]`` on.
-        kind: The input whose data type the outputs have.
+        kind: The input whose data type the outputs have; the first one by default.
         last: Whether channels are last: 0 never, 1 always, -1 where the attribute ``channels_last`` says so.
     """
 
@@ -118,7 +124,8 @@ class StandIn:
             names.append("" if known is None else f"i{place}")
             if known is not None:
                 moved = last and place == places[0]
-                types[f"i{place}"] = _type((known[0], _channels_first(known[1]) if moved else known[1]))
+                kind = FLOAT if known[0] in SMALL_INTEGERS and self.operator != "QLinearConv" else known[0]
+                types[f"i{place}"] = _type((kind, _channels_first(known[1]) if moved else known[1]))
                 datum = call.data[place]
                 if datum is not None:
                     data[f"i{place}"] = datum
@@ -127,19 +134,19 @@ class StandIn:
         node = onnx.helper.make_node(self.operator, names, outputs, **attributes)
         imports = [onnx.helper.make_opsetid("", OPSET)]
         found = infer_node_outputs(schema, node, types, data, None, imports, onnx.IR_VERSION)
-        result: Types = [self._output(found.get(name), call, last) for name in outputs]
+        kind = call.kind(places[0] if self.kind is None else self.kind)
+        result: Types = [_output(found.get(name), kind, last) for name in outputs]
         return result + [None] * (call.outputs - len(result))
 
-    def _output(self, found: onnx.TypeProto | None, call: Call, last: bool) -> onnx.TypeProto | None:
-        if found is None:
-            return None
-        if self.kind is not None:
-            found.tensor_type.elem_type = call.kind(self.kind)
+
+def _output(found: onnx.TypeProto | None, kind: int, last: bool) -> onnx.TypeProto | None:
+    if found is not None:
+        found.tensor_type.elem_type = kind
         if last:
             sizes = list(found.tensor_type.shape.dim)
             del found.tensor_type.shape.dim[:]
             found.tensor_type.shape.dim.extend([sizes[0], *sizes[2:], sizes[1]])
-        return found
+    return found
 
 
 def _channels_first(dims: Dims) -> Dims:
@@ -158,7 +165,7 @@ STAND_INS = {
     "GatherND": StandIn("GatherND"),
     "Pad": StandIn("Pad"),
     "Trilu": StandIn("Trilu"),
-    "QLinearConv": StandIn("QLinearConv", last=-1),
+    "QLinearConv": StandIn("QLinearConv", kind=7, last=-1),
     "QLinearAveragePool": StandIn("AveragePool", (0,), last=-1),
     "QLinearGlobalAveragePool": StandIn("GlobalAveragePool", (0,), last=-1),
     "QLinearAdd": StandIn("Add", (0, 3)),
