@@ -50,7 +50,8 @@ class Chunk:
     def pick(self, index: Array | slice) -> Chunk:
         """Returns the samples at an index, as numpy understands it."""
         labels = None if self.labels is None else self.labels[index]
-        return Chunk({name: array[index] for name, array in self.feeds.items()}, labels)
+        # one element of a vector would be a numpy scalar, which onnxruntime refuses
+        return Chunk({name: np.asarray(array[index]) for name, array in self.feeds.items()}, labels)
 
     def joined(self, other: Chunk) -> Chunk:
         """Returns these samples followed by those of a chunk of the same form."""

@@ -136,6 +136,7 @@ def test_inputs_without_a_common_batch_axis_are_fed_one_sample_at_a_time(tmp_pat
     assert data.total() == 3
     shapes = [{name: array.shape for name, array in feeds.items()} for feeds, _ in data]
     assert shapes == [{"x": (1, 5), "state": (2, 1, 8), "rate": ()}] * 3
+    assert all(isinstance(array, np.ndarray) for feeds, _ in data for array in feeds.values())
     single = saved(tmp_path, x=arrays["x"][:1], state=arrays["state"][0], rate=np.array(1))
     assert len(list(open_data(single, inputs))) == 1
 
