@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from surgeon.ops.op import Axes
 
 
+UNENTERED = "inside an operator that is not understood"
+
+
 @dataclass
 class Analysis:
     """A graph with its axes solved.
@@ -83,7 +86,7 @@ class _Solver:
         """One per node, bodies included; those in bodies that no rule entered are barriers."""
         for node in every_node(self.graph):
             if id(node) not in self._found:
-                self._op(node).facts.barrier = "inside an operator that is not understood"
+                self._op(node).facts.barrier = UNENTERED
         return [self._found[id(node)] for node in every_node(self.graph)]
 
     def _op(self, node: gs.Node) -> Op:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import networkx as nx
 
 from surgeon.axes import Atom, Pin, atoms_of
-from surgeon.graph.order import captured
+from surgeon.graph.order import bodies, captured
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -75,7 +75,10 @@ def coupling(analysis: Analysis) -> nx.MultiGraph:
 
 def _operands(op: Op) -> Iterator[tuple[str, str]]:
     yield from ((f"input {k}", tensor.name) for k, tensor in enumerate(op.node.inputs) if tensor.name)
-    yield from (("captured", tensor.name) for tensor in captured(op.node))
+    if op.facts.barrier is not None:  # else the operators of its bodies say what they do with it
+        yield from (("captured", tensor.name) for tensor in captured(op.node))
+    for body in bodies(op.node):
+        yield from (("body", tensor.name) for tensor in (*body.inputs, *body.outputs) if tensor.name)
     yield from ((f"output {k}", tensor.name) for k, tensor in enumerate(op.node.outputs) if tensor.name)
 
 

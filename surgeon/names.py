@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
 
+from surgeon.analysis import UNENTERED
 from surgeon.coupling import TensorAxis
 from surgeon.errors import UsageError
+from surgeon.graph.order import every_node, graphs
 from surgeon.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from surgeon.engine import Model
     from surgeon.ops.op import Op
 
-INSIDE = "inside the body of a control-flow node: bodies are not analysed, and what they read is pinned"
+INSIDE = "inside an operator that is not understood, so it is not analysed, and what it reads is pinned"
 FOLDED = "arithmetic on shapes and constants, or unused: it is computed once, before the analysis"
 UNRANKED = "not even the number of its axes is known, so whatever touches it is pinned"
 
@@ -43,19 +45,14 @@ class Names:
     """All names of a model as it came from its file, before shape arithmetic is folded away."""
 
     def __init__(self, graph: gs.Graph) -> None:
-        self.nodes = {node.name for node in graph.nodes if node.name}
+        nodes = list(every_node(graph))
+        ends = [tensor for each in graphs(graph) for tensor in (*each.inputs, *each.outputs)]
+        self.nodes = {node.name for node in nodes if node.name}
         self.tensors = {
             tensor.name
-            for tensors in (graph.inputs, graph.outputs, *((*n.inputs, *n.outputs) for n in graph.nodes))
+            for tensors in (ends, *((*node.inputs, *node.outputs) for node in nodes))
             for tensor in tensors
             if tensor.name
-        }
-        self.inner = {
-            name
-            for body in graph.subgraphs(recursive=True)
-            for node in body.nodes
-            for name in (node.name, *(tensor.name for tensor in (*node.inputs, *node.outputs)))
-            if name
         }
 
     def find(self, name: str, model: Model) -> Subject:
@@ -86,8 +83,8 @@ class Names:
             return Subject(name, "tensor", axes, note=f"analysed as {', '.join(copies)}, one for each use")
         kind = "node" if name in self.nodes else "tensor"
         if name in self.nodes | self.tensors:
-            return Subject(name, kind, (), note=FOLDED)
-        return Subject(name, kind, (), note=INSIDE) if name in self.inner else None
+            return Subject(name, kind, (), note=INSIDE if _is_inside(name, model) else FOLDED)
+        return None
 
     def _axis(self, name: str, model: Model) -> Subject | None:
         tensor, colon, text = name.rpartition(":")
@@ -103,6 +100,16 @@ class Names:
             hint = None if tensor in self.tensors else "only tensors have axes, nodes do not"
             raise UsageError(f"has no axis {number}: {has}", where=tensor, hint=hint)
         return Subject(name, "axis", (axes[number],))
+
+
+def _is_inside(name: str, model: Model) -> bool:
+    """Whether the tensor belongs to an operator in a body that was not analysed."""
+    return any(
+        tensor.name == name
+        for op in model.analysis.ops
+        if op.facts.barrier == UNENTERED
+        for tensor in (*op.node.inputs, *op.node.outputs)
+    )
 
 
 def _group(name: str, model: Model) -> Subject | None:

@@ -203,17 +203,38 @@ def test_what_was_folded_is_not_unknown(attention):
     assert "arithmetic on shapes" in render(explain(graph, "Shape_s"))
 
 
-def test_names_inside_a_body_are_not_unknown():
+def test_names_inside_a_body_are_like_any_other():
+    graph = build(
+        """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (bool which, float[N,2] x) => (float[N,3] y) {
+          a = MatMul (x, w1)
+          b = If (which) <
+            then_branch = left () => (l) { n = Neg (a)  l = Mul (n, v) },
+            else_branch = right () => (r) { r = Abs (a) }
+          >
+          y = MatMul (b, w2)
+        }
+    """,
+        w1=(2, 8), w2=(8, 3), v=(8,),
+    )  # fmt: skip
+    assert explain(graph, "l:1")["axes"][0]["groups"][0]["id"] == "w1:1"
+    answer = explain(graph, "n:1", "w2:0")
+    assert answer["coupled"]
+    assert [step["op"] for step in answer["couplings"][0]["path"]] == ["Mul l", "If If_b", "MatMul MatMul_y"]
+    assert answer["between"]["through"] == ["Mul l", "If If_b", "MatMul MatMul_y"]
+    assert "path" in explain(graph, "b:0")["axes"][0]["pinned"][0]
+
+
+def test_names_inside_an_operator_that_is_not_understood():
     graph = build("""
         <ir_version: 8, opset_import: ["" : 17]>
-        g (bool[1] which, float[2] x) => (float[2] y) {
-          y = If (which) <
-            then_branch = left () => (float[2] l) { l = Neg (x) },
-            else_branch = right () => (float[2] r) { r = Abs (x) }
-          >
+        g (float[N,2] x) => (s) {
+          q = SequenceConstruct (x, x)
+          s = SequenceMap (q) <body = each (float[N,2] e) => (float[N,2] p) { p = Relu (e) }>
         }
     """)
-    assert "body of a control-flow node" in explain(graph, "l")["note"]
+    assert "not understood" in explain(graph, "p")["note"]
 
 
 def test_a_shared_vector_names_its_copies():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import networkx as nx
 
-from surgeon.graph.order import captured
+from surgeon.graph.order import bodies, captured, every_node
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Operator:
-    """A node of the model; ``index`` is its place in ``graph.nodes``, for names need not be unique."""
+    """A node of the model; ``index`` is its place in ``every_node(graph)``, for names need not be unique."""
 
     index: int
 
@@ -33,29 +33,38 @@ Vertex: TypeAlias = Operator | Tensor
 
 
 def data_flow(graph: gs.Graph) -> nx.MultiDiGraph:
-    """The graph as tensors that go into operators and operators that make tensors.
+    """The graph, bodies included, as tensors that go into operators and operators that make tensors.
 
     A tensor that is used twice by one operator (``a * a``) has two parallel edges. What a node's bodies capture goes
-    into the node. Edges carry ``slot``, the input or output index (-1 for what is captured); operators carry ``label``
-    (type and name), tensors ``constant``.
+    into the node as well, and so do their outputs; the node's inputs go into its bodies' inputs. Edges carry ``slot``,
+    the input or output index (-1 for what is captured or belongs to a body); operators carry ``label`` (type and
+    name), tensors ``constant``.
     """
     import onnx_graphsurgeon as gs
 
     flow = nx.MultiDiGraph()
     for tensor in (*graph.inputs, *graph.outputs):
         flow.add_node(Tensor(tensor.name), constant=isinstance(tensor, gs.Constant))
-    for index, node in enumerate(graph.nodes):
+    for index, node in enumerate(every_node(graph)):
         operator = Operator(index)
         first = next((tensor.name for tensor in node.outputs if tensor.name), "")
         flow.add_node(operator, label=f"{node.op} {node.name or first}".strip())
         given = [(slot, tensor) for slot, tensor in enumerate(node.inputs) if tensor.name]
-        for slot, tensor in (*given, *((-1, tensor) for tensor in captured(node))):
+        inner = [*captured(node), *(tensor for body in bodies(node) for tensor in body.outputs)]
+        for slot, tensor in (*given, *((-1, tensor) for tensor in inner)):
             flow.add_node(Tensor(tensor.name), constant=isinstance(tensor, gs.Constant))
             flow.add_edge(Tensor(tensor.name), operator, slot=slot)
         for slot, tensor in enumerate(node.outputs):
             if tensor.name:
                 flow.add_node(Tensor(tensor.name), constant=False)
                 flow.add_edge(operator, Tensor(tensor.name), slot=slot)
+        for body in bodies(node):
+            for tensor, before in zip(
+                body.inputs, node.inputs, strict=False
+            ):  # Loop and Scan pair them in order
+                flow.add_node(Tensor(tensor.name), constant=False)
+                if before.name:
+                    flow.add_edge(Tensor(before.name), Tensor(tensor.name), slot=-1)
     return flow
 
 

@@ -89,5 +89,7 @@ def test_what_a_branch_captures_goes_into_its_node():
         """)
     )
     flow = data_flow(graph)
-    assert [edge["slot"] for _, _, edge in flow.edges(Tensor("a"), data=True)] == [-1]
+    labels = {flow.nodes[end]["label"]: edge["slot"] for _, end, edge in flow.edges(Tensor("a"), data=True)}
+    assert labels == {"Neg l": 0, "Abs r": 0, "If y": -1}
+    assert [Tensor(name) in flow.predecessors(Operator(3)) for name in ("l", "r")] == [True, True]
     assert nx.is_directed_acyclic_graph(flow)
