@@ -21,7 +21,7 @@ from surgeon.ops.registry import rule
         "Shrink",
     ),
     *("Tanh", "Softsign", "Erf", "Abs", "Neg", "Sqrt", "Sign", "Floor", "Ceil", "Round", "Identity", "Cast"),
-    *("Sin", "Tan", "Asin", "Atan", "Sinh", "Asinh", "Atanh", "CastLike"),
+    *("Sin", "Tan", "Asin", "Atan", "Sinh", "Asinh", "Atanh", "CastLike", "BitCast"),
 )
 def zero_preserving(op: Op, x: Axes, *_target: Axes) -> list[Axes]:
     """One function of each element, zero at zero."""
@@ -68,7 +68,7 @@ def prelu(op: Op, x: Axes, slope: Axes) -> list[Axes]:
     return [x]
 
 
-@rule("Mul", "And", "BitwiseAnd")
+@rule("Mul", "And", "BitwiseAnd", "SwiGLU")
 def multiply(op: Op, *inputs: Axes) -> list[Axes]:
     """Zero where one operand is."""
     op.zeros(factors=range(len(inputs)))
