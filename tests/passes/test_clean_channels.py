@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
+import pytest
 from clean_models import cleaned, constant, draw, model, norm, norm_parameters, ops
-from onnx import helper
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
+from random_graphs import network
 
 
 def two_layers(first, bias, second, activation="Relu", pads=(0, 0, 0, 0), **attributes):
@@ -116,3 +122,51 @@ def test_what_is_left_is_a_multiple(tmp_path):
     after, record = cleaned(two_layers(draw(40, 3, 1, 1), draw(40), second), tmp_path)
     assert record["channels_removed"] == 24  # 15 are needed, 16 stay
     assert constant(after, "w2").shape == (4, 16, 1, 1)
+
+
+def with_zeros(proto, flags):
+    """Zeroes random slices of every weight, as sparse training does."""
+    for tensor in proto.graph.initializer:
+        values = numpy_helper.to_array(tensor).copy()
+        if values.dtype.kind == "f" and values.ndim >= 2:
+            for axis in range(2):
+                dead = flags.random(values.shape[axis]) < 0.3
+                values[(slice(None),) * axis + (dead,)] = 0
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    return proto
+
+
+def removed_from_random(seed, folder):
+    proto = with_zeros(network(Random(seed)), np.random.default_rng(seed))
+    _, record = cleaned(proto, folder, tolerance=1e-4, channel_multiple=1)
+    return record["channels_removed"]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.integers(0, 2**32 - 1))
+def test_random_networks_compute_the_same(tmp_path_factory, seed):
+    removed_from_random(seed, tmp_path_factory.mktemp("clean"))
+
+
+@pytest.mark.slow
+def test_hundreds_of_random_networks_compute_the_same(tmp_path):
+    removed = [removed_from_random(seed, tmp_path) for seed in range(400)]
+    assert sum(count > 0 for count in removed) > 200
+
+
+def test_a_square_layer_is_judged_by_what_it_reads(tmp_path):
+    """The gate couples both sides of the second layer; a row of zeros in it does not make its column dead."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["a"]),
+        helper.make_node("Conv", ["a", "w1"], ["b"]),
+        helper.make_node("Sigmoid", ["b"], ["c"]),
+        helper.make_node("Mul", ["a", "c"], ["d"]),
+        helper.make_node("Conv", ["d", "w2"], ["y"]),
+    ]
+    weights = {"w0": draw(6, 3, 1, 1), "w1": draw(6, 6, 1, 1), "w2": draw(2, 6, 1, 1)}
+    weights["w1"][[1, 4]] = 0
+    weights["w1"][:, 4] = 0
+    weights["w2"][:, [1, 4]] = 0
+    before = model(nodes, weights, {"x": ["n", 3, 4, 4]}, {"y": ["n", 2, 4, 4]})
+    _, record = cleaned(before, tmp_path, channel_multiple=1)
+    assert record["channels_removed"] == 1

@@ -1,7 +1,7 @@
 """Removes channels that nothing reads: every weight that would multiply them is zero.
 
 Constant channels are folded into the next bias first (see `constant_channels`), which zeroes the weights that read them.
-Such a channel equals its masked original by construction; it is proved all the same.
+The smaller model is compared with the whole one before it is taken.
 """
 
 from __future__ import annotations
@@ -56,9 +56,10 @@ def remove_dead_channels(graph: gs.Graph, context: Context, multiple: int) -> tu
         kept = {name: flags for name, flags in wanted.items() if not flags.all()}
         if not kept:
             return (graph, removed) if removed else (original, 0)
-        smaller, plan = model.cut(kept)
+        smaller, _ = model.cut(kept)
         try:
-            certificate = prove(model.analysis, smaller, plan.tensors, threads=context.threads)
+            # nothing is masked: without what nobody reads, the outputs are those of the whole
+            certificate = prove(model.analysis, smaller, {}, threads=context.threads)
         except GateError as error:
             context.warn(f"clean leaves dead channels in place: {error.message}")
             return original, 0
@@ -104,7 +105,7 @@ def _needed(model: Model, group: Group) -> Flags:
             atom for axes in op.facts.contracted.values() for axis in axes for atom in atoms_of(axis)
         }
         if group.atom in contracted:
-            needed |= _multiplied(model, op, group.atom, contracted)
+            needed |= _multiplied(model, op, group.atom)
             read = True
     if not read:
         return everything
@@ -120,20 +121,21 @@ def _rounded(needed: Flags, group: Group, multiple: int) -> Flags:
     return result
 
 
-def _multiplied(model: Model, op: Op, atom: Atom, contracted: set[Atom]) -> Flags:
+def _multiplied(model: Model, op: Op, atom: Atom) -> Flags:
     """Which indices of a contracted atom meet a nonzero weight in every constant operand."""
     result = np.ones(atom.size, bool)
-    for index in op.facts.contracted:
+    for index, contracted in op.facts.contracted.items():
         tensor = op.node.inputs[index]
         if not isinstance(tensor, gs.Constant):
             continue
         axes = model.analysis.axes.get(tensor.name) or []
-        for k, axis in enumerate(axes):
-            if atom not in atoms_of(axis) or not set(atoms_of(axis)) <= contracted:
-                continue
-            used, here = _used(peek(tensor), k), np.zeros(atom.size, bool)
-            for places in coordinates(axis, atom):
+        # a square weight has the atom on both sides; only the side that is summed over counts, where it can be told
+        summed = [k for k, axis in enumerate(axes) if any(axis is each for each in contracted)]
+        here = np.zeros(atom.size, bool)
+        for k in summed or range(len(axes)):
+            used = _used(peek(tensor), k)
+            for places in coordinates(axes[k], atom):
                 here[places[used & (places >= 0)]] = True
                 here |= bool((used & (places < 0)).any())
-            result &= here
+        result &= here
     return result
