@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from surgeon.graph.branches import inline_branches
 from surgeon.graph.evaluate import MOVEMENT
@@ -37,7 +38,8 @@ def canonicalize(graph: gs.Graph, shapes: Shapes) -> None:
        the tensor's name; nodes nothing depends on any more are dropped. Graph outputs stay computed.
     3. A vector or scalar of weights with several uses becomes one constant per use, ``NAME``, ``NAME__2``, …, each
        with the attribute ``origin`` = ``NAME``. Matrices stay tied.
-    4. A body's output that is a constant goes through an Identity, so that constants are read by nodes alone.
+    4. Constants that are outputs go through an Identity, so that they are read by nodes; an initializer that is an
+       output of the whole graph stays one.
 
     All of this happens inside the bodies of control flow as well.
 
@@ -53,13 +55,24 @@ def canonicalize(graph: gs.Graph, shapes: Shapes) -> None:
         fold_shapes(each, shapes)
     for each in reversed(list(graphs(graph))):
         drop_dead(each)
+        _read_constants(each)
         if each is not graph:
             _name_outputs(each, shapes)
     split_shared(graph)
 
 
+def _read_constants(graph: gs.Graph) -> None:
+    """Step 4 of :func:`canonicalize` where a node makes the constant."""
+    for node in graph.nodes:
+        values = _values(node) if node.op == "Constant" and not node.domain else None
+        if values is not None:
+            name = f"{node.outputs[0].name}/value"
+            node.op, node.attrs = "Identity", {}
+            node.inputs.append(gs.Constant(name, values))
+
+
 def _name_outputs(body: gs.Graph, shapes: Shapes) -> None:
-    """Step 4 of :func:`canonicalize`."""
+    """Step 4 of :func:`canonicalize` where the constant itself is the output of a body."""
     for index, tensor in enumerate(body.outputs):
         if isinstance(tensor, gs.Constant):
             output = gs.Variable(f"{tensor.name}/output{index}", tensor.dtype, list(tensor.shape))
@@ -67,6 +80,20 @@ def _name_outputs(body: gs.Graph, shapes: Shapes) -> None:
             shapes.dynamic[output.name] = (False,) * len(tensor.shape)
             body.nodes.append(gs.Node("Identity", output.name, {}, [tensor], [output]))
             body.outputs[index] = output
+
+
+def _values(node: gs.Node) -> np.ndarray | LazyValues | None:
+    """What a Constant node makes, unread; None where it is sparse or text."""
+    ((name, value),) = node.attrs.items()
+    if name == "value":
+        return value._values  # noqa: SLF001  # shared and unread
+    kinds = {
+        "value_float": np.float32,
+        "value_floats": np.float32,
+        "value_int": np.int64,
+        "value_ints": np.int64,
+    }
+    return np.array(value, dtype=kinds[name]) if name in kinds else None
 
 
 def fold_shapes(graph: gs.Graph, shapes: Shapes) -> None:

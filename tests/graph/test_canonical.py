@@ -8,6 +8,7 @@ import pytest
 
 from surgeon.graph.canonical import canonicalize
 from surgeon.graph.load import from_model, load
+from surgeon.graph.order import every_node
 from surgeon.graph.save import to_model
 from surgeon.graph.shapes import infer
 from surgeon.graph.weights import peek
@@ -174,3 +175,17 @@ def test_real_models_compute_the_same(name: str, shared, run, tmp_path) -> None:
             feeds[tensor.name] = np.asarray(values).astype(tensor.dtype)
         for mine, theirs in zip(run(tmp_path / "m.onnx", **feeds), run(path, **feeds), strict=True):
             np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_constants_that_are_outputs_go_through_an_identity(parse, run) -> None:
+    model = parse(
+        "net (bool c, float[2] x) => (float[2] y, int64[2] z) { z = Constant <value_ints = [3, 4]> ()"
+        " y = If (c) <then_branch = t () => (p) { p = Constant <value = float[2] {1.0, 2.0}> () },"
+        " else_branch = e () => (q) { q = Add (x, x) }> }"
+    )
+    graph = canonical(model)
+    assert [node.op for node in every_node(graph)] == ["Identity", "Identity", "Add", "If"]
+    for condition in (True, False):
+        feeds = {"c": np.array(condition), "x": np.ones(2, np.float32)}
+        for mine, theirs in zip(run(to_model(graph), **feeds), run(model, **feeds), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
