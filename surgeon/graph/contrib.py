@@ -85,8 +85,8 @@ def infer_contrib(call: Call) -> Types | None:
         if stand_in is not None:
             return stand_in.infer(call)
         return None if function is None else [_type(known) for known in function(call)]
-    except (Unknown, IndexError, ZeroDivisionError):
-        return None  # an input that is missing, or of another rank than the operator's page says
+    except (Unknown, IndexError, ZeroDivisionError, onnx.checker.ValidationError):
+        return None  # an input that is missing or not known, or of another rank than the operator's page says
 
 
 def _type(known: Known) -> onnx.TypeProto:

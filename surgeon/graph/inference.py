@@ -280,7 +280,7 @@ class Run:
             found = infer_node_outputs(
                 schema, program.messages[index], types, data, None, program.imports, onnx.IR_VERSION
             )
-        except (InferenceError, RuntimeError, ValueError) as error:
+        except (InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
             self.failures[node.outputs[0].name] = (
                 str(error).strip().splitlines()[0] if str(error).strip() else "refused"
             )
@@ -304,7 +304,7 @@ class Run:
         data = [self._datum(name) for name in names]
         try:
             found = contrib.infer_contrib(contrib.Call(node.op, node.attrs, inputs, data, len(node.outputs)))
-        except (InferenceError, RuntimeError, ValueError) as error:
+        except (InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
             self.failures[node.outputs[0].name] = (str(error).strip() or "refused").splitlines()[0]
             return {}
         pairs = zip(node.outputs, found or [], strict=False)
