@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
-import onnx.inliner
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
 from onnx_graphsurgeon.logger import G_LOGGER
@@ -14,6 +13,7 @@ from surgeon.errors import UnsupportedModelError
 from surgeon.graph.build import build
 from surgeon.graph.check import check
 from surgeon.graph.external import locate
+from surgeon.graph.functions import inlined
 from surgeon.graph.order import ordered
 from surgeon.graph.source import Source
 from surgeon.graph.unique import make_names_unique
@@ -75,30 +75,6 @@ def read(path: Path) -> onnx.ModelProto:
     if not model.HasField("graph") or not model.graph.node:
         raise UnsupportedModelError("is not an ONNX model: it has no graph", where=where)
     return model
-
-
-def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of the model in which calls of its local functions are replaced by the functions' nodes.
-
-    Raises:
-        UnsupportedModelError: A function cannot be inlined.
-    """
-    light = onnx.ModelProto()
-    light.CopyFrom(model)
-    for tensor in light.graph.initializer:  # only the names matter, so that none is used twice
-        name, kind = tensor.name, tensor.data_type
-        tensor.Clear()
-        tensor.name, tensor.data_type = name, kind
-    try:
-        result = onnx.inliner.inline_local_functions(light)
-    except (RuntimeError, ValueError, DecodeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UnsupportedModelError(
-            f"its local functions cannot be inlined: {reason}", where="model"
-        ) from error
-    del result.graph.initializer[:]
-    result.graph.initializer.extend(model.graph.initializer)
-    return result
 
 
 def from_model(model: onnx.ModelProto, path: Path | None = None) -> gs.Graph:
