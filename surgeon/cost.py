@@ -18,7 +18,7 @@ from surgeon.graph.weights import data_type, packed_bytes
 from surgeon.ops import Ref
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 
     from surgeon.analysis import Analysis
     from surgeon.axes import Keep
@@ -56,12 +56,18 @@ class Term:
 
 
 class CostModel:
-    """The cost of every possible cut of one analysed graph."""
+    """The cost of every possible cut of one analysed graph.
 
-    def __init__(self, analysis: Analysis) -> None:
+    Args:
+        analysis: The solved graph.
+        stored: Names of the constants that the model holds; others that do not shrink are folded arithmetic, which is
+            computed again in what is written. By default every constant counts.
+    """
+
+    def __init__(self, analysis: Analysis, stored: Container[str] | None = None) -> None:
         shapes = one_sample(analysis.graph) or analysis.shapes
         known: dict[object, Axis] = {}
-        self.terms = [*_parameter_terms(analysis, known), *_mac_terms(analysis, shapes, known)]
+        self.terms = [*_parameter_terms(analysis, known, stored), *_mac_terms(analysis, shapes, known)]
         self._by_atom: dict[Atom, list[Term]] = defaultdict(list)
         for term in self.terms:
             for atom in {a for axis in term.axes for a in atoms_of(axis)}:
@@ -121,7 +127,9 @@ def _key(axis: Axis) -> object:
     return (type(axis).__name__, *map(_key, parts))
 
 
-def _parameter_terms(analysis: Analysis, known: dict[object, Axis]) -> Iterator[Term]:
+def _parameter_terms(
+    analysis: Analysis, known: dict[object, Axis], stored: Container[str] | None
+) -> Iterator[Term]:
     """Weights: everything but scalars, which never shrink, and int64, which are shapes and positions."""
     seen: set[str] = set()
     for op in analysis.ops:
@@ -131,6 +139,9 @@ def _parameter_terms(analysis: Analysis, known: dict[object, Axis]) -> Iterator[
             seen.add(tensor.name)
             element, axes = data_type(tensor), analysis.axes.get(tensor.name)
             if not axes or element == onnx.TensorProto.INT64:
+                continue
+            origin = getattr(tensor, "origin", tensor.name)
+            if stored is not None and origin not in stored and all(map(is_fixed, axes)):
                 continue
             dims = [axis.size for axis in axes]
             each = packed_bytes(element, dims) / max(prod(dims), 1)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import onnx_graphsurgeon as gs
+
 from surgeon.analysis import Analysis, solve
 from surgeon.cost import CostModel
 from surgeon.graph.canonical import canonicalize
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy as np
-    import onnx_graphsurgeon as gs
     from numpy.typing import NDArray
 
 
@@ -47,7 +48,8 @@ class Model:
     @cached_property
     def cost(self) -> CostModel:
         """Parameters, MACs and bytes as polynomials of the group sizes."""
-        return CostModel(self.analysis)
+        stored = {name for name, tensor in self.original.tensors().items() if isinstance(tensor, gs.Constant)}
+        return CostModel(self.analysis, stored)
 
     def ceiling(self, kind: str = "params") -> float:
         """The fraction of the cost that is left when every group keeps one index."""

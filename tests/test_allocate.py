@@ -78,12 +78,12 @@ def test_min_keep_and_max_ratio():
 def test_a_step_is_halved_where_it_would_leave_nothing_but_never_when_asked_for():
     each = candidate(64, Limits())
     kept, seen = 64, []
-    while each.below(kept) < kept:
-        kept = each.below(kept)
+    while each.below(kept, each.step) < kept:
+        kept = each.below(kept, each.step)
         seen.append(kept)
     assert seen == [*range(56, 0, -8), 4, 2, 1]
     asked = candidate(64, Limits(multiple_of=16))
-    assert [asked.below(64), asked.below(32), asked.below(16)] == [48, 16, 16]
+    assert [asked.below(kept, asked.step) for kept in (64, 32, 16)] == [48, 16, 16]
 
 
 def test_prices_rise_with_what_is_gone_and_keep_the_order():

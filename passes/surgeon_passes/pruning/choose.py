@@ -114,7 +114,7 @@ def _can_shrink(options: Prune, group: Group, limits: Limits) -> bool:
     candidate = Candidate(group.id, group.atom, np.zeros(group.size), limits)
     if options.ratio is None:
         return candidate.least < group.size
-    return candidate.at_ratio(options.ratio, rounded=options.multiple_of is not None) < group.size
+    return candidate.at_ratio(options.ratio, options.multiple_of or 1) < group.size
 
 
 def _candidates(

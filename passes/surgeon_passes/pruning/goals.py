@@ -62,9 +62,9 @@ def goals(asked: Mapping[str, float], model: Model, context: Context) -> list[Go
         if name in ("macs", "latency"):
             goal = Goal(name, "macs", now.macs, now.macs * fraction, 0.0)
         elif name == "params":
-            everything = float(parameters(model.analysis.graph))
-            whole = everything - sum(elements for elements, _ in copies)
-            goal = Goal(name, "params", whole, whole * fraction, everything - now.params)
+            whole = float(parameters(model.original))
+            known = now.params - sum(elements for elements, _ in copies)
+            goal = Goal(name, "params", whole, whole * fraction, max(0.0, whole - known))
         elif name == "size":
             goal = Goal(name, "bytes", now.bytes, now.bytes * fraction, 0.0)
         else:
