@@ -11,6 +11,8 @@ from surgeon.axes import Atom, atoms_of, coordinates
 from surgeon.graph.weights import peek
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from surgeon.analysis import Analysis
@@ -87,6 +89,20 @@ def _joined(analysis: Analysis, names: list[str], zero: dict[str, set[Atom]]) ->
     return {a for a in atoms if all(a in zero.get(n, ()) for n in names if a in _atoms(analysis, n))}
 
 
+# operators that move values, and which of their inputs hold them
+MOVING = {
+    **dict.fromkeys(
+        [
+            *("Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze"),
+            *("Tile", "Transpose", "Unsqueeze", "Expand"),
+        ],
+        slice(1),
+    ),
+    "Concat": slice(None),
+    "Where": slice(1, 3),
+}
+
+
 def quantized_weights(analysis: Analysis) -> dict[str, NDArray[Any]]:
     """What stands for zero in each quantized constant, in a shape that broadcasts to its own."""
     result: dict[str, NDArray[Any]] = {}
@@ -94,9 +110,26 @@ def quantized_weights(analysis: Analysis) -> dict[str, NDArray[Any]]:
         for index, stated in op.facts.quantized.items():
             tensor = op.node.inputs[index]
             zero = np.zeros((), np.int64) if stated.input is None else op.value(stated.input)
-            if isinstance(tensor, gs.Constant) and zero is not None:
+            if zero is None:
+                continue
+            if isinstance(tensor, gs.Constant):
                 result[tensor.name] = _spread(zero, tuple(tensor.shape), stated.axis)
+            elif (zero == zero.flat[0]).all():
+                # one zero point for all of it holds wherever its values were moved from
+                result |= {constant.name: zero.flat[:1].reshape(()) for constant in _moved_from(tensor)}
     return result
+
+
+def _moved_from(tensor: gs.Tensor) -> Iterator[gs.Constant]:
+    """The constants whose values ``tensor`` holds, in another order or place."""
+    pending, seen = [tensor], set()
+    while pending:
+        for node in pending.pop().inputs:
+            if id(node) not in seen and node.op in MOVING:
+                seen.add(id(node))
+                held = node.inputs[MOVING[node.op]]
+                yield from (each for each in held if isinstance(each, gs.Constant))
+                pending += [each for each in held if not isinstance(each, gs.Constant)]
 
 
 def _spread(zero: NDArray[Any], shape: tuple[int, ...], axis: int) -> NDArray[Any]:

@@ -318,3 +318,24 @@ def test_operators_of_the_other_domain():
     """
     weights = {**SCALE, "w": ints(5, 12), **per_channel("w", 12), "w_out": (12, 3)}
     check(build("float[N,5] x", "float[N,3] y", body, weights, domains=MS), [12])
+
+
+def test_a_quantized_table_is_masked_before_its_rows_are_looked_up():
+    """What is dequantized is no constant, yet the mean square behind it is exact only if the table vanishes."""
+    body = """
+    r = Gather (table, ids)
+    t = Unsqueeze (r, zero)
+    d = DequantizeLinear (t, s, z)
+    n = RMSNormalization (d, g)
+    w = MatMul (n, w_out)
+    y = Add (w, x)
+    """
+    weights = {
+        **SCALE,
+        "table": unsigned(9, 12),
+        "ids": np.int64([0, 8, 3]),
+        "zero": np.int64([0]),
+        "g": (12,),
+        "w_out": (12, 3),
+    }
+    check(build("float[1,3,3] x", "float[1,3,3] y", body, weights, opset=23), [12])
