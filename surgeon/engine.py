@@ -12,6 +12,7 @@ from surgeon.analysis import Analysis, solve
 from surgeon.cost import CostModel
 from surgeon.graph.canonical import canonicalize
 from surgeon.graph.copy import copy_of
+from surgeon.graph.order import every_node
 from surgeon.graph.restore import restore
 from surgeon.graph.rewrite import drop_identity_gathers, fold_shuffles
 from surgeon.graph.shapes import Shapes, infer
@@ -48,7 +49,8 @@ class Model:
     @cached_property
     def cost(self) -> CostModel:
         """Parameters, MACs and bytes as polynomials of the group sizes."""
-        stored = {name for name, tensor in self.original.tensors().items() if isinstance(tensor, gs.Constant)}
+        nodes = every_node(self.original)
+        stored = {t.name for node in nodes for t in node.inputs if isinstance(t, gs.Constant)}
         return CostModel(self.analysis, stored)
 
     def ceiling(self, kind: str = "params") -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
 
-from surgeon.graph.order import bodies, ordered
+from surgeon.graph.order import bodies, every_node, ordered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +45,7 @@ class _Restorer:
     def run(self) -> int:
         folded = [
             (node, index, tensor.name)
-            for node in self.smaller.nodes
+            for node in every_node(self.smaller)
             for index, tensor in enumerate(node.inputs)
             if isinstance(tensor, gs.Constant) and tensor.name in self.makers
         ]

@@ -164,6 +164,29 @@ def test_constants_returned_by_a_branch():
     check(model, [12])
 
 
+def test_arithmetic_outside_is_read_inside_too():
+    model = build(
+        "float[N,7,5] x, bool flag",
+        "float[N,7,3] y",
+        """
+        a = MatMul (x, w_in)
+        s = Shape (x)
+        n = Gather (s, one)
+        t = Concat <axis=0> (minus, n, twelve)
+        f = Reshape (a, t)
+        b = If (flag) <
+            then_branch = yes () => (p) { p = Reshape (f, t) },
+            else_branch = no () => (q) { c = Cast <to=1> (n) d = Mul (f, c) q = Relu (d) }
+        >
+        y = MatMul (b, w_out)
+        """,
+        {"w_in": (5, 12), "w_out": (12, 3), "minus": ints(-1), "one": ints(1), "twelve": ints(12)},
+    )
+    found = check(model, [12])
+    smaller, _ = found.cut({})
+    onnx.checker.check_model(to_model(smaller), full_check=True)
+
+
 # Loop -------------------------------------------------------------------------------------------------------------
 
 
