@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING
 
 import onnx
 
 from surgeon.errors import UnsupportedModelError
-from surgeon.graph.weights import Slice, packed_bytes
+from surgeon.graph.weights import Slice, packed_bytes, stamp_of
+
+if TYPE_CHECKING:
+    from collections.abc import Container
 
 
-def locate(model: onnx.ModelProto, path: Path | None) -> dict[str, Slice]:
+def locate(model: onnx.ModelProto, path: Path | None, known: Container[str] = ()) -> dict[str, Slice]:
     """Where the bytes of every externally stored initializer are, by name; nothing is read.
 
     See https://onnx.ai/onnx/repo-docs/ExternalData.html.
 
+    Args:
+        model: The model.
+        path: The file it came from.
+        known: Names of initializers that need not be located.
+
     Raises:
         UnsupportedModelError: A data file is missing, too short, or outside the model's folder.
     """
-    sizes: dict[Path, int] = {}
+    stamps: dict[Path, tuple[int, int]] = {}
     places = {}
     for tensor in model.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            places[tensor.name] = _locate(tensor, path, sizes)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL and tensor.name not in known:
+            places[tensor.name] = _locate(tensor, path, stamps)
     return places
 
 
-def _locate(tensor: onnx.TensorProto, path: Path | None, sizes: dict[Path, int]) -> Slice:
+def _locate(tensor: onnx.TensorProto, path: Path | None, stamps: dict[Path, tuple[int, int]]) -> Slice:
     where = f"initializer '{tensor.name}'"
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
@@ -37,10 +46,10 @@ def _locate(tensor: onnx.TensorProto, path: Path | None, sizes: dict[Path, int])
             hint="give the model as a path, not as a message",
         )
     file = _inside(path.resolve().parent, location, where)
-    if file not in sizes:
+    if file not in stamps:
         if not file.is_file():
             raise UnsupportedModelError(f"its external data file '{location}' is missing", where=where)
-        sizes[file] = file.stat().st_size
+        stamps[file] = stamp_of(file)
     needed = packed_bytes(tensor.data_type, list(tensor.dims))
     try:
         offset = int(entries.get("offset", "0") or 0)
@@ -53,9 +62,9 @@ def _locate(tensor: onnx.TensorProto, path: Path | None, sizes: dict[Path, int])
         raise UnsupportedModelError(
             f"its shape {list(tensor.dims)} needs {needed} bytes, but {length} are stored", where=where
         )
-    if offset < 0 or offset + length > sizes[file]:
+    if offset < 0 or offset + length > stamps[file][0]:
         raise UnsupportedModelError(f"its external data file '{location}' is cut short", where=where)
-    return Slice(file, offset, length)
+    return Slice(file, offset, length, stamps[file])
 
 
 def _inside(folder: Path, location: str, where: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -17,7 +18,14 @@ from surgeon.graph.functions import inlined
 from surgeon.graph.order import ordered
 from surgeon.graph.source import Source
 from surgeon.graph.unique import make_names_unique
+from surgeon.graph.wire import read_light
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from surgeon.graph.weights import Slice
+
+LARGE_FILE = 1 << 25  # bytes of a file whose weights are not read along; smaller ones are simply read
 LARGEST_MESSAGE = 2**31 - 1
 
 
@@ -36,11 +44,14 @@ def load(path: Path | str) -> gs.Graph:
         UnsupportedModelError: The file is missing, is not an ONNX model, or is a broken one.
     """
     path = Path(path)
-    return from_model(read(path), path)
+    return _guarded(*read(path), path)
 
 
-def read(path: Path) -> onnx.ModelProto:
-    """Parses a model file without external data.
+def read(path: Path) -> tuple[onnx.ModelProto, dict[str, Slice]]:
+    """Parses a model file without external data; of a large file the weights, too, are left where they are.
+
+    Returns:
+        The model, and for weights that were left in the file where they are, by name.
 
     Raises:
         UnsupportedModelError: There is no such file, or it does not hold an ONNX model.
@@ -60,6 +71,9 @@ def read(path: Path) -> onnx.ModelProto:
             hint="store the weights as external data",
         )
     try:
+        light = read_light(path) if size > LARGE_FILE else None
+        if light is not None and light[0].graph.node:
+            return light
         content = path.read_bytes()
     except OSError as error:
         raise UnsupportedModelError(f"cannot be read: {error.strerror}", where=where) from error
@@ -74,7 +88,7 @@ def read(path: Path) -> onnx.ModelProto:
         raise UnsupportedModelError("is not an ONNX model, or is cut short", where=where) from error
     if not model.HasField("graph") or not model.graph.node:
         raise UnsupportedModelError("is not an ONNX model: it has no graph", where=where)
-    return model
+    return model, {}
 
 
 def from_model(model: onnx.ModelProto, path: Path | None = None) -> gs.Graph:
@@ -87,19 +101,23 @@ def from_model(model: onnx.ModelProto, path: Path | None = None) -> gs.Graph:
     Raises:
         UnsupportedModelError: The model is broken.
     """
+    return _guarded(model, {}, path)
+
+
+def _guarded(model: onnx.ModelProto, inside: Mapping[str, Slice], path: Path | None) -> gs.Graph:
     G_LOGGER.severity = G_LOGGER.CRITICAL
     try:
-        return _from_model(inlined(model) if model.functions else model, path)
+        return _from_model(inlined(model) if model.functions else model, inside, path)
     except UnicodeDecodeError as error:
         raise UnsupportedModelError(
             "has names that are not text: it is damaged", where=str(path or "model")
         ) from error
 
 
-def _from_model(model: onnx.ModelProto, path: Path | None) -> gs.Graph:
+def _from_model(model: onnx.ModelProto, inside: Mapping[str, Slice], path: Path | None) -> gs.Graph:
     check(model)
-    places = locate(model, path)
-    graph = build(model, places)
+    places = locate(model, path, inside)
+    graph = build(model, {**inside, **places})
     graph.nodes = ordered(graph.nodes)
     make_names_unique(graph)
     graph.surgeon_source = Source(

@@ -13,7 +13,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from surgeon.errors import InternalError
 from surgeon.graph.order import bodies
 from surgeon.graph.schemas import attribute_kinds, label, standard
-from surgeon.graph.weights import StoredValues, data_type, stored_bytes
+from surgeon.graph.weights import StoredValues, UnreadValues, data_type, stored_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,14 +126,11 @@ def constant_proto(constant: gs.Constant, *, light: bool = False) -> onnx.Tensor
     if light and stored_bytes(constant) > SMALL:
         return onnx.TensorProto(name=constant.name, data_type=data_type(constant), dims=constant.shape)
     stored = constant._values  # noqa: SLF001  # .values would read and keep it
-    if isinstance(stored, StoredValues):
+    if isinstance(stored, StoredValues) and stored.place is None:
         result = onnx.TensorProto()
-        if stored.place is None:
-            result.CopyFrom(stored.tensor)
-        else:
-            result.data_type = stored.tensor.data_type
-            result.dims.extend(stored.shape)
-            result.raw_data = b"".join(stored.chunks())
+        result.CopyFrom(stored.message)
+    elif isinstance(stored, UnreadValues):
+        result = stored.tensor
     elif isinstance(stored, LazyValues):
         array = stored.load()
         result = onnx.numpy_helper.from_array(array)

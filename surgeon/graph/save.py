@@ -19,10 +19,10 @@ from surgeon.graph.order import ordered
 from surgeon.graph.proto import constant_proto, interface_entry, node_proto, own_constants
 from surgeon.graph.schemas import opsets
 from surgeon.graph.source import source_of
-from surgeon.graph.weights import StoredValues, data_type, raw_bytes, stored_bytes
+from surgeon.graph.weights import UnreadValues, data_type, packed_bytes, raw_bytes, stored_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import onnx_graphsurgeon as gs
 
@@ -109,8 +109,8 @@ def _needed_ir(versions: dict[str, int]) -> int:
 class _Replacement:
     """A temporary file beside the target that takes its place when all went well, and vanishes when not."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
+        self.path, self.durable = path, durable
 
     def __enter__(self) -> IO[bytes]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,8 @@ class _Replacement:
                 os.fchmod(
                     self.file.fileno(), 0o666 & ~mask
                 )  # mkstemp makes private files; a model is not one
-                os.fsync(self.file.fileno())
+                if self.durable:
+                    os.fsync(self.file.fileno())
                 self.file.close()
                 self.temporary.replace(self.path)
         finally:
@@ -197,54 +198,89 @@ def _raw_length(constant: gs.Constant) -> int:
     stored = constant._values  # noqa: SLF001  # .values would read it
     if isinstance(stored, LazyValues):
         return int(stored.nbytes)
-    from surgeon.graph.weights import packed_bytes
-
     return packed_bytes(data_type(constant), stored.shape)
 
 
-def _payload(constant: gs.Constant) -> Iterator[bytes]:
+def _payload(constant: gs.Constant) -> Iterator[bytes | memoryview]:
     stored = constant._values  # noqa: SLF001  # .values would read and keep it
-    if isinstance(stored, StoredValues):
+    if isinstance(stored, UnreadValues):
         yield from stored.chunks()
     else:
         array = stored.load() if isinstance(stored, LazyValues) else stored
         yield raw_bytes(np.asarray(array))
 
 
+def save_apart(graph: gs.Graph, path: Path) -> None:
+    """Writes a graph for onnxruntime to read soon: with its weights in ``NAME.data``, which it maps into memory.
+
+    Nothing is forced to disk.
+
+    Raises:
+        UsageError: The files cannot be written.
+    """
+    try:
+        with _Replacement(path.with_name(f"{path.name}.data"), durable=False) as file:
+            model = _write_weights(graph, own_constants(graph), file)
+        _locate(model, path.with_name(f"{path.name}.data"))
+        with _Replacement(path, durable=False) as file:
+            file.write(model.SerializeToString())
+    except OSError as error:
+        hint = "the environment variable TMPDIR names another folder"
+        raise UsageError(
+            f"temporary files cannot be written: {error.strerror or error}",
+            where=str(path.parent),
+            hint=hint,
+        ) from error
+
+
 def _save_outside(graph: gs.Graph, constants: list[gs.Constant], path: Path) -> None:
-    model = _skeleton(graph)
     digest = hashlib.sha256()
-    partial = path.with_name(f"{path.name}.data")
-    replacement = _Replacement(partial)
+    replacement = _Replacement(path.with_name(f"{path.name}.data"))
     with replacement as file:
-        position = 0
-        for constant in constants:
-            size = _payload_size(constant)
-            if size < ALIGNMENT or isinstance(constant._values, SparseValues):  # noqa: SLF001
-                if isinstance(constant._values, SparseValues):  # noqa: SLF001
-                    model.graph.sparse_initializer.append(constant._values.tensor)  # noqa: SLF001
-                else:
-                    model.graph.initializer.append(constant_proto(constant))
-                continue
-            padding = -position % ALIGNMENT
-            file.write(b"\0" * padding)
-            position += padding
-            entry = _header(constant)
-            entry.data_location = onnx.TensorProto.EXTERNAL
-            for key, value in (("location", ""), ("offset", position), ("length", size)):
-                entry.external_data.add(key=key, value=str(value))
-            model.graph.initializer.append(entry)
-            for chunk in _payload(constant):
-                digest.update(chunk)
-                file.write(chunk)
-            position += size
+        model = _write_weights(graph, constants, file, digest.update)
         replacement.path = path.with_name(f"{path.name}.{digest.hexdigest()[:12]}.data")
-    for entry in model.graph.initializer:
-        if entry.data_location == onnx.TensorProto.EXTERNAL:
-            entry.external_data[0].value = replacement.path.name
+    _locate(model, replacement.path)
     with _Replacement(path) as file:
         file.write(model.SerializeToString(deterministic=True))
     stale = re.compile(re.escape(path.name) + r"\.[0-9a-f]{12}\.data")
     for other in path.parent.iterdir():
         if stale.fullmatch(other.name) and other != replacement.path:
             other.unlink()
+
+
+def _write_weights(
+    graph: gs.Graph,
+    constants: list[gs.Constant],
+    file: IO[bytes],
+    note: Callable[[bytes | memoryview], None] = lambda _: None,
+) -> onnx.ModelProto:
+    """Writes the weights to a file and returns the model, which refers to them without saying where the file is."""
+    model = _skeleton(graph)
+    position = 0
+    for constant in constants:
+        size = _payload_size(constant)
+        if isinstance(constant._values, SparseValues):  # noqa: SLF001
+            model.graph.sparse_initializer.append(constant._values.tensor)  # noqa: SLF001
+            continue
+        if size < ALIGNMENT:
+            model.graph.initializer.append(constant_proto(constant))
+            continue
+        padding = -position % ALIGNMENT
+        file.write(b"\0" * padding)
+        position += padding
+        entry = _header(constant)
+        entry.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", ""), ("offset", position), ("length", size)):
+            entry.external_data.add(key=key, value=str(value))
+        model.graph.initializer.append(entry)
+        for chunk in _payload(constant):
+            note(chunk)
+            file.write(chunk)
+        position += size
+    return model
+
+
+def _locate(model: onnx.ModelProto, data: Path) -> None:
+    for entry in model.graph.initializer:
+        if entry.data_location == onnx.TensorProto.EXTERNAL:
+            entry.external_data[0].value = data.name
