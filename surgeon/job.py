@@ -135,6 +135,7 @@ def _context(job: Job, graph: Graph) -> Context:
         seed=settings.seed,
         threads=job.threads,
         preprocess=settings.preprocess,
+        scratch=job.destination.model.absolute().parent if job.destination else None,
         monitor=job.monitor,
     )
     _check_patterns(context, graph)

@@ -107,6 +107,7 @@ class Context:
         seed: Seed of everything random.
         threads: Threads for onnxruntime; must not change any result.
         preprocess: How images become arrays.
+        scratch: A folder with room for temporary files as large as the model, or None for the system's.
         record: JSON facts of the current pass, shown in the report. ``groups`` and ``certificate`` are lifted to
             the report's top; ``proof_seconds`` is not counted as the pass's own time; ``changed`` overrules the
             pipeline's own idea of whether the pass changed anything.
@@ -127,6 +128,7 @@ class Context:
     seed: int = 0
     threads: int = 1
     preprocess: str | None = None
+    scratch: Path | None = None
     record: dict[str, object] = field(default_factory=dict)
     plan: Plan | None = None
     warnings: list[str] = field(default_factory=list)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from surgeon.axes import Atom, Axis, Concat, Keep, Selection, atoms_of, coordina
 from surgeon.errors import InternalError
 from surgeon.graph.copy import copy_of
 from surgeon.graph.order import every_node, graphs, nodes_in_graphs, ordered
-from surgeon.graph.weights import peek
+from surgeon.graph.weights import derived
 from surgeon.ops import Emitter
 
 if TYPE_CHECKING:
@@ -108,7 +109,8 @@ def _slice_constants(analysis: Analysis, graph: gs.Graph, keep: Keep) -> None:
             done.add(id(tensor))
             masks = axis_masks(analysis.axes.get(tensor.name), keep)
             if masks:
-                tensor.values = sliced(peek(tensor), masks)
+                shape = [int(masks[k].sum()) if k in masks else size for k, size in enumerate(tensor.shape)]
+                tensor.values = derived(tensor, partial(sliced, masks=masks), shape)
 
 
 def axis_masks(axes: list[Axis] | None, keep: Keep) -> dict[int, NDArray[np.bool_]]:

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from surgeon.errors import DataError, GateError, UnsupportedModelError
+from surgeon.errors import GateError, SurgeonError, UnsupportedModelError
+from surgeon.graph.answers import Answer, answers
 from surgeon.graph.branches import decided
 from surgeon.graph.copy import copy_of
 from surgeon.graph.order import every_node
-from surgeon.graph.sessions import run, session
-from surgeon.graph.weights import data_type, peek
+from surgeon.graph.weights import data_type, derived
 from surgeon.probes import probe_feeds
 from surgeon.zeros import quantized_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from surgeon.analysis import Analysis
 
 Feeds = dict[str, "NDArray[Any]"]
+Opened: TypeAlias = "Callable[..., list[Answer]]"
 TOLERANCE = 1e-4
 LARGEST_NOISE = (
     1e-3  # where the original itself rounds to more than the tolerance, this much is still accepted
@@ -68,6 +71,7 @@ def prove(
     structural: bool = False,
     feeds: Iterable[Feeds] = (),
     threads: int = 1,
+    folder: Path | None = None,
 ) -> Certificate:
     """Compare the cut model with the masked original, and once more with every If going either way.
 
@@ -78,18 +82,20 @@ def prove(
         structural: Whether a difference is expected, because a statistic runs over a cut axis.
         feeds: Real inputs to compare on as well.
         threads: Threads for onnxruntime.
+        folder: Where temporary files of large models may go.
 
     Raises:
         GateError: The models differ, the cut model does not run, or the original runs on none of the probes.
     """
     original = masked(analysis, tensors)
+    opened = partial(answers, threads=threads, folder=folder)
     probes = list(probe_feeds(analysis))
-    worst, count, refusal = _compare(original, smaller, [*probes, *feeds], threads)
+    worst, count, refusal = _compare(original, smaller, [*probes, *feeds], opened)
     for condition in (True, False):
         both = decided(original, condition), decided(smaller, condition)
         if both[0] is not None and both[1] is not None:
             with suppress(UnsupportedModelError):  # an original that cannot go that way says nothing
-                worst = max(worst, _compare(both[0], both[1], probes[:1], threads)[0])
+                worst = max(worst, _compare(both[0], both[1], probes[:1], opened)[0])
     if not count:
         raise GateError(
             f"the original runs on none of the made-up inputs: {refusal}",
@@ -104,44 +110,46 @@ def prove(
 
 
 def _compare(
-    original: gs.Graph, smaller: gs.Graph, feeds: Sequence[Feeds], threads: int
+    original: gs.Graph, smaller: gs.Graph, feeds: Sequence[Feeds], opened: Opened
 ) -> tuple[float, int, str]:
     """The largest difference, on how many of the feeds the original runs, and why it does not on others.
+
+    One graph is run after the other, so that no more than one of them is open.
 
     Raises:
         GateError: The smaller graph does not load, or refuses feeds that the original runs on.
         UnsupportedModelError: The original does not load.
     """
-    from surgeon.graph.save import to_model
-
-    reference = to_model(original)
-    worst, count, refusal = 0.0, 0, ""
-    whole = session(reference, threads=threads, optimize=False)
+    expected, refusal, usable = [], "", []
+    for probe, answer in zip(feeds, opened(original, feeds), strict=True):
+        if isinstance(answer, SurgeonError):
+            refusal = answer.message
+        else:
+            usable.append(probe)
+            expected.append(answer)
     try:
-        candidate = session(to_model(smaller), threads=threads, optimize=False)
+        found = opened(smaller, usable)
     except UnsupportedModelError as error:
         raise GateError(f"the cut model does not load: {error.message}", where="proof") from error
-    for probe in feeds:
-        try:
-            expected = run(whole, probe)
-        except (UnsupportedModelError, DataError) as error:
-            refusal = error.message
-            continue
-        try:
-            found = run(candidate, probe)
-        except (UnsupportedModelError, DataError) as error:
-            raise GateError(f"the cut model does not run: {error.message}", where="proof") from error
-        difference = relative_error(expected, found)
-        if TOLERANCE < difference <= LARGEST_NOISE and difference <= 2 * _noise(reference, probe, expected):
+    worst = 0.0
+    for probe, outputs, answer in zip(usable, expected, found, strict=True):
+        if isinstance(answer, SurgeonError):
+            raise GateError(f"the cut model does not run: {answer.message}", where="proof") from answer
+        difference = relative_error(outputs, answer)
+        if TOLERANCE < difference <= LARGEST_NOISE and difference <= 2 * _noise(
+            original, probe, outputs, opened
+        ):
             difference = TOLERANCE
         worst = max(worst, difference)
-        count += 1
-    return worst, count, refusal
+    return worst, len(usable), refusal
 
 
-def _noise(reference: onnx.ModelProto, probe: Feeds, expected: Sequence[NDArray[Any]]) -> float:
+def _noise(original: gs.Graph, probe: Feeds, expected: Sequence[NDArray[Any]], opened: Opened) -> float:
     """How much the original's own outputs move when onnxruntime merely computes them in another order."""
-    return relative_error(expected, run(session(reference, optimize=True), probe))
+    again = opened(original, [probe], optimize=True)[0]
+    if isinstance(again, SurgeonError):
+        raise again
+    return relative_error(expected, again)
 
 
 def masked(analysis: Analysis, tensors: Mapping[str, Mapping[int, Sequence[int]]]) -> gs.Graph:
@@ -162,10 +170,14 @@ def masked(analysis: Analysis, tensors: Mapping[str, Mapping[int, Sequence[int]]
                 continue
             done.add(id(tensor))
             axes = tensors.get(getattr(tensor, "origin", tensor.name), {})
+            value: float | NDArray[Any]
             if axes and data_type(tensor) in FLOATS:
-                tensor.values = _filled(peek(tensor), axes, float(tensor.name in divisors))
+                value = float(tensor.name in divisors)
             elif axes and tensor.name in zero_points:
-                tensor.values = _filled(peek(tensor), axes, zero_points[tensor.name])
+                value = zero_points[tensor.name]
+            else:
+                continue
+            tensor.values = derived(tensor, partial(_filled, axes=axes, value=value))
     return graph
 
 
@@ -173,11 +185,11 @@ def _filled(
     values: NDArray[Any], axes: Mapping[int, Sequence[int]], value: float | NDArray[Any]
 ) -> NDArray[Any]:
     result = values.copy()
-    replacement = np.broadcast_to(np.asarray(value, dtype=values.dtype), values.shape)
     for axis, kept in axes.items():
-        removed = np.setdiff1d(np.arange(values.shape[axis]), np.asarray(kept, dtype=np.int64))
-        place = (slice(None),) * axis + (removed,)
-        result[place] = replacement[place]
+        gone = np.ones(values.shape[axis], bool)
+        gone[np.asarray(kept, dtype=np.int64)] = False
+        place = (slice(None),) * axis + (gone,)
+        result[place] = np.broadcast_to(value, values.shape)[place] if np.ndim(value) else value
     return result
 
 

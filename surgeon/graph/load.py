@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from surgeon.graph.weights import Slice
 
-LARGE_FILE = 1 << 25  # bytes of a file whose weights are not read along; smaller ones are simply read
+LARGE_FILE = 1 << 22  # bytes of a file whose weights are not read along; smaller ones are simply read
 LARGEST_MESSAGE = 2**31 - 1
 
 

@@ -39,7 +39,11 @@ _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : (\w+) : ")
 
 
 def session(
-    model: onnx.ModelProto | bytes | Path, *, threads: int = 1, optimize: bool = True
+    model: onnx.ModelProto | bytes | Path,
+    *,
+    threads: int = 1,
+    optimize: bool = True,
+    frugal: bool = False,
 ) -> ort.InferenceSession:
     """Opens a model on the CPU, silently and deterministically.
 
@@ -48,12 +52,14 @@ def session(
         threads: Threads inside an operator. Idle threads sleep instead of spinning, so that two sessions
             can be compared on a busy machine.
         optimize: Whether onnxruntime may fuse and fold; without it, every tensor stays observable as written.
+        frugal: Whether memory matters more than time: external data are used where they are mapped, instead of being
+            packed for the kernels, and memory of activations is given back.
 
     Raises:
         UnsupportedModelError: onnxruntime cannot load the model; the message is its first line.
     """
     ort.set_default_logger_severity(_FATAL_ONLY)
-    options = _options(threads, optimize=optimize)
+    options = _options(threads, optimize=optimize, frugal=frugal)
     where = str(model) if isinstance(model, Path) else None
     try:
         if not isinstance(model, onnx.ModelProto):
@@ -122,7 +128,7 @@ def first_line(error: BaseException) -> str:
     return _PREFIX.sub("", lines[0]).strip() if lines else type(error).__name__
 
 
-def _options(threads: int, *, optimize: bool) -> ort.SessionOptions:
+def _options(threads: int, *, optimize: bool, frugal: bool = False) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
     options.intra_op_num_threads = threads
@@ -130,6 +136,9 @@ def _options(threads: int, *, optimize: bool) -> ort.SessionOptions:
     options.use_deterministic_compute = True
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    if frugal:
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return options

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from surgeon.graph.weights import DerivedValues
     from surgeon.ops.op import Op
 
 
@@ -45,7 +46,7 @@ class Emitter:
         several = isinstance(axis, (list, tuple))
         self.node.attrs[name] = [self.size(each) for each in axis] if several else self.size(axis)  # type: ignore[union-attr, arg-type]  # told apart by `several`
 
-    def set_input(self, index: int, values: NDArray[Any]) -> None:
+    def set_input(self, index: int, values: NDArray[Any] | DerivedValues) -> None:
         """Replace input ``index`` by a constant of its own, appended when it was not given."""
         constant = gs.Constant(self._name(f"input{index}"), values)
         while len(self.node.inputs) <= index:
@@ -163,7 +164,7 @@ class Emitter:
         """Multiply input ``index`` by ``factor``: its values where it is a constant, else what is computed for it."""
         import onnx
 
-        from surgeon.graph.weights import peek
+        from surgeon.graph.weights import derived
 
         tensor = self.node.inputs[index]
         if not isinstance(tensor, gs.Constant):
@@ -173,11 +174,15 @@ class Emitter:
             self.graph.nodes.append(gs.Node("Mul", scaled.name, inputs=[tensor, constant], outputs=[scaled]))
             self.node.inputs[index] = scaled
             return
-        values = peek(tensor)
         # the result has another name, by which nothing would slice it later
-        for k, axis in enumerate(self.op.axes[tensor.name] or ()):
-            values = np.compress(self.mask(axis), values, axis=k)
-        self.set_input(index, (values * factor).astype(values.dtype))
+        masks = list(map(self.mask, self.op.axes[tensor.name] or ()))
+
+        def scaled_slice(values: NDArray[Any]) -> NDArray[Any]:
+            for k, kept in enumerate(masks):
+                values = np.compress(kept, values, axis=k)
+            return (values * factor).astype(values.dtype)
+
+        self.set_input(index, derived(tensor, scaled_slice, [int(kept.sum()) for kept in masks]))
 
     def _reads_a_cut_size(self, index: int) -> bool:
         """Whether input ``index`` is computed from the size of an axis that lost positions, perhaps another one's."""

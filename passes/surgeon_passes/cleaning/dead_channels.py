@@ -59,7 +59,7 @@ def remove_dead_channels(graph: gs.Graph, context: Context, multiple: int) -> tu
         smaller, _ = model.cut(kept)
         try:
             # nothing is masked: without what nobody reads, the outputs are those of the whole
-            certificate = prove(model.analysis, smaller, {}, threads=context.threads)
+            certificate = prove(model.analysis, smaller, {}, threads=context.threads, folder=context.scratch)
         except GateError as error:
             context.warn(f"clean leaves dead channels in place: {error.message}")
             return original, 0

@@ -52,6 +52,7 @@ def cut_and_prove(
                 structural=structural,
                 feeds=feeds,
                 threads=context.threads,
+                folder=context.scratch,
             )
         finally:
             spent: Any = context.record.get("proof_seconds", 0.0)
