@@ -68,6 +68,9 @@ def error_curves(
     wanted = {view.output: view for uses in consumers.values() for view, _ in uses}
     replay = Replay(analysis.graph, analysis.shapes.dtypes, feeds, threads=threads, limit_bytes=limit_bytes)
     random = np.random.default_rng(seed)
+    for view in wanted.values():  # a stream may lie behind operators whose turn comes later
+        for name in _names(analysis, view):
+            replay.hold(name)
     problems: dict[Atom, list[tuple[Elimination, float]]] = {g.atom: [] for g in groups}
     result: dict[str, Curve] = {}
     for view in views:
@@ -99,7 +102,7 @@ def _blocks(view: Linear, atom: Atom) -> Iterator[NDArray[np.int64]]:
     found = coordinates(weight_axes[0], atom)
     if len(found) != 1:
         return
-    matrices = view.matrices(np.empty(view.op.dims(1), dtype=np.int8))
+    matrices = view.matrices(view.op.node, np.empty(view.op.dims(1), dtype=np.int8))
     inputs, groups = matrices.shape[1], matrices.shape[0]
     per_group = found[0]
     taps = inputs // len(per_group)
@@ -118,11 +121,9 @@ def _moments(
     """Second moments of the original's inputs and the energy of the stream the operator writes into."""
     node = view.op.node
     stream = _stream(analysis, view)
-    names = [node.inputs[0].name, view.output, stream]
-    for name in names:
-        replay.hold(name)
+    names = _names(analysis, view)
     replay.advance(names)
-    matrices = view.matrices(peek(node.inputs[1])).astype(np.float64)
+    matrices = view.matrices(node, peek(node.inputs[1])).astype(np.float64)
     groups, inputs, outputs = matrices.shape
     moments = [Moments.empty(inputs, outputs) for _ in range(groups)]
     wanted = max(FEWEST_PLACES, PLACES_PER_INPUT * inputs) // replay.batches + 1
@@ -142,6 +143,11 @@ def _moments(
         replay.release(name)
     starts = [np.concatenate([m, np.zeros((1, outputs))]) for m in matrices]
     return moments, starts, max(energy * used / max(seen, 1), 1e-12)
+
+
+def _names(analysis: Analysis, view: Linear) -> list[str]:
+    """What the moments of an operator are taken from: its input, its output and the stream it writes into."""
+    return [view.op.node.inputs[0].name, view.output, _stream(analysis, view)]
 
 
 def _stream(analysis: Analysis, view: Linear) -> str:

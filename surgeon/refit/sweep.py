@@ -107,24 +107,36 @@ class _Sweep:
 
     def run(self, progress: Callable[[int], None]) -> Refitted:
         result = Refitted()
-        for view in self._views():
+        views = self._views()
+        for view in views:  # a target may lie behind operators whose turn comes later
+            for target in self._targets(view):
+                self.old.hold(target)
+        for view in views:
             name = view.op.node.outputs[0].name
             if name in self.nodes:
                 result.errors[view.op.node.name or name] = self._refit(view)
             self.pending.discard(name)
+            for target in self._targets(view):
+                self.old.release(target)
             progress(1)
         return result
+
+    def _targets(self, view: Linear) -> list[str]:
+        """Tensors of the original that may become the operator's target: its output, or the sum that goes into."""
+        users = self.nodes[view.output].outputs[0].outputs if view.output in self.nodes else []
+        return [view.output, *(user.outputs[0].name for user in users if user.op == "Add")]
 
     def _refit(self, view: Linear) -> tuple[float, float]:
         node = self.nodes[view.op.node.outputs[0].name]
         target, other = self._target(view)
         source = node.inputs[0].name
-        for replay, names in ((self.old, [target]), (self.new, [n for n in (source, other) if n])):
-            for name in names:
-                replay.hold(name)
-            replay.advance(names)
+        needed = [name for name in (source, other) if name]
+        for name in needed:
+            self.new.hold(name)
+        self.old.advance([target])
+        self.new.advance(needed)
         values = peek(node.inputs[1])
-        start = self._start(view, values)
+        start = self._start(view, node, values)
         moments = self._moments(view, node, start, target, other)
         solved, before, after = [], 0.0, 0.0
         for (fit, held_out), first in zip(moments, start, strict=True):
@@ -133,10 +145,8 @@ class _Sweep:
             before += held_out.error(first) / held_out.energy() / len(start)
             after += held_out.error(best) / held_out.energy() / len(start)
         self._assign(view, node, np.stack(solved), values)
-        self.old.release(target)
-        for name in (source, other):
-            if name:
-                self.new.release(name)
+        for name in needed:
+            self.new.release(name)
         return before, after
 
     def _target(self, view: Linear) -> tuple[str, str]:
@@ -156,9 +166,9 @@ class _Sweep:
         dims = self.analysis.shapes.dims
         return dims.get(first) is not None and dims.get(first) == dims.get(second)
 
-    def _start(self, view: Linear, values: NDArray[Any]) -> NDArray[np.float64]:
+    def _start(self, view: Linear, node: gs.Node, values: NDArray[Any]) -> NDArray[np.float64]:
         """The weights as they are, with the bias as last row: ``[groups, inputs + 1, outputs]``."""
-        matrices = view.matrices(values).astype(np.float64)
+        matrices = view.matrices(node, values).astype(np.float64)
         bias = np.zeros((matrices.shape[0], 1, matrices.shape[2]))
         holder, index = view.bias or ("", 0)
         owner = self.nodes.get(holder)

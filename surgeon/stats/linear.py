@@ -39,8 +39,8 @@ class Linear(Protocol):
     def bias(self) -> tuple[str, int] | None:
         """Where the bias is, whether given or not: the node (by first output) and the index among its inputs."""
 
-    def matrices(self, values: Array) -> Array:
-        """The weight as ``[groups, inputs, outputs]``."""
+    def matrices(self, node: gs.Node, values: Array) -> Array:
+        """The weight of ``node`` as ``[groups, inputs, outputs]``."""
 
     def weights(self, matrices: Array, shape: tuple[int, ...]) -> Array:
         """The inverse of :meth:`matrices`, in the weight's own shape."""
@@ -71,18 +71,10 @@ class Convolution:
         """The optional third input."""
         return self.output, 2
 
-    @property
-    def groups(self) -> int:
-        """The attribute ``group``."""
-        return int(self.op.attribute("group", 1))
-
-    def matrices(self, values: Array) -> Array:
+    def matrices(self, node: gs.Node, values: Array) -> Array:
         """``[G*O, I, taps]`` to ``[G, I*taps, O]``."""
-        groups = self._groups_of(values)
+        groups = node.attrs.get("group", 1)
         return values.reshape(groups, values.shape[0] // groups, -1).transpose(0, 2, 1)
-
-    def _groups_of(self, values: Array) -> int:
-        return values.shape[0] if values.shape[1] == 1 and self.groups == values.shape[0] else self.groups
 
     def weights(self, matrices: Array, shape: tuple[int, ...]) -> Array:
         """``[G, I*taps, O]`` to ``[G*O, I, taps]``."""
@@ -155,8 +147,9 @@ class Product:
     bias: tuple[str, int] | None
     transposed: bool
 
-    def matrices(self, values: Array) -> Array:
+    def matrices(self, node: gs.Node, values: Array) -> Array:
         """``[1, inputs, outputs]``."""
+        del node
         return (values.T if self.transposed else values)[None]
 
     def weights(self, matrices: Array, shape: tuple[int, ...]) -> Array:
