@@ -7,11 +7,13 @@ precision and rounded once. https://onnx.ai/onnx/operators/onnx__BatchNormalizat
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from surgeon.graph.weights import DerivedValues, derived
 from surgeon_passes.cleaning.noops import DEFAULT_DOMAINS
 from surgeon_passes.cleaning.wiring import fixed_values, set_output
 
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from surgeon_passes.cleaning.wiring import Wiring
 
     Array = NDArray[Any]
+
+BLOCK = 1 << 16  # elements scaled at a time
 
 
 @dataclass(frozen=True)
@@ -87,39 +91,45 @@ def _affine(norm: gs.Node) -> Affine | None:
 
 def _conv(wiring: Wiring, _shapes: Shapes, layer: gs.Node, norm: gs.Node, affine: Affine) -> bool:
     """Output channels are the weight's first axis, whatever the group."""
-    weight = fixed_values(layer.inputs[1])
-    if weight is None or weight.shape[0] != len(affine.scale):
+    weight = layer.inputs[1]
+    if not isinstance(weight, gs.Constant) or weight.shape[0] != len(affine.scale):
         return False
-    scaled = weight * affine.scale.reshape(-1, *[1] * (weight.ndim - 1))
-    return _replace(wiring, layer, norm, scaled.astype(weight.dtype), affine)
+    factors = affine.scale.reshape(-1, *[1] * (len(weight.shape) - 1))
+    return _replace(wiring, layer, norm, _scaled(weight, factors), affine)
 
 
 def _conv_transpose(wiring: Wiring, _shapes: Shapes, layer: gs.Node, norm: gs.Node, affine: Affine) -> bool:
     """The weight is ``[inputs, outputs / group, ...]``: the group is part of its first axis."""
-    weight, group = fixed_values(layer.inputs[1]), int(layer.attrs.get("group", 1))
-    if weight is None or weight.shape[1] * group != len(affine.scale):
+    weight, group = layer.inputs[1], int(layer.attrs.get("group", 1))
+    if not isinstance(weight, gs.Constant) or weight.shape[1] * group != len(affine.scale):
         return False
-    grouped = weight.reshape(group, weight.shape[0] // group, weight.shape[1], -1)
-    scaled = grouped * affine.scale.reshape(group, 1, -1, 1)
-    return _replace(wiring, layer, norm, scaled.reshape(weight.shape).astype(weight.dtype), affine)
+    factors = np.repeat(affine.scale.reshape(group, -1), weight.shape[0] // group, axis=0)
+    factors = factors.reshape(*weight.shape[:2], *[1] * (len(weight.shape) - 2))
+    return _replace(wiring, layer, norm, _scaled(weight, factors), affine)
 
 
 def _gemm(wiring: Wiring, _shapes: Shapes, layer: gs.Node, norm: gs.Node, affine: Affine) -> bool:
     """``alpha A B + beta C``: B is scaled by columns; the bias takes beta in, as beta may be zero."""
-    weight = fixed_values(layer.inputs[1])
+    weight = layer.inputs[1]
     outputs = 0 if layer.attrs.get("transB", 0) else 1
-    if weight is None or weight.shape[outputs] != len(affine.scale):
+    if not isinstance(weight, gs.Constant) or weight.shape[outputs] != len(affine.scale):
         return False
-    scaled = weight * (affine.scale[:, None] if outputs == 0 else affine.scale)
+    scaled = _scaled(weight, affine.scale[:, None] if outputs == 0 else affine.scale)
     beta = float(layer.attrs.get("beta", 1.0))
-    if not _replace(wiring, layer, norm, scaled.astype(weight.dtype), affine, beta=beta):
+    if not _replace(wiring, layer, norm, scaled, affine, beta=beta):
         return False
     layer.attrs["beta"] = 1.0
     return True
 
 
 def _replace(
-    wiring: Wiring, layer: gs.Node, norm: gs.Node, weight: Array, affine: Affine, *, beta: float = 1.0
+    wiring: Wiring,
+    layer: gs.Node,
+    norm: gs.Node,
+    weight: Array | DerivedValues,
+    affine: Affine,
+    *,
+    beta: float = 1.0,
 ) -> bool:
     """Give ``layer`` its new weight and bias and the output of ``norm``."""
     bias = None
@@ -129,7 +139,7 @@ def _replace(
             return False
         bias = bias.astype(np.float64) * beta
     shifted = affine.of(bias, weight.dtype)
-    if not (np.isfinite(weight).all() and np.isfinite(shifted).all()):
+    if not (_is_finite(weight) and np.isfinite(shifted).all()):
         return False
     stem = layer.inputs[1].name
     wiring.set_constant(layer, 1, weight, f"{stem}__folded")
@@ -171,15 +181,34 @@ def _add(wiring: Wiring, shapes: Shapes, layer: gs.Node, norm: gs.Node, affine: 
     return False
 
 
-def _columns(shapes: Shapes, matmul: gs.Node, affine: Affine) -> Array | None:
+def _columns(shapes: Shapes, matmul: gs.Node, affine: Affine) -> Array | DerivedValues | None:
     """The scaled weight of a MatMul whose columns are channels, which is so only for matrices."""
-    weight, rows = fixed_values(matmul.inputs[1]), shapes.dims.get(matmul.inputs[0].name)
-    if weight is None or weight.ndim != 2 or rows is None or len(rows) != 2:
+    weight, rows = matmul.inputs[1], shapes.dims.get(matmul.inputs[0].name)
+    if not isinstance(weight, gs.Constant) or len(weight.shape) != 2 or rows is None or len(rows) != 2:
         return None
     if weight.shape[1] != len(affine.scale):
         return None
-    scaled: Array = (weight * affine.scale).astype(weight.dtype)
-    return scaled if np.isfinite(scaled).all() else None
+    scaled = _scaled(weight, affine.scale)
+    return scaled if _is_finite(scaled) else None
+
+
+def _scaled(weight: gs.Constant, factors: Array) -> Array | DerivedValues:
+    """The weight times ``factors``, which broadcast to its shape."""
+    return derived(weight, partial(_times, factors=factors))
+
+
+def _times(weight: Array, factors: Array) -> Array:
+    """Computed in double precision, so many rows at a time, and rounded once."""
+    result, every = np.empty_like(weight), np.broadcast_to(factors, weight.shape)
+    step = max(1, BLOCK // max(weight[:1].size, 1))
+    for start in range(0, len(weight), step):
+        rows = slice(start, start + step)
+        result[rows] = weight[rows] * every[rows]
+    return result
+
+
+def _is_finite(weight: Array | DerivedValues) -> bool:
+    return bool(np.isfinite(weight.load() if isinstance(weight, DerivedValues) else weight).all())
 
 
 def _vector(tensor: gs.Tensor, channels: int) -> Array | None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from surgeon.graph.weights import DerivedValues
+
 
 class Wiring:
     """A graph and the tensors of it that must keep their name.
@@ -51,7 +53,9 @@ class Wiring:
             return None
         return tensor.outputs[0]
 
-    def set_constant(self, node: gs.Node, index: int, values: NDArray[Any], name: str) -> None:
+    def set_constant(
+        self, node: gs.Node, index: int, values: NDArray[Any] | DerivedValues, name: str
+    ) -> None:
         """Make input ``index`` of ``node`` a constant with ``values``.
 
         A constant that nothing else uses keeps its name; otherwise the node gets one of its own, so that other users
