@@ -8,12 +8,12 @@ ratios matter: what a score says of each tensor is scaled to mean 1 before `REDU
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from surgeon.axes import Axis, coordinates
+from surgeon.axes import Axis, Coordinates, coordinates
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,11 +38,19 @@ class Slices:
     axis: int
     where: list[NDArray[np.int64]]
     size: int
+    _sums: dict[int, NDArray[np.float64]] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
     def of(values: NDArray[np.floating], axis: int, expression: Axis, atom: Atom) -> Slices:
         """The slices of ``values`` along ``axis``, whose expression mentions ``atom``."""
         return Slices(values, axis, coordinates(expression, atom), atom.size)
+
+    @staticmethod
+    def along(values: NDArray[np.floating], axis: int, expression: Axis) -> Callable[[Atom], Slices]:
+        """`of` for several atoms of one axis: what does not depend on the atom is done once."""
+        found = Coordinates(expression)
+        sums: dict[int, NDArray[np.float64]] = {}
+        return lambda atom: Slices(values, axis, found.of(atom), atom.size, sums)
 
     def gather(self, per_position: NDArray[np.floating]) -> NDArray[np.float64]:
         """Sums one number per position of the axis into one per index."""
@@ -58,6 +66,11 @@ class Slices:
 
     def power_sums(self, power: int) -> NDArray[np.float64]:
         """For each index the sum of ``|w| ** power`` (1 or 2) over its values."""
+        if power not in self._sums:
+            self._sums[power] = self._per_position(power)
+        return self.gather(self._sums[power])
+
+    def _per_position(self, power: int) -> NDArray[np.float64]:
         lead = int(np.prod(self.values.shape[: self.axis], dtype=np.int64))
         width = self.values.shape[self.axis]
         cube = self.values.reshape(lead, width, -1)
@@ -65,7 +78,7 @@ class Slices:
         step = max(1, BLOCK // max(cube[:1].size, 1))
         for start in range(0, lead, step):  # along the slowest axis, so that every block is contiguous
             total += _power_sums(cube[start : start + step], power)
-        return self.gather(total)
+        return total
 
     def rows(self) -> NDArray[np.floating]:
         """Matrix ``[size, features]``, fp32 or wider: the values of each index, by the group's first occurrence.

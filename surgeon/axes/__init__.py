@@ -14,7 +14,7 @@ from surgeon.axes.expression import (
     pin,
     product,
 )
-from surgeon.axes.mask import Keep, coordinates, count, mask
+from surgeon.axes.mask import Coordinates, Keep, coordinates, count, mask
 from surgeon.axes.unify import cut_at, select, unify
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Atom",
     "Axis",
     "Concat",
+    "Coordinates",
     "Keep",
     "Pin",
     "Product",

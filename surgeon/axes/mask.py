@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from surgeon.axes.expression import Atom, Axis, Concat, Product, Selection, atoms_of, normal
+from surgeon.axes.expression import Atom, Axis, Concat, Product, Selection, normal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,42 +54,94 @@ def count(axis: Axis, sizes: Mapping[Atom, float]) -> float:
 
 
 def coordinates(axis: Axis, atom: Atom) -> list[NDArray[np.int64]]:
-    """The coordinate of every position of ``axis`` in ``atom``.
+    """The coordinate of every position of ``axis`` in ``atom``; see `Coordinates`."""
+    return Coordinates(axis).of(atom)
 
-    Returns:
-        One int64 array ``[axis.size]`` for each time the atom occurs along a product (usually one; none where it does
-        not occur at all); -1 where the position does not depend on that occurrence.
-    """
+
+class Coordinates:
+    """The coordinates of every position of an axis in each of its atoms, found in one pass over the axis."""
+
+    def __init__(self, axis: Axis) -> None:
+        self.size = axis.size
+        self._found = _occurrences(axis)
+
+    def of(self, atom: Atom) -> list[NDArray[np.int64]]:
+        """The coordinate of every position in ``atom``.
+
+        Returns:
+            One int64 array ``[axis.size]`` for each time the atom occurs along a product (usually one; none where it
+            does not occur at all); -1 where the position does not depend on that occurrence.
+        """
+        result = []
+        for places, indices in self._found.get(atom, ()):
+            dense = np.full(self.size, -1, np.int64)
+            dense[places] = indices
+            result.append(dense)
+        return result
+
+
+# Positions of an axis, and for each the index of the atom it belongs to.
+_Places: TypeAlias = "tuple[NDArray[np.int64], NDArray[np.int64]]"
+
+
+def _occurrences(axis: Axis) -> dict[Atom, list[_Places]]:
+    """Where each atom occurs, once for each time that it does along a product."""
     axis = normal(axis)
     if isinstance(axis, Atom):
-        return [np.arange(axis.size, dtype=np.int64)] if axis is atom else []
-    if all(other is not atom for other in atoms_of(axis)):
-        return []
+        every = np.arange(axis.size, dtype=np.int64)
+        return {axis: [(every, every)]}
     if isinstance(axis, Selection):
-        return [found[axis.indices] for found in coordinates(axis.base, atom)]
-    if isinstance(axis, Concat):
-        return _concat_coordinates(axis, atom)
-    return _product_coordinates(axis, atom)
+        return _of_selection(axis)
+    return _of_concat(axis) if isinstance(axis, Concat) else _of_product(axis)
 
 
-def _concat_coordinates(axis: Concat, atom: Atom) -> list[NDArray[np.int64]]:
-    found = [coordinates(part, atom) for part in axis.parts]
-    return [
-        np.concatenate(
-            [
-                each[k] if k < len(each) else np.full(part.size, -1, np.int64)
-                for part, each in zip(axis.parts, found, strict=True)
-            ]
-        )
-        for k in range(max(map(len, found)))
-    ]
+def _of_selection(axis: Selection) -> dict[Atom, list[_Places]]:
+    result: dict[Atom, list[_Places]] = {}
+    for atom, found in _occurrences(axis.base).items():
+        result[atom] = []
+        for places, indices in found:
+            dense = np.full(axis.base.size, -1, np.int64)
+            dense[places] = indices
+            picked = dense[axis.indices]
+            here = np.flatnonzero(picked >= 0)
+            result[atom].append((here, picked[here]))
+    return result
 
 
-def _product_coordinates(axis: Product, atom: Atom) -> list[NDArray[np.int64]]:
-    result: list[NDArray[np.int64]] = []
+def _of_concat(axis: Concat) -> dict[Atom, list[_Places]]:
+    """What occurs in several parts is joined: the first time in each of them, the second time, and so on."""
+    joined: dict[Atom, list[list[_Places]]] = {}
+    start = 0
+    for part in axis.parts:
+        for atom, found in _occurrences(part).items():
+            several = joined.setdefault(atom, [])
+            for number, (places, indices) in enumerate(found):
+                if number == len(several):
+                    several.append([])
+                several[number].append((places + start, indices))
+        start += part.size
+    return {
+        atom: [
+            pieces[0]
+            if len(pieces) == 1
+            else (np.concatenate([p for p, _ in pieces]), np.concatenate([i for _, i in pieces]))
+            for pieces in several
+        ]
+        for atom, several in joined.items()
+    }
+
+
+def _of_product(axis: Product) -> dict[Atom, list[_Places]]:
+    result: dict[Atom, list[_Places]] = {}
     slower = 1
     for factor in axis.factors:
         faster = axis.size // (slower * factor.size) if factor.size else 0
-        result += [np.tile(np.repeat(each, faster), slower) for each in coordinates(factor, atom)]
+        blocks = np.arange(slower, dtype=np.int64)[:, None, None] * (factor.size * faster)
+        inside = np.arange(faster, dtype=np.int64)
+        for atom, found in _occurrences(factor).items():
+            for places, indices in found:
+                every = blocks + places[:, None] * faster + inside
+                spread = np.broadcast_to(indices[:, None], every.shape)
+                result.setdefault(atom, []).append((every.ravel(), spread.ravel()))
         slower *= factor.size
     return result

@@ -174,8 +174,12 @@ def _of_weights(score: Score, model: Model, groups: Sequence[Group], only: set[s
         values = as_numbers(constants[name])
         if values is None:
             continue
+        expressions = model.analysis.axes[name] or []
+        along = {
+            axis: Slices.along(values, axis, expressions[axis]) for axis in {axis for _, axis, _ in here}
+        }
         for group, axis, number in here:
-            slices = Slices.of(values, axis, (model.analysis.axes[name] or [])[axis], group.atom)
+            slices = along[axis](group.atom)
             found[group.id][number] = _scaled(_asked(score, slices, size=group.size), slices.covered())
     return {name: [each[number] for number in sorted(each)] for name, each in found.items()}
 

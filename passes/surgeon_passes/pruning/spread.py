@@ -24,22 +24,31 @@ def positions_in_weights(model: Model, groups: Sequence[Group]) -> dict[str, lis
         for tensor in op.node.inputs
         if isinstance(tensor, gs.Constant) and len(tensor.shape) > 1
     }
-    return {
-        group.id: [
-            _positions((model.analysis.axes[name] or [])[axis], group.atom)
-            for name, axis in group.members
-            if name in weights
-        ]
-        for group in groups
-    }
+    known: dict[tuple[str, int], dict[Atom, int]] = {}
+    result: dict[str, list[int]] = {}
+    for group in groups:
+        result[group.id] = []
+        for place in group.members:
+            if place[0] in weights:
+                if place not in known:
+                    known[place] = _positions((model.analysis.axes[place[0]] or [])[place[1]])
+                result[group.id].append(known[place].get(group.atom, 0))
+    return result
 
 
-def _positions(axis: Axis, atom: Atom) -> int:
+def _positions(axis: Axis) -> dict[Atom, int]:
+    """Positions per index of every atom of an axis."""
     axis = normal(axis)
+    result: dict[Atom, int] = {}
     if isinstance(axis, Concat):
-        return sum(_positions(part, atom) for part in axis.parts)
-    if isinstance(axis, Product):
-        return sum(_positions(factor, atom) * (axis.size // factor.size) for factor in axis.factors)
-    if isinstance(axis, Selection):
-        return _positions(axis.base, atom) * axis.size // axis.base.size
-    return int(axis is atom)
+        parts = [(part, 1, 1) for part in axis.parts]
+    elif isinstance(axis, Product):
+        parts = [(factor, axis.size // max(factor.size, 1), 1) for factor in axis.factors]
+    elif isinstance(axis, Selection):
+        parts = [(axis.base, axis.size, axis.base.size)]
+    else:
+        return {axis: 1}
+    for part, times, over in parts:
+        for atom, number in _positions(part).items():
+            result[atom] = result.get(atom, 0) + number * times // over
+    return result
