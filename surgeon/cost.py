@@ -12,13 +12,14 @@ import onnx_graphsurgeon as gs
 
 from surgeon.axes import Atom, Axis, Concat, Selection, atoms_of, is_fixed, mask, normal
 from surgeon.axes import count as size_of
+from surgeon.graph.order import every_node
 from surgeon.graph.probe import open_dimensions
 from surgeon.graph.shapes import Shapes, infer
 from surgeon.graph.weights import data_type, packed_bytes
 from surgeon.ops import Ref
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from surgeon.analysis import Analysis
     from surgeon.axes import Keep
@@ -60,14 +61,26 @@ class CostModel:
 
     Args:
         analysis: The solved graph.
-        stored: Names of the constants that the model holds; others that do not shrink are folded arithmetic, which is
-            computed again in what is written. By default every constant counts.
+        stored: The constants that the model file holds, by name. Others that do not shrink are folded arithmetic, which
+            is computed again in what is written, from stored ones that the analysed graph lacks. By default what counts
+            is every constant of the analysed graph.
+
+    Attributes:
+        folded: What a cut model may have more than the terms say, where arithmetic reads something that was cut and
+            stays folded.
     """
 
-    def __init__(self, analysis: Analysis, stored: Container[str] | None = None) -> None:
+    def __init__(self, analysis: Analysis, stored: Mapping[str, gs.Constant] | None = None) -> None:
         shapes = one_sample(analysis.graph) or analysis.shapes
         known: dict[object, Axis] = {}
-        self.terms = [*_parameter_terms(analysis, known, stored), *_mac_terms(analysis, shapes, known)]
+        weights, folded = _parameter_terms(analysis, known, stored)
+        self.terms = [*weights, *_mac_terms(analysis, shapes, known)]
+        self.folded = Cost(
+            **{
+                kind: sum(t.value({}) for t in folded if t.kind == kind)
+                for kind in ("params", "macs", "bytes")
+            }
+        )
         self._by_atom: dict[Atom, list[Term]] = defaultdict(list)
         for term in self.terms:
             for atom in {a for axis in term.axes for a in atoms_of(axis)}:
@@ -128,25 +141,46 @@ def _key(axis: Axis) -> object:
 
 
 def _parameter_terms(
-    analysis: Analysis, known: dict[object, Axis], stored: Container[str] | None
-) -> Iterator[Term]:
-    """Weights: everything but scalars, which never shrink, and int64, which are shapes and positions."""
+    analysis: Analysis, known: dict[object, Axis], stored: Mapping[str, gs.Constant] | None
+) -> tuple[list[Term], list[Term]]:
+    """Weights: everything but scalars, which never shrink, and int64, which are shapes and positions.
+
+    Returns:
+        The terms that count, and those of folded arithmetic.
+    """
+    weights: list[Term] = []
+    folded: list[Term] = []
     seen: set[str] = set()
+    origins: set[str] = set()
     for op in analysis.ops:
         for tensor in op.node.inputs:
             if not isinstance(tensor, gs.Constant) or tensor.name in seen:
                 continue
             seen.add(tensor.name)
-            element, axes = data_type(tensor), analysis.axes.get(tensor.name)
-            if not axes or element == onnx.TensorProto.INT64:
-                continue
             origin = getattr(tensor, "origin", tensor.name)
-            if stored is not None and origin not in stored and all(map(is_fixed, axes)):
-                continue
-            dims = [axis.size for axis in axes]
-            each = packed_bytes(element, dims) / max(prod(dims), 1)
-            yield _term("bytes", each, axes, dims, known)
-            yield _term("params", 1.0, axes, dims, known)
+            origins.add(origin)
+            axes = analysis.axes.get(tensor.name)
+            if axes:
+                computed = stored is not None and origin not in stored and all(map(is_fixed, axes))
+                (folded if computed else weights).extend(_size_terms(tensor, axes, known))
+    if stored is not None:
+        for name in sorted(stored.keys() - origins):
+            weights.extend(_size_terms(stored[name], [], known))
+    return weights, folded
+
+
+def _size_terms(tensor: gs.Constant, axes: list[Axis], known: dict[object, Axis]) -> Iterator[Term]:
+    """The bytes and elements of one constant, in sizes of its ``axes`` (as a number without any)."""
+    element, dims = data_type(tensor), [int(size) for size in tensor.shape]
+    if not dims or element == onnx.TensorProto.INT64:
+        return
+    elements = prod(dims)
+    if not axes:
+        yield Term("bytes", packed_bytes(element, dims), ())
+        yield Term("params", elements, ())
+        return
+    yield _term("bytes", packed_bytes(element, dims) / max(elements, 1), axes, dims, known)
+    yield _term("params", 1.0, axes, dims, known)
 
 
 def _mac_terms(analysis: Analysis, shapes: Shapes, known: dict[object, Axis]) -> list[Term]:
@@ -228,4 +262,9 @@ def count(graph: gs.Graph) -> Cost:
     """Count a graph as it is."""
     from surgeon.analysis import solve
 
-    return CostModel(solve(graph)).evaluate()
+    return CostModel(solve(graph), constants_of(graph)).evaluate()
+
+
+def constants_of(graph: gs.Graph) -> dict[str, gs.Constant]:
+    """Every constant of the graph and of the bodies inside it, by name."""
+    return {t.name: t for node in every_node(graph) for t in node.inputs if isinstance(t, gs.Constant)}

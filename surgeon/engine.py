@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import onnx_graphsurgeon as gs
-
 from surgeon.analysis import Analysis, solve
-from surgeon.cost import CostModel
+from surgeon.cost import CostModel, constants_of
 from surgeon.graph.canonical import canonicalize
 from surgeon.graph.copy import copy_of
-from surgeon.graph.order import every_node
 from surgeon.graph.restore import restore
 from surgeon.graph.rewrite import drop_identity_gathers, fold_shuffles
 from surgeon.graph.shapes import Shapes, infer
@@ -24,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy as np
+    import onnx_graphsurgeon as gs
     from numpy.typing import NDArray
 
 
@@ -49,9 +47,7 @@ class Model:
     @cached_property
     def cost(self) -> CostModel:
         """Parameters, MACs and bytes as polynomials of the group sizes."""
-        nodes = every_node(self.original)
-        stored = {t.name for node in nodes for t in node.inputs if isinstance(t, gs.Constant)}
-        return CostModel(self.analysis, stored)
+        return CostModel(self.analysis, constants_of(self.original))
 
     def ceiling(self, kind: str = "params") -> float:
         """The fraction of the cost that is left when every group keeps one index."""

@@ -84,7 +84,12 @@ def test_the_polynomial_is_the_count_for_real_architectures(shared, tmp_path):
         smaller, plan = model.cut(kept)
         kept |= plan.kept()  # a cut keeps more where an axis would be left empty
         expected = model.cost.after({group.atom: kept[group.id] for group in model.groups})
-        if expected != count(smaller):
-            wrong[source.name] = (expected, count(smaller))
+        found, slack = count(smaller), model.cost.folded
+        if (
+            found.macs != expected.macs
+            or not expected.params <= found.params <= expected.params + slack.params
+            or not expected.bytes <= found.bytes <= expected.bytes + slack.bytes
+        ):
+            wrong[source.name] = (expected, found, slack)
         path.unlink()
     assert wrong == {}

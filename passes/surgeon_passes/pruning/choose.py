@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from surgeon.allocate import Candidate, Limits, by_ratio, evenly_to_target, to_target
+from surgeon.cost import count
 from surgeon.errors import GateError, UsageError
+from surgeon.surgery import keep_of
 from surgeon_passes.pruning.eligible import eligible, one_factor
 from surgeon_passes.pruning.exact import Wish, wishes
 from surgeon_passes.pruning.goals import Goal, goals
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from surgeon_passes.prune import Prune
 
     Wishes = Mapping[str, Wish]
+
+TRIES = 4
 
 
 @dataclass
@@ -78,16 +82,39 @@ def choose(options: Prune, model: Model, context: Context, refused: Mapping[str,
 def _to_targets(
     options: Prune, model: Model, candidates: Sequence[Candidate], context: Context, *, one_sided: bool
 ) -> dict[str, NDArray[np.bool_]]:
+    """Allocate, and once more where the cut model holds more than the terms of the cost say."""
     wanted = goals(options.targets(context), model, context)
     whole = vars(model.cost.evaluate())
+    allocate = to_target if options.ranking == "global" else evenly_to_target
     targets: dict[str, float] = {}
     for goal in wanted:
         targets[goal.kind] = min(targets.get(goal.kind, np.inf), goal.fraction(whole[goal.kind]))
-    allocate = to_target if options.ranking == "global" else evenly_to_target
-    kept = allocate(candidates, model.cost, targets)
-    if kept is None:
-        raise _unreachable(model, candidates, wanted, one_sided=one_sided)
-    return kept
+    lowered = dict(targets)
+    for _ in range(TRIES):
+        kept = allocate(candidates, model.cost, lowered)
+        if kept is None:
+            break
+        excess = _excess(model, kept, targets)
+        if not excess:
+            return kept
+        lowered |= {kind: targets[kind] - more / whole[kind] for kind, more in excess.items()}
+    raise _unreachable(model, candidates, wanted, one_sided=one_sided)
+
+
+def _excess(
+    model: Model, kept: Mapping[str, NDArray[np.bool_]], targets: Mapping[str, float]
+) -> dict[str, float]:
+    """Where folded arithmetic that reads what is cut makes a target missed: what the model has more than expected."""
+    if not any(getattr(model.cost.folded, kind) for kind in targets):
+        return {}
+    smaller, plan = model.cut(kept)
+    found, whole = vars(count(smaller)), vars(model.cost.evaluate())
+    expected = vars(model.cost.after(keep_of(plan.kept(), {group.id: group.atom for group in model.groups})))
+    return {
+        kind: found[kind] - expected[kind]
+        for kind, fraction in targets.items()
+        if found[kind] > expected[kind] and found[kind] > whole[kind] * fraction
+    }
 
 
 def _check_wishes(
