@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
 
-from surgeon.axes import ONE, Atom, Axis, Pin, pin
+from surgeon.axes import ONE, Atom, Axis, Pin, pin, unify
 from surgeon.graph.order import bodies, captured, every_node, graphs
 from surgeon.graph.shapes import Shapes, infer
 from surgeon.ops import RULES, Barrier, Op
@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from surgeon.ops.op import Axes
+
+
+@dataclass(frozen=True)
+class Tie:
+    """One axis of a graph input and of a graph output that have to stay the same."""
+
+    input: str
+    output: str
+    axis: int
 
 
 UNENTERED = "inside an operator that is not understood"
@@ -38,21 +47,32 @@ class Analysis:
     ops: list[Op]
 
 
-def solve(graph: gs.Graph, shapes: Shapes | None = None) -> Analysis:
+def solve(graph: gs.Graph, shapes: Shapes | None = None, tied: Sequence[Tie] = ()) -> Analysis:
     """Solve the axes of ``graph`` (canonical, topologically sorted).
 
     Args:
         graph: The graph; it is not changed.
         shapes: Its concrete shapes, inferred when not given.
+        tied: Axes of graph inputs that may shrink if the same axis of a graph output shrinks with them; all others of
+            the interface are pinned.
     """
     shapes = shapes or infer(graph)
     solver = _Solver(graph, shapes)
+    free = {(name, each.axis) for each in tied for name in (each.input, each.output)}
     for tensor in graph.inputs:
-        solver.axes[tensor.name] = solver.fixed(tensor.name, tensor.name, "graph input")
+        axes = solver.fixed(tensor.name, tensor.name, "graph input")
+        solver.axes[tensor.name] = axes and [
+            Atom(axis.size) if (tensor.name, k) in free else axis for k, axis in enumerate(axes)
+        ]
     solver.nodes(graph, None)
     for tensor in graph.outputs:
-        for axis in solver.axes.get(tensor.name) or ():
-            pin(axis, Pin(tensor.name, "graph output"))
+        for k, axis in enumerate(solver.axes.get(tensor.name) or ()):
+            if (tensor.name, k) not in free:
+                pin(axis, Pin(tensor.name, "graph output"))
+    for each in tied:
+        first, second = solver.axes[each.input], solver.axes[each.output]
+        if first is not None and second is not None:
+            unify(first[each.axis], second[each.axis], each.output)
     return Analysis(graph, shapes, solver.axes, solver.ops())
 
 

@@ -15,7 +15,8 @@ from surgeon.graph.rewrite import drop_identity_gathers, fold_shuffles
 from surgeon.graph.shapes import Shapes, infer
 from surgeon.groups import Group, Pinned, find_groups, find_pinned
 from surgeon.plan import GroupPlan, Plan
-from surgeon.surgery import axis_masks, cut, keep_of, tensor_cuts, without_empty_axes
+from surgeon.states import find_states
+from surgeon.surgery import axis_masks, cut, interface_cuts, keep_of, tensor_cuts, without_empty_axes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,31 +72,39 @@ class Model:
             for g in self.groups
             if g.atom in keep
         )
-        plan = Plan(model_sha256, groups, tensor_cuts(self.analysis, keep))
+        changed = interface_cuts(self.analysis, keep)
+        plan = Plan(model_sha256, groups, tensor_cuts(self.analysis, keep), interface=changed)
         smaller = cut(self.analysis, keep)
         restore(smaller, self.original, lambda name: bool(axis_masks(self.analysis.axes.get(name), keep)))
         return smaller, plan
 
 
-def analyse(graph: gs.Graph) -> Model:
+def analyse(graph: gs.Graph, *, cut_cache: bool = False) -> Model:
     """Bring ``graph`` to canonical form, in place, and find its channel groups.
 
     A channel shuffle can be seen as a transposed product, which ties rows to columns, or as a permutation, which ties
     nothing but leaves a Gather in the model: where there are any, the view that lets more parameters go is taken.
+
+    Args:
+        graph: The graph.
+        cut_cache: Whether caches and recurrent states, which are graph inputs and outputs, may shrink as well.
     """
     original = copy_of(graph)
     shapes = infer(graph)
     canonicalize(graph, shapes)
     drop_identity_gathers(graph, shapes)
-    model = _solved(graph, shapes, original)
+    model = _solved(graph, shapes, original, cut_cache)
     permuted = copy_of(graph)
     if fold_shuffles(permuted, shapes):
-        other = _solved(permuted, shapes, original)
+        other = _solved(permuted, shapes, original, cut_cache)
         if other.ceiling() < model.ceiling():
             return other
     return model
 
 
-def _solved(graph: gs.Graph, shapes: Shapes, original: gs.Graph) -> Model:
+def _solved(graph: gs.Graph, shapes: Shapes, original: gs.Graph, cut_cache: bool) -> Model:
     analysis = solve(graph, shapes)
+    tied = find_states(analysis) if cut_cache else []
+    if tied:
+        analysis = solve(graph, shapes, tied)
     return Model(analysis, find_groups(analysis), original)

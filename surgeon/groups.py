@@ -164,7 +164,7 @@ def _note_roles(op: Op, analysis: Analysis, groups: dict[Atom, Group]) -> None:
             groups[atom].kind = "channel"
         elif op.node.op in RECURRENT and any(a is atom for a in atoms_of(op.axes[op.node.inputs[2].name][2])):  # type: ignore[index]  # the rule ran
             groups[atom].kind = "hidden"
-    if not weighted and len(op.node.inputs) > 1 and not op.facts.kinds:
+    if not weighted and len(op.node.inputs) > 1 and not op.facts.kinds and op.node.op not in RECURRENT:
         _note_heads(op, analysis, groups, contracted)
 
 

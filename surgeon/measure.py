@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,19 +60,15 @@ def parameters(graph: Graph) -> int:
 
     from surgeon.graph.weights import data_type
 
-    total = 0
-    for each in (graph, *graph.subgraphs(recursive=True)):
-        for tensor in each.tensors().values():
-            if (
-                isinstance(tensor, gs.Constant)
-                and len(tensor.shape)
-                and data_type(tensor) != onnx.TensorProto.INT64
-            ):
-                elements = 1
-                for length in tensor.shape:
-                    elements *= int(length)
-                total += elements
-    return total
+    constants = {
+        id(tensor): tensor
+        for each in (graph, *graph.subgraphs(recursive=True))
+        for tensor in each.tensors().values()
+        if isinstance(tensor, gs.Constant)
+        and len(tensor.shape)
+        and data_type(tensor) != onnx.TensorProto.INT64
+    }
+    return sum(prod(int(length) for length in tensor.shape) for tensor in constants.values())
 
 
 def inputs_of(graph: Graph) -> tuple[Input, ...]:
@@ -125,12 +122,14 @@ def check_loads(model: Path, original: Path, context: Context) -> None:
         UnsupportedModelError: The original does not either.
     """
     from surgeon.graph import sessions
+    from surgeon.narrow import narrowed
 
     feeds = _sample(context)
+    changed = context.plan.interface if context.plan is not None else {}
     try:
         runner = sessions.session(model, optimize=False)
         if feeds is not None:
-            sessions.run(runner, feeds)
+            sessions.run(runner, narrowed(feeds, changed))
     except (UnsupportedModelError, DataError) as error:
         runner = sessions.session(original, optimize=False)  # raises where the original is no better
         try:

@@ -89,7 +89,7 @@ def run_passes(graph: Graph, passes: Sequence[Pass], context: Context, *, debug:
         started = time.perf_counter()
         result = _run_one(each, copy_of(outcome.graph), context)
         elapsed = time.perf_counter() - started
-        _check_result(each, outcome.graph, result, debug=debug)
+        _check_result(each, outcome.graph, result, _declared(context.record), debug=debug)
         _note(outcome, each, context.record, result, elapsed)
         outcome.graph = result
         if context.plan is not None and context.plan is not plan:
@@ -116,7 +116,15 @@ def _run_one(each: Pass, graph: Graph, context: Context) -> Graph:
         raise PassError(message, where=f"pass {each.name}", hint="run with --debug and report it") from error
 
 
-def _check_result(each: Pass, before: Graph, after: object, *, debug: bool) -> None:
+def _declared(record: dict[str, object]) -> dict[str, tuple[object, ...]]:
+    """The inputs and outputs whose shape the pass was asked to change, and their shapes now."""
+    changed: Any = record.get("interface", {})
+    return {name: tuple(shapes["after"]) for name, shapes in changed.items()}
+
+
+def _check_result(
+    each: Pass, before: Graph, after: object, declared: dict[str, tuple[object, ...]], *, debug: bool
+) -> None:
     import onnx_graphsurgeon as gs
 
     where = f"pass {each.name}"
@@ -124,6 +132,7 @@ def _check_result(each: Pass, before: Graph, after: object, *, debug: bool) -> N
         raise PassError(f"returned {type(after).__name__} instead of a graph", where=where)
     for kind in ("inputs", "outputs"):
         old, new = (list(signature(getattr(graph, kind))) for graph in (before, after))
+        old = [(name, dtype, declared.get(str(name), shape)) for name, dtype, shape in old]
         if old != new:
             changed = next(
                 (pair for pair in zip(old, new, strict=False) if pair[0] != pair[1]), (len(old), len(new))

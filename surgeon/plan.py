@@ -37,12 +37,14 @@ class Plan:
         groups: The groups that lose something.
         tensors: For each weight of the input file that shrinks, per axis the indices kept.
         after: Lossless passes that ran before the cut (their names), to be replayed before it is.
+        interface: For each input and output of the model that shrinks (caches), per axis the indices kept.
     """
 
     model_sha256: str
     groups: tuple[GroupPlan, ...]
     tensors: Mapping[str, Mapping[int, tuple[int, ...]]] = field(default_factory=dict)
     after: tuple[str, ...] = ()
+    interface: Mapping[str, Mapping[int, tuple[int, ...]]] = field(default_factory=dict)
 
     def kept(self) -> dict[str, np.ndarray]:
         """Group id to a boolean array ``[size]`` of what is kept."""
@@ -61,10 +63,10 @@ class Plan:
             "groups": [
                 {"id": g.id, "kind": g.kind, "size": g.size, "kept": list(g.kept)} for g in self.groups
             ],
-            "tensors": {
-                name: {str(axis): list(kept) for axis, kept in axes.items()} for name, axes in self.tensors.items()
-            },
+            "tensors": _indices_to_json(self.tensors),
         }
+        if self.interface:
+            body["interface"] = _indices_to_json(self.interface)
         return {**body, "sha256": _digest(body)}
 
     def save(self, path: Path) -> None:
@@ -89,10 +91,18 @@ class Plan:
             raise GateError("the plan was changed after it was written", where=str(path))
         try:
             groups = tuple(GroupPlan(g["id"], g["kind"], g["size"], tuple(g["kept"])) for g in body["groups"])
-            tensors = {n: {int(a): tuple(k) for a, k in axes.items()} for n, axes in body["tensors"].items()}
-            return Plan(body["model_sha256"], groups, tensors, tuple(body.get("after", ())))
+            tensors, interface = (_indices(kept) for kept in (body["tensors"], body.get("interface", {})))
+            return Plan(body["model_sha256"], groups, tensors, tuple(body.get("after", ())), interface)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"not a plan of schema {SCHEMA}: {error!r}", where=str(path)) from error
+
+
+def _indices_to_json(kept: Mapping[str, Mapping[int, tuple[int, ...]]]) -> dict[str, dict[str, list[int]]]:
+    return {name: {str(axis): list(each) for axis, each in axes.items()} for name, axes in kept.items()}
+
+
+def _indices(kept: Mapping[str, Mapping[str, list[int]]]) -> dict[str, dict[int, tuple[int, ...]]]:
+    return {name: {int(axis): tuple(each) for axis, each in axes.items()} for name, axes in kept.items()}
 
 
 def _digest(body: Mapping[str, Any]) -> str:

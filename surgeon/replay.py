@@ -15,6 +15,7 @@ from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
 from surgeon.graph.source import source_of
 from surgeon.measure import inputs_of
+from surgeon.narrow import narrowed
 from surgeon.passes import Context
 from surgeon.pipeline import run_passes, signature
 from surgeon.plan import Plan
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from surgeon.engine import Model
+    from surgeon.narrow import Kept
 
 Shape = tuple[int, ...]
 
@@ -80,19 +82,21 @@ def verify_files(before: Path, after: Path, plan_path: Path) -> Verified:
     source = source_of(original)
     if source is None or source.sha256 != plan.model_sha256:
         raise GateError("is not the model that the plan is for: their hashes differ", where=str(before))
-    model = analyse(_replayed(original, plan, before))
+    model = analyse(_replayed(original, plan, before), cut_cache=bool(plan.interface))
     smaller, again = model.cut(_kept(plan, model, plan_path), plan.model_sha256)
-    if again != Plan(plan.model_sha256, plan.groups, plan.tensors):
+    if again != Plan(plan.model_sha256, plan.groups, plan.tensors, interface=plan.interface):
         raise GateError("the tensors it lists do not follow from its groups", where=str(plan_path))
     certificate = Certificate("none", None, 0)
     if plan.groups:
         cut = {group.id for group in plan.groups}
         structural = any(group.structural for group in model.groups if group.id in cut)
-        certificate = prove(model.analysis, smaller, again.tensors, structural=structural)
+        certificate = prove(
+            model.analysis, smaller, again.tensors, structural=structural, interface=again.interface
+        )
     expected = to_model(smaller)
-    _check_interface(original, result, after)
+    _check_interface(smaller if plan.interface else original, result, after)
     _check_shapes(from_model(expected), result, after)
-    difference = _difference(model, expected, after)
+    difference = _difference(model, expected, after, plan.interface)
     return Verified(
         certificate,
         "original" if difference <= TOLERANCE else "changed",
@@ -186,7 +190,7 @@ def _weights(graph: gs.Graph) -> Iterator[tuple[str, Shape]]:
                 yield tensor.name, tuple(int(size) for size in tensor.shape)
 
 
-def _difference(model: Model, expected: onnx.ModelProto, path: Path) -> float:
+def _difference(model: Model, expected: onnx.ModelProto, path: Path, interface: Kept) -> float:
     """The largest relative difference between the outputs of the file and of the plan's cut.
 
     Raises:
@@ -198,7 +202,8 @@ def _difference(model: Model, expected: onnx.ModelProto, path: Path) -> float:
     except SurgeonError as error:
         raise GateError(f"does not load: {error.message}", where=str(path)) from error
     worst = 0.0
-    for probe in probe_feeds(model.analysis):
+    for whole in probe_feeds(model.analysis):
+        probe = narrowed(whole, interface)
         try:
             wanted = run(reference, probe)
         except (UnsupportedModelError, DataError):

@@ -47,8 +47,7 @@ def cut(analysis: Analysis, keep: Keep) -> gs.Graph:
     outputs = {id(tensor) for tensor in (*graph.inputs, *graph.outputs)}
     for each in graphs(graph):
         each.nodes = ordered(each.nodes)
-        if each is not graph:
-            _declare(each, analysis, keep)
+        _declare(each, analysis, keep)
         for node in each.nodes:
             for tensor in node.outputs:
                 if id(tensor) not in outputs:
@@ -56,10 +55,10 @@ def cut(analysis: Analysis, keep: Keep) -> gs.Graph:
     return graph
 
 
-def _declare(body: gs.Graph, analysis: Analysis, keep: Keep) -> None:
-    """Correct the declared shapes of a body's inputs and outputs; onnxruntime reads them."""
-    interface = dict(body.__dict__.get("surgeon_interface", {}))
-    for tensor in (*body.inputs, *body.outputs):
+def _declare(graph: gs.Graph, analysis: Analysis, keep: Keep) -> None:
+    """Correct the declared shapes of what a graph or body gets and gives; onnxruntime reads them."""
+    interface = dict(graph.__dict__.get("surgeon_interface", {}))
+    for tensor in (*graph.inputs, *graph.outputs):
         masks = axis_masks(analysis.axes.get(tensor.name), keep)
         entry = interface.get(tensor.name)
         if masks and entry is not None:
@@ -69,9 +68,12 @@ def _declare(body: gs.Graph, analysis: Analysis, keep: Keep) -> None:
                 if axis in masks and dim.HasField("dim_value"):
                     dim.dim_value = int(masks[axis].sum())
             interface[tensor.name] = declared
-        if masks and not isinstance(tensor, gs.Constant):
-            tensor.shape = None
-    body.surgeon_interface = interface
+        if masks and isinstance(tensor, gs.Variable) and tensor.shape is not None:
+            tensor.shape = [
+                int(masks[axis].sum()) if axis in masks and isinstance(size, int) else size
+                for axis, size in enumerate(tensor.shape)
+            ]
+    graph.surgeon_interface = interface
 
 
 def without_empty_axes(analysis: Analysis, keep: Keep) -> dict[Atom, NDArray[np.bool_]]:
@@ -160,6 +162,17 @@ def tensor_cuts(analysis: Analysis, keep: Keep) -> dict[str, dict[int, tuple[int
         name: {k: tuple(np.flatnonzero(kept).tolist()) for k, kept in masks.items() if not kept.all()}
         for name, masks in merged.items()
         if any(not kept.all() for kept in masks.values())
+    }
+
+
+def interface_cuts(analysis: Analysis, keep: Keep) -> dict[str, dict[int, tuple[int, ...]]]:
+    """For each input and output of the model that shrinks, the indices kept per axis."""
+    ends = {tensor.name for tensor in (*analysis.graph.inputs, *analysis.graph.outputs)}
+    masks = {name: axis_masks(analysis.axes.get(name), keep) for name in sorted(ends)}
+    return {
+        name: {axis: tuple(np.flatnonzero(kept).tolist()) for axis, kept in found.items()}
+        for name, found in masks.items()
+        if found
     }
 
 

@@ -17,6 +17,7 @@ from surgeon.graph.branches import decided
 from surgeon.graph.copy import copy_of
 from surgeon.graph.order import every_node
 from surgeon.graph.weights import data_type, derived
+from surgeon.narrow import narrowed, zeroed
 from surgeon.probes import probe_feeds
 from surgeon.zeros import quantized_weights
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from surgeon.analysis import Analysis
+    from surgeon.narrow import Kept
 
 Feeds = dict[str, "NDArray[Any]"]
 Opened: TypeAlias = "Callable[..., list[Answer]]"
@@ -72,6 +74,7 @@ def prove(
     feeds: Iterable[Feeds] = (),
     threads: int = 1,
     folder: Path | None = None,
+    interface: Kept | None = None,
 ) -> Certificate:
     """Compare the cut model with the masked original, and once more with every If going either way.
 
@@ -83,6 +86,7 @@ def prove(
         feeds: Real inputs to compare on as well.
         threads: Threads for onnxruntime.
         folder: Where temporary files of large models may go.
+        interface: For each input and output of the model that shrinks, per axis the indices kept.
 
     Raises:
         GateError: The models differ, the cut model does not run, or the original runs on none of the probes.
@@ -90,12 +94,12 @@ def prove(
     original = masked(analysis, tensors)
     opened = partial(answers, threads=threads, folder=folder)
     probes = list(probe_feeds(analysis))
-    worst, count, refusal = _compare(original, smaller, [*probes, *feeds], opened)
+    worst, count, refusal = _compare(original, smaller, [*probes, *feeds], opened, interface or {})
     for condition in (True, False):
         both = decided(original, condition), decided(smaller, condition)
         if both[0] is not None and both[1] is not None:
             with suppress(UnsupportedModelError):  # an original that cannot go that way says nothing
-                worst = max(worst, _compare(both[0], both[1], probes[:1], opened)[0])
+                worst = max(worst, _compare(both[0], both[1], probes[:1], opened, interface or {})[0])
     if not count:
         raise GateError(
             f"the original runs on none of the made-up inputs: {refusal}",
@@ -110,7 +114,7 @@ def prove(
 
 
 def _compare(
-    original: gs.Graph, smaller: gs.Graph, feeds: Sequence[Feeds], opened: Opened
+    original: gs.Graph, smaller: gs.Graph, feeds: Sequence[Feeds], opened: Opened, kept: Kept
 ) -> tuple[float, int, str]:
     """The largest difference, on how many of the feeds the original runs, and why it does not on others.
 
@@ -121,6 +125,8 @@ def _compare(
         UnsupportedModelError: The original does not load.
     """
     expected, refusal, usable = [], "", []
+    names = [tensor.name for tensor in original.outputs]
+    feeds = [zeroed(probe, kept) for probe in feeds]
     for probe, answer in zip(feeds, opened(original, feeds), strict=True):
         if isinstance(answer, SurgeonError):
             refusal = answer.message
@@ -128,14 +134,15 @@ def _compare(
             usable.append(probe)
             expected.append(answer)
     try:
-        found = opened(smaller, usable)
+        found = opened(smaller, [narrowed(probe, kept) for probe in usable])
     except UnsupportedModelError as error:
         raise GateError(f"the cut model does not load: {error.message}", where="proof") from error
     worst = 0.0
     for probe, outputs, answer in zip(usable, expected, found, strict=True):
         if isinstance(answer, SurgeonError):
             raise GateError(f"the cut model does not run: {answer.message}", where="proof") from answer
-        difference = relative_error(outputs, answer)
+        wanted = list(narrowed(dict(zip(names, outputs, strict=True)), kept).values())
+        difference = relative_error(wanted, answer)
         if TOLERANCE < difference <= LARGEST_NOISE and difference <= 2 * _noise(
             original, probe, outputs, opened
         ):

@@ -67,6 +67,7 @@ class Prune(Pass):
         memory: Megabytes of activations held in memory by measuring and refitting, per model; the rest goes to
             temporary files.
         allow_structural: Also cut groups that a normalisation runs over, which cannot be exact.
+        cut_cache: Also cut caches and recurrent states, which are inputs and outputs of the model: their shapes change.
     """
 
     name: ClassVar[str] = "prune"
@@ -90,6 +91,7 @@ class Prune(Pass):
     reconstruct: bool = True
     memory: int = 2048
     allow_structural: bool = False
+    cut_cache: bool = False
 
     def __post_init__(self) -> None:
         for option in ("ratio", "macs", "params", "size"):
@@ -121,7 +123,7 @@ class Prune(Pass):
         from surgeon_passes.pruning.proved import Proved, cut_and_prove
         from surgeon_passes.pruning.reconstruct import reconstruct
 
-        model = analyse(graph)
+        model = analyse(graph, cut_cache=self.cut_cache)
         refused: dict[str, str] = {}
         while True:
             choice = choose(self, model, context, refused)
@@ -134,7 +136,11 @@ class Prune(Pass):
             if isinstance(outcome, Proved):
                 context.record["certificate"] = outcome.certificate.to_json()
                 context.plan = outcome.plan
-                if self.reconstruct and context.data is not None:
+                changed = _interface(graph, outcome.graph, outcome.plan.interface)
+                if changed:
+                    context.record["interface"] = changed
+                    context.warn(f"the model's interface has changed: {_in_words(changed)}")
+                elif self.reconstruct and context.data is not None:
                     reconstruct(model, outcome, context, self.memory * 2**20)
                 return outcome.graph
             refused |= outcome
@@ -175,6 +181,27 @@ def check_named(name: str, known: tuple[str, ...], group: str, option: str) -> N
             where=f"prune.{option}",
             hint=did_you_mean(name, every, what="known"),
         )
+
+
+def _interface(before: Graph, after: Graph, names: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs and outputs that changed, with their shapes before and after."""
+    shapes = [
+        {
+            tensor.name: list(tensor.shape)
+            for tensor in (*graph.inputs, *graph.outputs)
+            if tensor.name in names and tensor.shape is not None
+        }
+        for graph in (before, after)
+    ]
+    return {
+        name: {"before": shape, "after": shapes[1][name]}
+        for name, shape in shapes[0].items()
+        if shape != shapes[1][name]
+    }
+
+
+def _in_words(changed: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {shape['before']} → {shape['after']}" for name, shape in changed.items())
 
 
 def _groups(model: Model, kept: Mapping[str, Any], reasons: Mapping[str, str]) -> dict[str, Any]:

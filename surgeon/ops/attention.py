@@ -116,6 +116,8 @@ def attention(
     scored(op, heads, op.refs(0, [0, place]), lengths)
     output = [q[0], heads.query, q[2], heads.value_dim] if apart else [q[0], q[1], heads.hidden("output")]
     op.zeros(terms=[2, 5], output=0)
+    op.carry(4, 1)
+    op.carry(5, 2)
     return [output, *_states(op, heads, q[0]), *_scores(op, [q[0], heads.query, q[place]])]
 
 

@@ -277,6 +277,7 @@ def causal_conv(
     op.multiply(op.out_refs(), op.refs(1, [2]))
     op.zeros(factors=[1], terms=[2], output=0)
     op.zeros(terms=[0, 3], output=1)
+    op.carry(3, 1)
     state: list[Axis] = [*x[:2], op.fixed_output("kernel taps", 1)[2]] if len(op.node.outputs) > 1 else []
     return [x, state][: len(op.node.outputs)]
 

@@ -195,6 +195,8 @@ def _multi_head(
     lengths += [op.refs(inputs[1], [2])] if past[0] is not None else []
     scored(op, heads, op.refs(0, [0, 1]), lengths)
     op.zeros(terms=[0 if key is None else 2, inputs[0], inputs[2]], output=0)
+    op.carry(inputs[1], 1)
+    op.carry(inputs[2], 2)
     return [[*query[:2], heads.hidden("output")], *_caches(op, heads, batch)]
 
 
@@ -287,6 +289,8 @@ def group_query_attention(
     lengths = [op.refs(0, [1]), *([op.refs(3, [2])] if past_key is not None else [])]
     scored(op, heads, op.refs(0, [0, 1]), lengths)
     op.zeros(terms=[0 if key is None else 2, 4], output=0)
+    op.carry(3, 1)
+    op.carry(4, 2)
     return [[*query[:2], heads.hidden("output")], *_caches(op, heads, query[0])]
 
 
@@ -346,6 +350,7 @@ def linear_attention(
     state = [query[0], heads.shared, heads.dim, heads.value_dim]
     for axis, known in zip(past_state or (), state, strict=False):
         op.unify(axis, known)
+    op.carry(3, 1)
     op.resize_attribute("q_num_heads", heads.shared)
     op.resize_attribute("kv_num_heads", heads.shared)
     op.contract(0, heads.dim)

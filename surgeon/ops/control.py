@@ -40,6 +40,7 @@ def loop(op: Op, m: Axes | None, cond: Axes | None, *initial: Axes | None) -> li
     for k, axes in enumerate(found):
         if k < len(given):
             op.one_of(k, [op.node.inputs[2 + k].name, results[k]])
+            op.carry(2 + k, k)
             outputs.append(
                 _same(op, k, [given[k], initial[k], axes], "it changes from one iteration to the next")
             )
@@ -70,6 +71,7 @@ def scan(op: Op, *inputs: Axes | None) -> list[Axes | None]:
     for k, axes in enumerate(found):
         if k < len(given):
             op.one_of(k, [op.node.inputs[k].name, results[k]])
+            op.carry(k, k)
             outputs.append(_same(op, k, [given[k], states[k], axes], "it changes from one step to the next"))
         else:
             op.one_of(k, [results[k]])

@@ -85,6 +85,7 @@ class Facts:
         kinds: Axes with the kind of group that runs along them, for operators that do more than one product.
         one_of: For outputs that are one of several tensors, inside or outside of bodies: which.
         repeats: How often bodies run, given shapes, or None where they run once or not at all.
+        carries: Inputs that are state (a cache, what a recurrent layer remembers) and the outputs they live on in.
     """
 
     macs: list[list[Ref | Axis]] = field(default_factory=list)
@@ -99,6 +100,7 @@ class Facts:
     kinds: list[tuple[Axis, str]] = field(default_factory=list)
     one_of: dict[int, list[str]] = field(default_factory=dict)
     repeats: Callable[[Shapes], float] | None = None
+    carries: dict[int, int] = field(default_factory=dict)
 
 
 @cache
@@ -295,6 +297,10 @@ class Op:
             self.facts.zeros = stated
         else:
             self.facts.zeros_of[output] = stated
+
+    def carry(self, index: int, output: int) -> None:
+        """Input ``index`` is state from an earlier call, which output ``output`` continues."""
+        self.facts.carries[index] = output
 
     def divides_by(self, *indices: int) -> None:
         """These inputs are divisors, variances or scales: masking channels must leave them alone."""

@@ -63,6 +63,8 @@ def _recurrent(
     op.multiply(steps, op.refs(2))
     op.resize_attribute("hidden_size", hidden)
     op.zeros(factors=[1], terms=states)
+    for k, index in enumerate(states):
+        op.carry(index, 1 + k)
     full = [batch, sequence, directions, hidden] if batch_first else [sequence, directions, batch, hidden]
     return [full, last, list(last)][: max(len(op.node.outputs), 1)]
 

@@ -24,6 +24,8 @@ def concat(op: Op, *inputs: Axes) -> list[Axes]:
                 op.unify(a, b)
     result[axis] = Concat([axes[axis] for axes in inputs])
     op.zeros(parts=True)
+    for k in range(len(inputs)):
+        op.carry(k, 0)
     return [result]
 
 

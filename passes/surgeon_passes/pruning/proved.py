@@ -52,6 +52,7 @@ def cut_and_prove(
                 structural=structural,
                 feeds=feeds,
                 threads=context.threads,
+                interface=plan.interface,
                 folder=context.scratch,
             )
         finally:
