@@ -19,6 +19,7 @@ from surgeon.graph.order import every_node
 from surgeon.graph.weights import data_type, derived
 from surgeon.narrow import narrowed, zeroed
 from surgeon.probes import probe_feeds
+from surgeon.unrounded import unrounded
 from surgeon.zeros import quantized_weights
 
 if TYPE_CHECKING:
@@ -100,6 +101,13 @@ def prove(
         if both[0] is not None and both[1] is not None:
             with suppress(UnsupportedModelError):  # an original that cannot go that way says nothing
                 worst = max(worst, _compare(both[0], both[1], probes[:1], opened, interface or {})[0])
+    if worst > TOLERANCE and not structural:
+        worst = min(
+            worst,
+            _without_rounding(
+                analysis, original, smaller, lambda a, b: _compare(a, b, probes, opened, interface or {})
+            ),
+        )
     if not count:
         raise GateError(
             f"the original runs on none of the made-up inputs: {refusal}",
@@ -111,6 +119,23 @@ def prove(
     if structural and np.isfinite(worst):
         return Certificate("structural", worst, count)
     raise GateError(f"the cut model differs from the masked original by {worst:.1e}", where="proof")
+
+
+def _without_rounding(
+    analysis: Analysis,
+    original: gs.Graph,
+    smaller: gs.Graph,
+    compare: Callable[[gs.Graph, gs.Graph], tuple[float, int, str]],
+) -> float:
+    """The difference of two quantized models as they would be if they did not round; infinite if that is unknown."""
+    ranks = {name: len(dims) for name, dims in analysis.shapes.dims.items() if dims is not None}
+    before, after = unrounded(original, ranks), unrounded(smaller, ranks)
+    if before is None or after is None:
+        return np.inf
+    with suppress(UnsupportedModelError, GateError):  # what cannot be written in floats says nothing
+        difference, count, _ = compare(before, after)
+        return difference if count else np.inf
+    return np.inf
 
 
 def _compare(
