@@ -18,12 +18,21 @@ if TYPE_CHECKING:
     from surgeon.analysis import Analysis
 
 SIZES = ((1, 8), (3, 16))
+ITERATIONS = (2, 5)
 
 
 def probe_feeds(analysis: Analysis, seed: int = 0) -> Iterator[dict[str, NDArray[Any]]]:
-    """Inputs at the probe sizes, then with batch 1 and batch 3 at two other sizes; one if nothing is open."""
+    """Inputs at the probe sizes, then with batch 1 and batch 3 at two other sizes; one if nothing is open.
+
+    Where more than the batch is open, the last are the probe sizes again with batch 1.
+    """
     inputs = [
-        entry._replace(shape=tuple(s if isinstance(s, int) else dimension_key(entry.name, k, s) for k, s in enumerate(entry.shape)))
+        entry._replace(
+            shape=tuple(
+                s if isinstance(s, int) else dimension_key(entry.name, k, s)
+                for k, s in enumerate(entry.shape)
+            )
+        )
         for entry in graph_inputs(analysis.graph)
     ]
     bounds = index_bounds(analysis)
@@ -31,19 +40,25 @@ def probe_feeds(analysis: Analysis, seed: int = 0) -> Iterator[dict[str, NDArray
     choices = [dict(analysis.shapes.probe)]
     if dimensions:
         choices += [
-            {key: batch if d.kind == "batch" else other for key, d in dimensions.items()} for batch, other in SIZES
+            {key: batch if d.kind == "batch" else other for key, d in dimensions.items()}
+            for batch, other in SIZES
         ]
+        if any(d.kind != "batch" for d in dimensions.values()):  # models that accept few sizes refuse those
+            one = {key: 1 for key, d in dimensions.items() if d.kind == "batch"}
+            choices.append({**analysis.shapes.probe, **one})
     for k, sizes in enumerate(choices):
         yield synthetic(inputs, seed + k, sizes=sizes, bounds=bounds)
 
 
 def index_bounds(analysis: Analysis) -> dict[str, tuple[int, int]]:
-    """For integer inputs that look something up: 0 and the size of the smallest table."""
+    """For integer inputs that look something up: 0 and the size of the smallest table; for counts of iterations: few."""
     bounds: dict[str, tuple[int, int]] = {}
     for tensor in analysis.graph.inputs:
         sizes = list(_tables(tensor, analysis))
         if sizes:
             bounds[tensor.name] = (0, min(sizes))
+        elif any(node.op == "Loop" and node.inputs[0] is tensor for node in tensor.outputs):
+            bounds[tensor.name] = ITERATIONS
     return bounds
 
 

@@ -416,3 +416,73 @@ def test_one_name_for_two_tensors_is_a_barrier():
     analysis = solve(graph)
     (op,) = (op for op in analysis.ops if op.node.op == "If")
     assert op.facts.barrier == "two tensors have the name same"
+
+
+def test_the_number_of_iterations_may_be_an_input():
+    from surgeon.probes import probe_feeds
+
+    model = build(
+        "float[N,5] x, int64 trips",
+        "float[N,3] y",
+        """
+        start = MatMul (x, w_in)
+        last = Loop (trips, , start) <
+            body = step (int64 i, bool k, float[N,8] h) => (bool k2, float[N,8] h2) {
+                k2 = Identity (k) g = MatMul (h, w) h2 = Tanh (g)
+            }
+        >
+        y = MatMul (last, w_out)
+        """,
+        {"w_in": (5, 8), "w": (8, 8), "w_out": (8, 3)},
+    )
+    found = check(model, [8])
+    assert {int(feeds["trips"]) for feeds in probe_feeds(found.analysis)} <= {2, 3, 4}
+    assert found.cost.evaluate().macs == 5 * 8 + 8 * 8 + 8 * 3, "the body counts once"
+
+
+def test_a_loop_that_stops_by_itself():
+    model = build(
+        "float[N,5] x",
+        "float[N,3] y",
+        """
+        start = MatMul (x, w_in)
+        last = Loop ( , go, start) <
+            body = step (int64 i, bool k, float[N,8] h) => (bool k2, float[N,8] h2) {
+                g = MatMul (h, w) h2 = Tanh (g) k2 = Less (i, three)
+            }
+        >
+        y = MatMul (last, w_out)
+        """,
+        {"w_in": (5, 8), "w": (8, 8), "w_out": (8, 3), "go": TRUE, "three": np.array(3)},
+    )
+    check(model, [8])
+
+
+def test_a_scan_inside_an_if_inside_a_loop():
+    model = build(
+        "float[T,N,5] x",
+        "float[T,N,3] y",
+        """
+        start = MatMul (x, w_in)
+        last = Loop (trips, , start) <
+            body = step (int64 i, bool k, float[T,N,8] h) => (bool k2, float[T,N,8] h2) {
+                k2 = Identity (k)
+                first = Equal (i, zero)
+                h2 = If (first) <
+                    then_branch = yes () => (p) {
+                        s0 = Gather (h, zero)
+                        end, p = Scan <num_scan_inputs=1> (s0, h) <
+                            body = cell (s, e) => (s2, o) { a = MatMul (e, w) b = Add (a, s) s2 = Tanh (b) o = Mul (s2, v) }
+                        >
+                    },
+                    else_branch = no () => (q) { q = Relu (h) }
+                >
+            }
+        >
+        y = MatMul (last, w_out)
+        """.replace("<num_scan_inputs=1> (s0, h) <", "(s0, h) <num_scan_inputs=1,"),
+        {"w_in": (5, 8), "w": (8, 8), "v": (8,), "w_out": (8, 3), "zero": np.array(0), "trips": np.array(2)},
+    )
+    found = check(model, [8])
+    assert len(found.analysis.ops) == len(list(every_node(found.analysis.graph)))
+    assert [op.within[1] for op in found.analysis.ops if op.node.op == "Scan"] == ["then_branch"]
