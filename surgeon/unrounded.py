@@ -55,10 +55,18 @@ def unrounded(graph: gs.Graph, ranks: Mapping[str, int]) -> gs.Graph | None:
             return None
     result.nodes.clear()
     result.nodes.extend(twin.nodes)
-    for tensor in result.outputs:
-        if tensor.dtype in SMALL:
-            tensor.dtype = np.float32
+    _leave_as_floats(result)
     return result if found else None
+
+
+def _leave_as_floats(graph: gs.Graph) -> None:
+    """Integers that leave the model are floats as well, whatever its interface says."""
+    declared = dict(getattr(graph, "surgeon_interface", {}))
+    for tensor in graph.outputs:
+        if tensor.dtype is not None and np.dtype(tensor.dtype).type in SMALL:
+            tensor.dtype = np.float32
+            declared.pop(tensor.name, None)
+    graph.surgeon_interface = declared
 
 
 class Given:
@@ -96,7 +104,7 @@ class Twin:
             held += range(2, len(node.inputs))[:1]
         for index in held:
             tensor = node.inputs[index]
-            if isinstance(tensor, gs.Constant) and tensor.dtype in SMALL:
+            if isinstance(tensor, gs.Constant) and np.dtype(tensor.dtype).type in SMALL:
                 node.inputs[index] = self.number(tensor)
         self.nodes.append(node)
 
@@ -260,13 +268,26 @@ def _elementwise(op: str, *inputs: int, output: int, plain: int = 0) -> Callable
     def replace(twin: Twin, given: Given) -> None:
         tensors = [given[k] for k in range(plain)]
         tensors += [twin.dequantize(given[k], given[k + 1], given.optional(k + 2)) for k in inputs]
-        given.attributes.pop("opset", None)
         if given.attributes.pop("channels_last", 0):
             raise Unable
         y = twin.add(op, *tensors, **given.attributes)
         twin.quantize(y, given[output], given.optional(output + 1), given.outputs[0])
 
     return replace
+
+
+def _softmax(twin: Twin, given: Given) -> None:
+    """As of the opset it was fused from: before 13 over all axes from ``axis`` on."""
+    x = twin.dequantize(given[0], given[1], given.optional(2))
+    axis, rank = given.attributes.get("axis", -1), twin.rank(given[0])
+    if given.attributes["opset"] < 13:
+        if rank is None:
+            raise Unable
+        flat = twin.add("Softmax", twin.add("Flatten", x, axis=axis % rank), axis=1)
+        y = twin.add("Reshape", flat, twin.add("Shape", x))
+    else:
+        y = twin.add("Softmax", x, axis=axis)
+    twin.quantize(y, given[3], given.optional(4), given.outputs[0])
 
 
 def _concat(twin: Twin, given: Given) -> None:
@@ -331,7 +352,7 @@ FUNCTIONS: dict[tuple[str, str], Callable[[Twin, Given], None]] = {
     (MICROSOFT, "QLinearWhere"): _elementwise("Where", 1, 4, output=7, plain=1),
     (MICROSOFT, "QLinearLeakyRelu"): _elementwise("LeakyRelu", 0, output=3),
     (MICROSOFT, "QLinearSigmoid"): _elementwise("Sigmoid", 0, output=3),
-    (MICROSOFT, "QLinearSoftmax"): _elementwise("Softmax", 0, output=3),
+    (MICROSOFT, "QLinearSoftmax"): _softmax,
     (MICROSOFT, "QLinearAveragePool"): _elementwise("AveragePool", 0, output=3),
     (MICROSOFT, "QLinearGlobalAveragePool"): _elementwise("GlobalAveragePool", 0, output=3),
     (MICROSOFT, "QLinearConcat"): _concat,
