@@ -72,6 +72,8 @@ def _forward(op: Op, atoms: Atoms, zero: dict[str, set[Atom]]) -> None:
         if index in op.facts.one_of:
             found = set.intersection(*(zero.get(name, set()) for name in op.facts.one_of[index]))
             zero[tensor.name] = found & atoms(tensor.name)
+        elif stated is not None and stated.always:
+            zero[tensor.name] = set(atoms(tensor.name))
         elif stated is not None:
             found = _found(stated, [each.name for each in op.node.inputs], atoms, zero)
             zero[tensor.name] = found & atoms(tensor.name)

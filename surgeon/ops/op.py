@@ -59,12 +59,13 @@ class ZeroPoint:
 class Zeros:
     """When an output is zero: where one of the ``factors`` is and all of the ``terms`` are (input indices).
 
-    With ``parts`` the inputs lie side by side in the output instead.
+    With ``parts`` the inputs lie side by side in the output instead; ``always`` it is zero whatever the inputs are.
     """
 
     factors: tuple[int, ...]
     terms: tuple[int, ...]
     parts: bool = False
+    always: bool = False
 
 
 @dataclass
@@ -289,10 +290,11 @@ class Op:
         terms: Sequence[int] = (),
         *,
         parts: bool = False,
+        always: bool = False,
         output: int | None = None,
     ) -> None:
         """The outputs, or one of them, are zero where one of the inputs ``factors`` is and all given ``terms`` are."""
-        stated = Zeros(tuple(factors), tuple(k for k in terms if self.has(k)), parts)
+        stated = Zeros(tuple(factors), tuple(k for k in terms if self.has(k)), parts, always)
         if output is None:
             self.facts.zeros = stated
         else:

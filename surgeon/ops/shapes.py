@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+import onnx_graphsurgeon as gs
+
 from surgeon.axes import Atom
 from surgeon.ops.op import Axes, Op
 from surgeon.ops.registry import rule
@@ -23,6 +26,8 @@ def constant_of_shape(op: Op, input: Axes) -> list[Axes]:  # noqa: A002 - named 
         for size, dynamic in zip(op.out_dims(), op.out_dynamic(), strict=True)
     ]
     op.resize_input(0, out)
+    value = op.attribute("value")
+    op.zeros(always=value is None or not np.any(value.values if isinstance(value, gs.Constant) else value))
     return [out]
 
 

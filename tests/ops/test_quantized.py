@@ -361,3 +361,29 @@ def test_a_quantized_table_is_masked_before_its_rows_are_looked_up():
         "w_out": (12, 3),
     }
     check(build("float[1,3,3] x", "float[1,3,3] y", body, weights, opset=23), [12])
+
+
+def test_states_that_start_at_zero_keep_a_dynamic_range_exact():
+    """The second layer measures the range of what the first gives, which vanishes as its initial states do."""
+    body = f"""
+    n = Shape <start=1, end=2> (x)
+    shape = Concat <axis=0> (one, n, six)
+    zero = ConstantOfShape (shape)
+    h = {OPS}DynamicQuantizeLSTM <hidden_size=6> (x, w, r, v, , zero, zero, , s_w, z_w, s_r, z_r)
+    f = Squeeze (h, one)
+    q = {OPS}DynamicQuantizeMatMul (f, k, s_k)
+    y = MatMul (q, w_out)
+    """
+    weights = {
+        "one": np.int64([1]),
+        "six": np.int64([6]),
+        "w": ints(1, 5, 24),
+        "r": ints(1, 6, 24),
+        "v": (1, 48),
+        **{f"s_{name}": scales(1) for name in "wr"},
+        **{f"z_{name}": np.zeros(1, np.int8) for name in "wr"},
+        "k": ints(6, 10),
+        "s_k": np.float32(0.01),
+        "w_out": (10, 3),
+    }
+    check(build("float[T,N,5] x", "float[T,N,3] y", body, weights, domains=MS), [6, 10])
