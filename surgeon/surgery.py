@@ -44,6 +44,7 @@ def cut(analysis: Analysis, keep: Keep) -> gs.Graph:
             for action in op.facts.emit:
                 action(emitter)
     _slice_constants(analysis, graph, keep)
+    _rejoin(analysis, graph, keep)
     outputs = {id(tensor) for tensor in (*graph.inputs, *graph.outputs)}
     for each in graphs(graph):
         each.nodes = ordered(each.nodes)
@@ -113,6 +114,20 @@ def _slice_constants(analysis: Analysis, graph: gs.Graph, keep: Keep) -> None:
             if masks:
                 shape = [int(masks[k].sum()) if k in masks else size for k, size in enumerate(tensor.shape)]
                 tensor.values = derived(tensor, partial(sliced, masks=masks), shape)
+
+
+def _rejoin(analysis: Analysis, graph: gs.Graph, keep: Keep) -> None:
+    """Copies of one vector that lost the same positions become one constant again."""
+    first: dict[tuple[object, ...], gs.Constant] = {}
+    for node in every_node(graph):
+        for index, tensor in enumerate(node.inputs):
+            origin = vars(tensor).get("origin")
+            if origin is not None and isinstance(tensor, gs.Constant):
+                masks = axis_masks(analysis.axes.get(tensor.name), keep)
+                left = tuple((axis, kept.tobytes()) for axis, kept in sorted(masks.items()))
+                kept_one = first.setdefault((origin, *left), tensor)
+                if kept_one is not tensor:
+                    node.inputs[index] = kept_one
 
 
 def axis_masks(axes: list[Axis] | None, keep: Keep) -> dict[int, NDArray[np.bool_]]:

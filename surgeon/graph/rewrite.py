@@ -9,6 +9,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from surgeon.graph.canonical import drop_dead
+from surgeon.graph.order import every_node, graphs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,7 +23,7 @@ def drop_identity_gathers(graph: gs.Graph, shapes: Shapes) -> int:
     Exporters write views of strided storage this way, with indices computed while the model runs.
     """
     count = 0
-    for node in graph.nodes:
+    for node in every_node(graph):
         if node.op == "Gather" and len(node.inputs) == 2 and not node.attrs.get("axis", 0):
             vector = shapes.dims.get(node.inputs[0].name)
             indices = shapes.values.get(node.inputs[1].name)
@@ -36,14 +37,15 @@ def drop_identity_gathers(graph: gs.Graph, shapes: Shapes) -> int:
             _become(node, "Reshape", _constant(f"{name}/shape", target, shapes), {})
             count += 1
     if count:
-        drop_dead(graph)
+        for each in graphs(graph):
+            drop_dead(each)
     return count
 
 
 def fold_shuffles(graph: gs.Graph, shapes: Shapes) -> int:
     """Turn Reshape, Transpose, Reshape that only permute one axis into a Gather; returns how many there were."""
     count = 0
-    for node in graph.nodes:
+    for node in every_node(graph):
         chain = _chain(node, ("Reshape", "Transpose", "Reshape"))
         if chain is None:
             continue
@@ -60,7 +62,8 @@ def fold_shuffles(graph: gs.Graph, shapes: Shapes) -> int:
         last.inputs[0] = node.inputs[0]
         count += 1
     if count:
-        drop_dead(graph)
+        for each in graphs(graph):
+            drop_dead(each)
     return count
 
 
