@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
 
-from surgeon.graph.order import bodies, every_node, ordered
+from surgeon.graph.order import bodies, every_node, graphs, ordered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,15 +32,33 @@ def restore(smaller: gs.Graph, original: gs.Graph, touched: Callable[[str], bool
 class _Restorer:
     def __init__(self, smaller: gs.Graph, original: gs.Graph, touched: Callable[[str], bool]) -> None:
         self.smaller, self.touched = smaller, touched
-        self.makers = {tensor.name: node for node in original.nodes for tensor in node.outputs if tensor.name}
-        self.tensors: dict[str, gs.Tensor] = {tensor.name: tensor for tensor in smaller.inputs}
-        self.made = {tensor.name for tensor in smaller.inputs}
-        for node in smaller.nodes:
+        self.makers: dict[str, gs.Node] = {}
+        self.homes: dict[str, gs.Graph] = {}
+        self._pair(original, smaller)
+        self.tensors: dict[str, gs.Tensor] = {}
+        self.made: set[str] = set()
+        for each in graphs(smaller):
+            self.tensors |= {tensor.name: tensor for tensor in each.inputs}
+            self.made |= {tensor.name for tensor in each.inputs}
+        for node in every_node(smaller):
             for tensor in (*node.inputs, *node.outputs):
                 self.tensors.setdefault(tensor.name, tensor)
             self.made |= {tensor.name for tensor in node.outputs}
         self.sound: dict[str, bool] = {}
-        self.back: list[gs.Node] = []
+        self.back: list[tuple[gs.Graph, gs.Node]] = []
+
+    def _pair(self, original: gs.Graph, smaller: gs.Graph) -> None:
+        """Note who made what, and which graph or body it belongs into; bodies that are gone have no place."""
+        there = {node.outputs[0].name: node for node in smaller.nodes if node.outputs}
+        for node in original.nodes:
+            for tensor in node.outputs:
+                if tensor.name:
+                    self.makers[tensor.name], self.homes[tensor.name] = node, smaller
+            same = there.get(node.outputs[0].name) if node.outputs else None
+            for name, body in node.attrs.items():
+                other = same.attrs.get(name) if same is not None else None
+                if isinstance(body, gs.Graph) and isinstance(other, gs.Graph):
+                    self._pair(body, other)
 
     def run(self) -> int:
         folded = [
@@ -52,8 +70,8 @@ class _Restorer:
         for node, index, name in folded:
             if not self.touched(name) and self._is_sound(name):
                 node.inputs[index] = self._variable(name)
-        if self.back:
-            self.smaller.nodes = ordered([*self.smaller.nodes, *self.back])
+        for each in {id(graph): graph for graph, _ in self.back}.values():
+            each.nodes = ordered([*each.nodes, *(node for graph, node in self.back if graph is each)])
         return len(self.back)
 
     def _is_sound(self, name: str) -> bool:
@@ -95,7 +113,8 @@ class _Restorer:
             outputs = [self._fresh(tensor) for tensor in maker.outputs]
             self.made |= {tensor.name for tensor in maker.outputs}
             inputs = [self._input(tensor) for tensor in maker.inputs]
-            self.back.append(gs.Node(maker.op, maker.name, dict(maker.attrs), inputs, outputs, maker.domain))
+            node = gs.Node(maker.op, maker.name, dict(maker.attrs), inputs, outputs, maker.domain)
+            self.back.append((self.homes[current], node))
             pending += [t.name for t in maker.inputs if t.name and not isinstance(t, gs.Constant)]
         return self.tensors[name]
 
