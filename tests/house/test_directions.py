@@ -26,6 +26,7 @@ LAYERS = [
         "surgery",
         "states",
         "narrow",
+        "unrounded",
         "engine",
         "scores",
         "isolate",
