@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 from surgeon.graph.copy import copy_of
 from surgeon.graph.schemas import standard
 from surgeon.graph.weights import peek
-from surgeon.zeros import MOVING
+from surgeon.quantized import MOVING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -19,8 +19,8 @@ from surgeon.graph.order import every_node
 from surgeon.graph.weights import data_type, derived
 from surgeon.narrow import narrowed, zeroed
 from surgeon.probes import probe_feeds
+from surgeon.quantized import meanings
 from surgeon.unrounded import unrounded
-from surgeon.zeros import quantized_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -213,7 +213,7 @@ def masked(analysis: Analysis, tensors: Mapping[str, Mapping[int, Sequence[int]]
     divisors = {
         op.node.inputs[k].name for op in analysis.ops for k in op.facts.divisors if k < len(op.node.inputs)
     }
-    zero_points = quantized_weights(analysis)
+    quantized = meanings(analysis)
     done: set[int] = set()
     for node in every_node(graph):
         for tensor in node.inputs:
@@ -224,8 +224,8 @@ def masked(analysis: Analysis, tensors: Mapping[str, Mapping[int, Sequence[int]]
             value: float | NDArray[Any]
             if axes and data_type(tensor) in FLOATS:
                 value = float(tensor.name in divisors)
-            elif axes and tensor.name in zero_points:
-                value = zero_points[tensor.name]
+            elif axes and tensor.name in quantized:
+                value = quantized[tensor.name].zero
             else:
                 continue
             tensor.values = derived(tensor, partial(_filled, axes=axes, value=value))

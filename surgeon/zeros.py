@@ -1,20 +1,17 @@
-"""Zeros of the masked model: for each tensor the atoms along which it vanishes, and what is zero in integers."""
+"""Where tensors of the masked model are zero: for each tensor, the atoms along which removed slices vanish."""
 
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from surgeon.axes import Atom, atoms_of, coordinates
 from surgeon.graph.weights import peek
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from numpy.typing import NDArray
+    from collections.abc import Callable
 
     from surgeon.analysis import Analysis
     from surgeon.ops.op import Op, Zeros
@@ -98,61 +95,3 @@ def _joined(names: list[str], atoms: Atoms, zero: dict[str, set[Atom]]) -> set[A
         mentioned |= atoms(name)
         somewhere_else |= atoms(name) - zero.get(name, set())
     return mentioned - somewhere_else
-
-
-# operators that move values, and which of their inputs hold them
-MOVING = {
-    **dict.fromkeys(
-        [
-            *("Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze"),
-            *("Tile", "Transpose", "Unsqueeze", "Expand"),
-        ],
-        slice(1),
-    ),
-    "Concat": slice(None),
-    "Where": slice(1, 3),
-}
-
-
-def quantized_weights(analysis: Analysis) -> dict[str, NDArray[Any]]:
-    """What stands for zero in each quantized constant, in a shape that broadcasts to its own."""
-    result: dict[str, NDArray[Any]] = {}
-    for op in analysis.ops:
-        for index, stated in op.facts.quantized.items():
-            tensor = op.node.inputs[index]
-            zero = np.zeros((), np.int64) if stated.input is None else op.value(stated.input)
-            if zero is None:
-                continue
-            if isinstance(tensor, gs.Constant):
-                result[tensor.name] = _spread(zero, tuple(tensor.shape), stated.axis)
-            elif (zero == zero.flat[0]).all():
-                # one zero point for all of it holds wherever its values were moved from
-                result |= {constant.name: zero.flat[:1].reshape(()) for constant in _moved_from(tensor)}
-    return result
-
-
-def _moved_from(tensor: gs.Tensor) -> Iterator[gs.Constant]:
-    """The constants whose values ``tensor`` holds, in another order or place."""
-    pending, seen = [tensor], set()
-    while pending:
-        for node in pending.pop().inputs:
-            if id(node) not in seen and node.op in MOVING:
-                seen.add(id(node))
-                held = node.inputs[MOVING[node.op]]
-                yield from (each for each in held if isinstance(each, gs.Constant))
-                pending += [each for each in held if not isinstance(each, gs.Constant)]
-
-
-def _spread(zero: NDArray[Any], shape: tuple[int, ...], axis: int) -> NDArray[Any]:
-    """Zero points per tensor, per position of leading axes and of ``axis``, or per block of every axis."""
-    rank = len(shape)
-    if zero.size == 1:
-        return zero.reshape(())
-    if zero.ndim < rank:
-        last = zero.shape[-1] == shape[axis]
-        places = [*range(zero.ndim - last), *([axis % rank] if last else [])]
-        return zero.reshape([zero.shape[places.index(k)] if k in places else 1 for k in range(rank)])
-    for k, size in enumerate(shape):
-        if zero.shape[k] not in (1, size):
-            zero = np.repeat(zero, -(-size // zero.shape[k]), axis=k)
-    return zero

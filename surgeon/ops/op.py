@@ -45,14 +45,15 @@ class Reduction:
 
 
 @dataclass(frozen=True)
-class ZeroPoint:
-    """What stands for zero in a quantized input: ``input`` holds it (None: zero itself), one per position of ``axis``.
+class Quantized:
+    """Where the meaning of an input's integers is: the inputs that hold its zero point (None: zero) and its scale.
 
-    A zero point of the same rank as the input is one per block instead.
+    Either holds one value, one per position of ``axis``, or (with the input's rank) one per block.
     """
 
-    input: int | None
-    axis: int = 0
+    zero_point: int | None
+    scale: int | None
+    axis: int
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Facts:
         reductions: Statistics over axes.
         barrier: Why every axis of the operator is pinned, or None.
         divisors: Inputs that must not be zeroed when channels are masked out, for the operator divides by them.
-        quantized: Inputs that hold integers which stand for numbers, and which of them stands for zero.
+        quantized: Inputs that hold integers which stand for other numbers.
         kinds: Axes with the kind of group that runs along them, for operators that do more than one product.
         one_of: For outputs that are one of several tensors, inside or outside of bodies: which.
         repeats: How often bodies run, given shapes, or None where they run once or not at all.
@@ -97,7 +98,7 @@ class Facts:
     reductions: list[Reduction] = field(default_factory=list)
     barrier: str | None = None
     divisors: tuple[int, ...] = ()
-    quantized: dict[int, ZeroPoint] = field(default_factory=dict)
+    quantized: dict[int, Quantized] = field(default_factory=dict)
     kinds: list[tuple[Axis, str]] = field(default_factory=list)
     one_of: dict[int, list[str]] = field(default_factory=dict)
     repeats: Callable[[Shapes], float] | None = None
@@ -308,10 +309,12 @@ class Op:
         """These inputs are divisors, variances or scales: masking channels must leave them alone."""
         self.facts.divisors = indices
 
-    def quantized(self, index: int, zero_point: int | None = None, axis: int = 0) -> None:
-        """Input ``index`` is quantized; input ``zero_point`` (none: zero) is what stands for zero, along ``axis``."""
-        given = zero_point if zero_point is not None and self.has(zero_point) else None
-        self.facts.quantized[index] = ZeroPoint(given, axis)
+    def quantized(
+        self, index: int, zero_point: int | None = None, axis: int = 0, *, scale: int | None = None
+    ) -> None:
+        """Input ``index`` is quantized: other inputs hold its zero point (none: zero) and scale, along ``axis``."""
+        zero, step = (k if k is not None and self.has(k) else None for k in (zero_point, scale))
+        self.facts.quantized[index] = Quantized(zero, step, axis)
 
     def kind(self, name: str, *axes: Axis) -> None:
         """Groups along these axes are of kind ``name``: channel, group, head, head_dim, hidden, expert or unit."""

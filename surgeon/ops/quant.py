@@ -21,7 +21,7 @@ def scale_linear(op: Op, x: Axes, scale: Axes, zero_point: Axes | None = None) -
             op.unify(parameter[0], x[axis])
     op.divides_by(1, 2)
     if op.node.op == "DequantizeLinear":
-        op.quantized(0, 2, op.attribute("axis", 1))
+        op.quantized(0, 2, op.attribute("axis", 1), scale=1)
     op.zeros(factors=[0])
     return [x]
 

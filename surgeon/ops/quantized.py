@@ -34,7 +34,7 @@ def scaled(op: Op, index: int, axis: Axis, place: int, *parameters: tuple[int, A
         for each in axes or ():
             if each.size != 1:
                 op.unify(each, axis)
-    op.quantized(index, parameters[-1][0], place)
+    op.quantized(index, parameters[-1][0], place, scale=parameters[0][0] if len(parameters) > 1 else None)
     op.facts.divisors += tuple(k for k, _ in parameters)
 
 
@@ -115,7 +115,8 @@ def matmul_integer(
 ) -> list[Axes]:
     """A product without scales."""
     result = multiply_matrices(op, a, b)
-    _rows_and_columns(op, (0, a, 2, None, 2, a_zero_point), (1, b, 3, None, 3, b_zero_point))
+    scaled(op, 0, a[-2 if len(a) > 1 else -1], -2, (2, a_zero_point))
+    scaled(op, 1, b[-1], -1, (3, b_zero_point))
     return result
 
 
@@ -217,8 +218,8 @@ def qlinear_mul(op: Op, *inputs: Axes | None) -> list[Axes]:
 
 
 def _two(op: Op, inputs: tuple[Axes | None, ...]) -> list[Axes]:
-    op.quantized(0, 2)
-    op.quantized(3, 5)
+    op.quantized(0, 2, scale=1)
+    op.quantized(3, 5, scale=4)
     return [op.broadcast(inputs[0] or [], inputs[3] or [])]
 
 
@@ -226,8 +227,8 @@ def _two(op: Op, inputs: tuple[Axes | None, ...]) -> list[Axes]:
 def qlinear_where(op: Op, condition: Axes, x: Axes, xs: Axes, xz: Axes, y: Axes, *_rest: Axes) -> list[Axes]:
     """One of two alternatives."""
     del xs, xz
-    op.quantized(1, 3)
-    op.quantized(4, 6)
+    op.quantized(1, 3, scale=2)
+    op.quantized(4, 6, scale=5)
     op.zeros(terms=[1, 4])
     return [op.broadcast(condition, x, y)]
 
@@ -245,7 +246,7 @@ def qlinear_concat(op: Op, y_scale: Axes, y_zero_point: Axes, *triples: Axes) ->
                 op.unify(left, right)
     result[axis] = Concat([axes[axis] for axes in tensors])
     for place in range(2, len(op.node.inputs), 3):
-        op.quantized(place, place + 2)
+        op.quantized(place, place + 2, scale=place + 1)
     op.zeros(parts=True)
     return [result]
 
@@ -313,7 +314,7 @@ def dynamic_quantize_lstm(
             op.unify(axis, known)
     ranged(op, 0, x)
     for index, zero_point in ((1, 9), (2, 11)):
-        op.quantized(index, zero_point, 2)
+        op.quantized(index, zero_point, 2, scale=zero_point - 1)
     op.divides_by(8, 9, 10, 11)
     op.contract(1, w[1])
     op.contract(2, r[1])
@@ -349,8 +350,8 @@ def qattention(
     op.resize_attribute("num_heads", heads.query)
     op.pin(mask_index or (), "positions")
     outputs = project(op, heads, x, weight, (bias, weight_scale, weight_zero_point), past)
-    op.quantized(0, 6)
-    op.quantized(1, 7, 1)
+    op.quantized(0, 6, scale=3)
+    op.quantized(1, 7, 1, scale=4)
     op.divides_by(3, 4, 6, 7)
     op.zeros(terms=[1, 2], output=0)
     lengths = [op.refs(0, [1]), *([op.refs(8, [3])] if past is not None else [])]

@@ -12,11 +12,12 @@ from surgeon import plugins
 from surgeon.allocate import prices
 from surgeon.axes import atoms_of
 from surgeon.errors import PluginError
+from surgeon.quantized import meanings, parameters
 from surgeon.scores import REDUCTIONS, SCORES, Activity, Score, Slices
 from surgeon_passes.pruning.activity import Read, measure, norms, reads
 from surgeon_passes.pruning.obs import obs_scores
 from surgeon_passes.pruning.spread import positions_in_weights
-from surgeon_passes.pruning.values import as_numbers, is_parameter
+from surgeon_passes.pruning.values import as_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -154,11 +155,12 @@ def _scales(model: Model) -> set[str]:
 
 def _of_weights(score: Score, model: Model, groups: Sequence[Group], only: set[str] | None) -> Found:
     """Weights of rank 2 and more, or those of rank 1 where a group has no others; each is read once."""
+    steps, meant = parameters(model.analysis), meanings(model.analysis)
     constants = {
         t.name: t
         for op in model.analysis.ops
         for t in op.node.inputs
-        if isinstance(t, gs.Constant) and not is_parameter(t)
+        if isinstance(t, gs.Constant) and t.name not in steps
     }
     uses: dict[str, list[tuple[Group, int, int]]] = defaultdict(list)
     found: dict[str, dict[int, Floats]] = {group.id: {} for group in groups}
@@ -171,7 +173,7 @@ def _of_weights(score: Score, model: Model, groups: Sequence[Group], only: set[s
         for number, (name, axis) in enumerate(chosen):
             uses[name].append((group, axis, number))
     for name, here in uses.items():
-        values = as_numbers(constants[name])
+        values = as_numbers(constants[name], meant)
         if values is None:
             continue
         expressions = model.analysis.axes[name] or []
@@ -215,10 +217,11 @@ def _of_consumers(score: Score, model: Model, groups: Sequence[Group], context: 
         for constant, axis in _partners(model, read)
     ]
     sums = measure(model, [read.place for read, _, _ in pairs], context)
+    meant = meanings(model.analysis)
     totals: dict[str, Floats] = {}
     covered: dict[str, NDArray[np.bool_]] = {}
     for read, constant, axis in pairs:
-        values = as_numbers(constant)
+        values = as_numbers(constant, meant)
         if values is None:
             continue
         group = by_atom[read.atom]

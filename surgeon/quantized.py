@@ -1,0 +1,116 @@
+"""Quantized constants: what stands for zero in them, and the numbers they stand for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from surgeon.analysis import Analysis
+    from surgeon.ops.op import Op
+
+# operators that move values, and which of their inputs hold them
+MOVING = {
+    **dict.fromkeys(
+        [
+            *("Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze"),
+            *("Tile", "Transpose", "Unsqueeze", "Expand"),
+        ],
+        slice(1),
+    ),
+    "Concat": slice(None),
+    "Where": slice(1, 3),
+}
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What the integers of a constant mean: ``(values - zero) * scale``, in shapes that broadcast to its own.
+
+    The scale is one where it is not known, because it is applied later.
+    """
+
+    zero: NDArray[Any]
+    scale: NDArray[Any]
+
+    def numbers(self, values: NDArray[Any]) -> NDArray[np.floating]:
+        """The numbers that ``values`` stand for."""
+        result: NDArray[np.floating] = (values.astype(np.float32) - self.zero.astype(np.float32)) * self.scale
+        return result
+
+
+def meanings(analysis: Analysis) -> dict[str, Meaning]:
+    """What each quantized constant means, by name."""
+    result: dict[str, Meaning] = {}
+    for op in analysis.ops:
+        for index, stated in op.facts.quantized.items():
+            tensor = op.node.inputs[index]
+            zero = np.zeros((), np.int64) if stated.zero_point is None else op.value(stated.zero_point)
+            scale = None if stated.scale is None else op.value(stated.scale)
+            if zero is None:
+                continue
+            if scale is None:
+                scale = np.ones((), np.float32)
+            if isinstance(tensor, gs.Constant):
+                shape = tuple(tensor.shape)
+                parameters = (_spread(each, shape, stated.axis) for each in (zero, scale))
+                result[tensor.name] = Meaning(*parameters)
+            elif _uniform(zero):
+                # one zero point for all of it holds wherever its values were moved from
+                step = _first(scale) if _uniform(scale) else np.ones((), np.float32)
+                result |= {each.name: Meaning(_first(zero), step) for each in _moved_from(tensor)}
+    return result
+
+
+def parameters(analysis: Analysis) -> set[str]:
+    """Names of the scales and zero points of the model."""
+    return {name for op in analysis.ops for name in _parameters_of(op)}
+
+
+def _parameters_of(op: Op) -> Iterator[str]:
+    for stated in op.facts.quantized.values():
+        for index in (stated.zero_point, stated.scale):
+            if index is not None:
+                yield op.node.inputs[index].name
+
+
+def _uniform(values: NDArray[Any]) -> bool:
+    return bool((values == values.flat[0]).all())
+
+
+def _first(values: NDArray[Any]) -> NDArray[Any]:
+    return values.flat[:1].reshape(())
+
+
+def _moved_from(tensor: gs.Tensor) -> Iterator[gs.Constant]:
+    """The constants whose values ``tensor`` holds, in another order or place."""
+    pending, seen = [tensor], set()
+    while pending:
+        for node in pending.pop().inputs:
+            if id(node) not in seen and node.op in MOVING:
+                seen.add(id(node))
+                held = node.inputs[MOVING[node.op]]
+                yield from (each for each in held if isinstance(each, gs.Constant))
+                pending += [each for each in held if not isinstance(each, gs.Constant)]
+
+
+def _spread(zero: NDArray[Any], shape: tuple[int, ...], axis: int) -> NDArray[Any]:
+    """Zero points per tensor, per position of leading axes and of ``axis``, or per block of every axis."""
+    rank = len(shape)
+    if zero.size == 1:
+        return zero.reshape(())
+    if zero.ndim < rank:
+        last = zero.shape[-1] == shape[axis]
+        places = [*range(zero.ndim - last), *([axis % rank] if last else [])]
+        return zero.reshape([zero.shape[places.index(k)] if k in places else 1 for k in range(rank)])
+    for k, size in enumerate(shape):
+        if zero.shape[k] not in (1, size):
+            zero = np.repeat(zero, -(-size // zero.shape[k]), axis=k)
+    return zero
