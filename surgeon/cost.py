@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from surgeon.graph.weights import data_type, packed_bytes
 from surgeon.ops import Ref
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from surgeon.analysis import Analysis
     from surgeon.axes import Keep
@@ -68,19 +68,18 @@ class CostModel:
     Attributes:
         folded: What a cut model may have more than the terms say, where arithmetic reads something that was cut and
             stays folded.
+        copies: What `evaluate` counts more than the file holds: a vector with several uses counts once for each use
+            that can shrink on its own.
     """
 
     def __init__(self, analysis: Analysis, stored: Mapping[str, gs.Constant] | None = None) -> None:
         shapes = one_sample(analysis.graph) or analysis.shapes
         known: dict[object, Axis] = {}
-        weights, folded = _parameter_terms(analysis, known, stored)
-        self.terms = [*weights, *_mac_terms(analysis, shapes, known)]
-        self.folded = Cost(
-            **{
-                kind: sum(t.value({}) for t in folded if t.kind == kind)
-                for kind in ("params", "macs", "bytes")
-            }
-        )
+        weights = _weights(analysis, known, stored)
+        self.terms = [*weights.terms, *_mac_terms(analysis, shapes, known)]
+        self.folded = _total(weights.folded)
+        self._uses = [uses for uses in weights.uses.values() if len(uses) > 1]
+        self.copies = _total([term for uses in self._uses for use in uses[1:] for term in use])
         self._by_atom: dict[Atom, list[Term]] = defaultdict(list)
         for term in self.terms:
             for atom in {a for axis in term.axes for a in atoms_of(axis)}:
@@ -91,8 +90,21 @@ class CostModel:
         return self._sum(lambda axis: size_of(axis, sizes or {}))
 
     def after(self, keep: Keep) -> Cost:
-        """The exact cost of one cut, given what is kept of each atom; atoms not named are whole."""
-        return self._sum(lambda axis: float(mask(axis, keep).sum()))
+        """The exact cost of one cut, given what is kept of each atom; atoms not named are whole.
+
+        Copies of one vector that lose the same are one constant again.
+        """
+        total = vars(self._sum(lambda axis: float(mask(axis, keep).sum())))
+        for uses in self._uses:
+            left: set[tuple[bytes, ...]] = set()
+            for use in uses:
+                masks = [mask(axis, keep) for axis in use[0].axes]
+                key = tuple(each.tobytes() for each in masks)
+                if key in left:
+                    for term in use:
+                        total[term.kind] -= term.coefficient * prod(int(each.sum()) for each in masks)
+                left.add(key)
+        return Cost(**total)
 
     def terms_of(self, atom: Atom) -> list[Term]:
         """The terms that change with the size of ``atom``."""
@@ -140,33 +152,49 @@ def _key(axis: Axis) -> object:
     return (type(axis).__name__, *map(_key, parts))
 
 
-def _parameter_terms(
-    analysis: Analysis, known: dict[object, Axis], stored: Mapping[str, gs.Constant] | None
-) -> tuple[list[Term], list[Term]]:
-    """Weights: everything but scalars, which never shrink, and int64, which are shapes and positions.
+@dataclass
+class _Weights:
+    """Terms of the constants: those that count, those of folded arithmetic, and per origin those of each use."""
 
-    Returns:
-        The terms that count, and those of folded arithmetic.
-    """
-    weights: list[Term] = []
-    folded: list[Term] = []
-    seen: set[str] = set()
+    terms: list[Term] = field(default_factory=list)
+    folded: list[Term] = field(default_factory=list)
+    uses: dict[str, list[list[Term]]] = field(default_factory=dict)
+
+
+def _weights(
+    analysis: Analysis, known: dict[object, Axis], stored: Mapping[str, gs.Constant] | None
+) -> _Weights:
+    """Everything but scalars, which never shrink, and int64, which are shapes and positions."""
+    result = _Weights()
+    seen: set[object] = set()
     origins: set[str] = set()
     for op in analysis.ops:
         for tensor in op.node.inputs:
-            if not isinstance(tensor, gs.Constant) or tensor.name in seen:
+            if not isinstance(tensor, gs.Constant):
                 continue
-            seen.add(tensor.name)
-            origin = getattr(tensor, "origin", tensor.name)
-            origins.add(origin)
-            axes = analysis.axes.get(tensor.name)
-            if axes:
-                computed = stored is not None and origin not in stored and all(map(is_fixed, axes))
-                (folded if computed else weights).extend(_size_terms(tensor, axes, known))
-    if stored is not None:
-        for name in sorted(stored.keys() - origins):
-            weights.extend(_size_terms(stored[name], [], known))
-    return weights, folded
+            axes, origin = analysis.axes.get(tensor.name), vars(tensor).get("origin") or tensor.name
+            origins |= {origin, tensor.name}
+            use = (origin, *map(_key, axes or ())) if "origin" in vars(tensor) else tensor.name
+            if not axes or use in seen:
+                continue
+            seen.add(use)
+            terms = list(_size_terms(tensor, axes, known))
+            if stored is not None and origin not in stored and all(map(is_fixed, axes)):
+                result.folded += terms
+            elif terms:
+                result.terms += terms
+                result.uses.setdefault(origin, []).append(terms)
+    for name in sorted((stored or {}).keys() - origins):
+        result.terms += _size_terms((stored or {})[name], [], known)
+    return result
+
+
+def _total(terms: Iterable[Term]) -> Cost:
+    """The sum of terms at whole sizes."""
+    totals = {"params": 0.0, "macs": 0.0, "bytes": 0.0}
+    for term in terms:
+        totals[term.kind] += term.value({})
+    return Cost(**totals)
 
 
 def _size_terms(tensor: gs.Constant, axes: list[Axis], known: dict[object, Axis]) -> Iterator[Term]:

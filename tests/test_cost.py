@@ -64,6 +64,20 @@ def test_the_tally_follows_the_polynomial(make, tmp_path):
         np.testing.assert_allclose(tally.totals, [after[k] for k in KINDS])
 
 
+def test_vectors_that_were_shared_count_once_for_each_use(tmp_path):
+    model = prunable.build(
+        prunable.CHAIN.replace("w2, b2", "w2, b1"),
+        prunable.CHAIN_SHAPES | {"w2": (16, 16, 3, 3), "w3": (10, 16)},
+    )
+    del model.graph.initializer[3]  # b2, which nothing reads
+    analysed = prunable.analysed(model, tmp_path)
+    kept = {"w1:0": np.arange(16) < 8}
+    smaller, _ = analysed.cut(kept)
+    group = next(each for each in analysed.groups if each.id == "w1:0")
+    assert count(smaller).params == 8 * 27 + 8 + 16 * 8 * 9 + 16 + 160 + 10
+    assert analysed.cost.after({group.atom: kept["w1:0"]}) == count(smaller)
+
+
 def filled(shared):
     """The function that puts weights into the shared graphs."""
     spec = importlib.util.spec_from_file_location("fill", shared / "zoo" / "fill.py")

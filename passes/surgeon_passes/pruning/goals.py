@@ -5,11 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import onnx
-import onnx_graphsurgeon as gs
-
 from surgeon.errors import GateError
-from surgeon.graph.weights import data_type, packed_bytes
 from surgeon.measure import file_bytes, parameters
 
 if TYPE_CHECKING:
@@ -56,19 +52,19 @@ def goals(asked: Mapping[str, float], model: Model, context: Context) -> list[Go
         GateError: What does not shrink is more than a target alone.
     """
     now = model.cost.evaluate()
-    copies = _copies(model)
     found = []
     for name, fraction in asked.items():
         if name in ("macs", "latency"):
             goal = Goal(name, "macs", now.macs, now.macs * fraction, 0.0)
         elif name == "params":
             whole = float(parameters(model.original))
-            known = now.params - sum(elements for elements, _ in copies)
+            known = now.params - model.cost.copies.params
             goal = Goal(name, "params", whole, whole * fraction, max(0.0, whole - known))
         elif name == "size":
-            goal = Goal(name, "bytes", now.bytes, now.bytes * fraction, 0.0)
+            whole = now.bytes - model.cost.copies.bytes
+            goal = Goal(name, "bytes", whole, whole * fraction, 0.0)
         else:
-            goal = _file_goal(model, context, fraction, now.bytes, copies)
+            goal = _file_goal(model, context, fraction)
         if goal.limit <= goal.fixed:
             raise GateError(
                 f"{goal.fixed / max(goal.whole, 1):.3f} of the original is no weight that could be removed",
@@ -78,37 +74,14 @@ def goals(asked: Mapping[str, float], model: Model, context: Context) -> list[Go
     return found
 
 
-def _file_goal(
-    model: Model, context: Context, fraction: float, weights: float, copies: list[tuple[int, int]]
-) -> Goal:
+def _file_goal(model: Model, context: Context, fraction: float) -> Goal:
     """Of a file, names and nodes do not shrink; a cut adds a few constants of its own."""
-    shared = sum(size for _, size in copies)
+    weights = model.cost.evaluate().bytes - model.cost.copies.bytes
     on_disk = (
         float(file_bytes(context.source_path, model.analysis.graph))
         if context.source_path.is_file()
-        else weights - shared
+        else weights
     )
-    overhead = max(0.0, on_disk - (weights - shared))
-    added = PER_CONSTANT * (len(copies) + sum(bool(op.facts.emit) for op in model.analysis.ops))
+    overhead = max(0.0, on_disk - weights)
+    added = PER_CONSTANT * sum(bool(op.facts.emit) for op in model.analysis.ops)
     return Goal("size", "bytes", on_disk, on_disk * fraction, overhead + added)
-
-
-def _copies(model: Model) -> list[tuple[int, int]]:
-    """Elements and bytes of each constant that is a further copy of one the file holds once."""
-    seen: set[str] = set()
-    names: set[str] = set()
-    result = []
-    for op in model.analysis.ops:
-        for tensor in op.node.inputs:
-            if not isinstance(tensor, gs.Constant) or tensor.name in names or not len(tensor.shape):
-                continue
-            names.add(tensor.name)
-            origin = getattr(tensor, "origin", tensor.name)
-            element = data_type(tensor)
-            if origin in seen and element != onnx.TensorProto.INT64:
-                elements = 1
-                for size in tensor.shape:
-                    elements *= int(size)
-                result.append((elements, packed_bytes(element, tuple(tensor.shape))))
-            seen.add(origin)
-    return result
