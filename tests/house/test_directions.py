@@ -18,7 +18,7 @@ LAYERS = [
     {"axes"},
     {"graph"},
     {"ops"},
-    {"analysis", "zeros", "groups", "coupling"},
+    {"analysis", "quantized", "zeros", "groups", "coupling"},
     {
         "cost",
         "tally",
