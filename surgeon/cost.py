@@ -14,7 +14,7 @@ from surgeon.axes import Atom, Axis, Concat, Selection, atoms_of, is_fixed, mask
 from surgeon.axes import count as size_of
 from surgeon.graph.order import every_node
 from surgeon.graph.probe import open_dimensions
-from surgeon.graph.shapes import Shapes, infer
+from surgeon.graph.shapes import Shapes, infer_once
 from surgeon.graph.weights import data_type, packed_bytes
 from surgeon.ops import Ref
 
@@ -64,6 +64,7 @@ class CostModel:
         stored: The constants that the model file holds, by name. Others that do not shrink are folded arithmetic, which
             is computed again in what is written, from stored ones that the analysed graph lacks. By default what counts
             is every constant of the analysed graph.
+        sample: Shapes for one sample, inferred when not given.
 
     Attributes:
         folded: What a cut model may have more than the terms say, where arithmetic reads something that was cut and
@@ -72,8 +73,13 @@ class CostModel:
             that can shrink on its own.
     """
 
-    def __init__(self, analysis: Analysis, stored: Mapping[str, gs.Constant] | None = None) -> None:
-        shapes = one_sample(analysis.graph) or analysis.shapes
+    def __init__(
+        self,
+        analysis: Analysis,
+        stored: Mapping[str, gs.Constant] | None = None,
+        sample: Shapes | None = None,
+    ) -> None:
+        shapes = sample or one_sample(analysis.graph) or analysis.shapes
         known: dict[object, Axis] = {}
         weights = _weights(analysis, known, stored)
         self.terms = [*weights.terms, *_mac_terms(analysis, shapes, known)]
@@ -278,7 +284,7 @@ def one_sample(graph: gs.Graph) -> Shapes | None:
         return None
     best: Shapes | None = None
     for other in OTHER_SIZES:
-        shapes = infer(graph, {key: 1 if d.kind == "batch" else other for key, d in dimensions.items()})
+        shapes = infer_once(graph, {key: 1 if d.kind == "batch" else other for key, d in dimensions.items()})
         if best is None or len(shapes.failures) < len(best.failures):
             best = shapes
         if not best.failures:
@@ -290,7 +296,10 @@ def count(graph: gs.Graph) -> Cost:
     """Count a graph as it is."""
     from surgeon.analysis import solve
 
-    return CostModel(solve(graph), constants_of(graph)).evaluate()
+    sample = one_sample(graph)
+    if sample is not None and sample.failures:  # nothing is known of what comes after a failure
+        sample = None
+    return CostModel(solve(graph, sample), constants_of(graph), sample).evaluate()
 
 
 def constants_of(graph: gs.Graph) -> dict[str, gs.Constant]:

@@ -11,7 +11,7 @@ from surgeon.cost import CostModel, constants_of
 from surgeon.graph.canonical import canonicalize
 from surgeon.graph.copy import copy_of
 from surgeon.graph.restore import restore
-from surgeon.graph.rewrite import drop_identity_gathers, fold_shuffles
+from surgeon.graph.rewrite import drop_identity_gathers, fold_shuffles, has_shuffles
 from surgeon.graph.shapes import Shapes, infer
 from surgeon.groups import Group, Pinned, find_groups, find_pinned
 from surgeon.plan import GroupPlan, Plan
@@ -94,8 +94,9 @@ def analyse(graph: gs.Graph, *, cut_cache: bool = False) -> Model:
     canonicalize(graph, shapes)
     drop_identity_gathers(graph, shapes)
     model = _solved(graph, shapes, original, cut_cache)
-    permuted = copy_of(graph)
-    if fold_shuffles(permuted, shapes):
+    if has_shuffles(graph, shapes):
+        permuted = copy_of(graph)
+        fold_shuffles(permuted, shapes)
         other = _solved(permuted, shapes, original, cut_cache)
         if other.ceiling() < model.ceiling():
             return other

@@ -67,6 +67,7 @@ class Finished:
 class _Judged:
     before: measure.Figures
     after: measure.Figures
+    nodes: int
     targets: dict[str, Any] = field(default_factory=dict)
 
 
@@ -76,6 +77,13 @@ def execute(job: Job) -> Finished:
     Raises:
         SurgeonError: Something was wrong or a gate was not met; nothing has been written then.
     """
+    from surgeon.graph.collecting import seldom_collected
+
+    with seldom_collected():
+        return _execute(job)
+
+
+def _execute(job: Job) -> Finished:
     from surgeon.graph.load import load
 
     started = time.perf_counter()
@@ -95,7 +103,8 @@ def execute(job: Job) -> Finished:
     with output.staging(parent) as staged:
         model = _save(job, outcome.graph, staged)
         size = sum(path.stat().st_size for path in model.parent.iterdir())
-        judged = _judge(job, context, metric, model, _Judged(original, measure.figures(outcome.graph, size)))
+        judged = _Judged(original, measure.figures(outcome.graph, size), len(outcome.graph.nodes))
+        judged = _judge(job, context, metric, model, judged)
         facts = _report(job, context, metric, outcome, judged)
         facts["seconds"] = time.perf_counter() - started
         if job.destination is not None:
@@ -212,7 +221,7 @@ def _save(job: Job, graph: Graph, staged: output.Staging) -> Path:
 
 def _judge(job: Job, context: Context, metric: Metric | None, model: Path, judged: _Judged) -> _Judged:
     """Loads, runs and measures the result, and checks every gate."""
-    measure.check_loads(model, job.source, context)
+    measure.check_loads(model, job.source, context, judged.nodes)
     if metric is not None:
         with context.progress("evaluate"):
             scores = measure.measure_metric(job.source, model, metric, context)

@@ -114,30 +114,43 @@ def file_bytes(model: Path, graph: Graph) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def check_loads(model: Path, original: Path, context: Context) -> None:
+def check_loads(model: Path, original: Path, context: Context, nodes: int = 0) -> None:
     """Makes sure onnxruntime loads the result and runs it on a made-up sample.
+
+    Args:
+        model: The result.
+        original: The model it was made from.
+        context: The run.
+        nodes: How many nodes the models have, roughly.
 
     Raises:
         GateError: It does not, although the original does.
         UnsupportedModelError: The original does not either.
     """
-    from surgeon.graph import sessions
     from surgeon.narrow import narrowed
 
     feeds = _sample(context)
     changed = context.plan.interface if context.plan is not None else {}
     try:
-        runner = sessions.session(model, optimize=False)
-        if feeds is not None:
-            sessions.run(runner, narrowed(feeds, changed))
+        _try(model, None if feeds is None else narrowed(feeds, changed), nodes)
     except (UnsupportedModelError, DataError) as error:
-        runner = sessions.session(original, optimize=False)  # raises where the original is no better
+        _try(original, None, nodes)  # raises where the original is no better
         try:
-            sessions.run(runner, feeds or {})
+            _try(original, feeds or {}, nodes)
         except (UnsupportedModelError, DataError):
             return  # the made-up sample does not suit the model, so it proves nothing
         hint = "please report this; --debug shows the pass that broke it"
         raise GateError(f"the result does not run in onnxruntime: {error.message}", hint=hint) from error
+
+
+def _try(model: Path, feeds: dict[str, Any] | None, nodes: int) -> None:
+    """Loads a model, runs it where there is something to run it on, and forgets it."""
+    from surgeon.graph import sessions
+
+    reuse = nodes <= sessions.MANY_NODES
+    runner = sessions.session(model, optimize=False, frugal=True, reuse=reuse)
+    if feeds is not None:
+        sessions.run(runner, feeds)
 
 
 def _sample(context: Context) -> dict[str, Any] | None:

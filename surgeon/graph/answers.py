@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from surgeon.errors import DataError, UnsupportedModelError
 from surgeon.graph.proto import own_constants
 from surgeon.graph.save import save_apart, to_model
-from surgeon.graph.sessions import run, session
+from surgeon.graph.sessions import MANY_NODES, run, session
 from surgeon.graph.weights import stored_bytes
 
 if TYPE_CHECKING:
@@ -54,15 +54,15 @@ def answers(
         UnsupportedModelError: onnxruntime cannot load the graph.
         UsageError: Temporary files cannot be written.
     """
-    size = sum(map(stored_bytes, own_constants(graph)))
+    size, reuse = sum(map(stored_bytes, own_constants(graph))), len(graph.nodes) <= MANY_NODES
     if size <= HELD_IN_MEMORY:
-        return _run(session(to_model(graph), threads=threads, optimize=optimize), feeds)
+        return _run(session(to_model(graph), threads=threads, optimize=optimize, reuse=reuse), feeds)
     with tempfile.TemporaryDirectory(
         prefix=".surgeon-", dir=_roomy(folder, size), ignore_cleanup_errors=True
     ) as name:
         path = Path(name) / "model.onnx"
         save_apart(graph, path)
-        runner = session(path, threads=threads, optimize=optimize, frugal=True)
+        runner = session(path, threads=threads, optimize=optimize, frugal=True, reuse=reuse)
         with suppress(OSError):  # what is mapped can go: nothing is left even if the process is killed
             shutil.rmtree(name)
         return _run(runner, feeds)

@@ -42,29 +42,38 @@ def drop_identity_gathers(graph: gs.Graph, shapes: Shapes) -> int:
     return count
 
 
+def has_shuffles(graph: gs.Graph, shapes: Shapes) -> bool:
+    """Whether `fold_shuffles` would find any."""
+    return any(_shuffle(node, shapes) is not None for node in graph.nodes)
+
+
 def fold_shuffles(graph: gs.Graph, shapes: Shapes) -> int:
     """Turn Reshape, Transpose, Reshape that only permute one axis into a Gather; returns how many there were."""
     count = 0
-    for node in every_node(graph):
-        chain = _chain(node, ("Reshape", "Transpose", "Reshape"))
-        if chain is None:
-            continue
-        dims = [shapes.dims.get(tensor.name) for tensor in (node.inputs[0], *(n.outputs[0] for n in chain))]
-        if any(d is None for d in dims) or dims[0] != dims[3]:
-            continue
-        order = chain[1].attrs.get("perm") or list(range(len(dims[1] or ())))[::-1]
-        found = _permutation(dims[0] or (), dims[1] or (), order)
+    for node in graph.nodes:
+        found = _shuffle(node, shapes)
         if found is None:
             continue
-        axis, indices = found
-        last = chain[2]
+        last, axis, indices = found
         _become(last, "Gather", _constant(f"{last.outputs[0].name}/shuffle", indices, shapes), {"axis": axis})
         last.inputs[0] = node.inputs[0]
         count += 1
     if count:
-        for each in graphs(graph):
-            drop_dead(each)
+        drop_dead(graph)
     return count
+
+
+def _shuffle(node: gs.Node, shapes: Shapes) -> tuple[gs.Node, int, NDArray[np.int64]] | None:
+    """The last node of a shuffle that begins with ``node``, the axis it permutes, and how."""
+    chain = _chain(node, ("Reshape", "Transpose", "Reshape"))
+    if chain is None:
+        return None
+    dims = [shapes.dims.get(tensor.name) for tensor in (node.inputs[0], *(n.outputs[0] for n in chain))]
+    if any(d is None for d in dims) or dims[0] != dims[3]:
+        return None
+    order = chain[1].attrs.get("perm") or list(range(len(dims[1] or ())))[::-1]
+    found = _permutation(dims[0] or (), dims[1] or (), order)
+    return None if found is None else (chain[2], *found)
 
 
 def _chain(node: gs.Node, operators: tuple[str, ...]) -> list[gs.Node] | None:

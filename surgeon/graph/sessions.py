@@ -33,6 +33,7 @@ _RUNTIME_ERRORS = (
     RuntimeError,
     ValueError,
 )
+MANY_NODES = 2000  # above, time for planning matters more than memory of activations
 _FATAL_ONLY = 4
 _LARGEST_MESSAGE = 2**31 - 1  # bytes protobuf can hold in one message
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : (\w+) : ")
@@ -44,6 +45,7 @@ def session(
     threads: int = 1,
     optimize: bool = True,
     frugal: bool = False,
+    reuse: bool = True,
 ) -> ort.InferenceSession:
     """Opens a model on the CPU, silently and deterministically.
 
@@ -54,12 +56,14 @@ def session(
         optimize: Whether onnxruntime may fuse and fold; without it, every tensor stays observable as written.
         frugal: Whether memory matters more than time: external data are used where they are mapped, instead of being
             packed for the kernels, and memory of activations is given back.
+        reuse: Whether activations may take each other's place in memory. Planning that takes onnxruntime time that
+            grows with the square of the number of nodes.
 
     Raises:
         UnsupportedModelError: onnxruntime cannot load the model; the message is its first line.
     """
     ort.set_default_logger_severity(_FATAL_ONLY)
-    options = _options(threads, optimize=optimize, frugal=frugal)
+    options = _options(threads, optimize=optimize, frugal=frugal, reuse=reuse)
     where = str(model) if isinstance(model, Path) else None
     try:
         if not isinstance(model, onnx.ModelProto):
@@ -128,7 +132,7 @@ def first_line(error: BaseException) -> str:
     return _PREFIX.sub("", lines[0]).strip() if lines else type(error).__name__
 
 
-def _options(threads: int, *, optimize: bool, frugal: bool = False) -> ort.SessionOptions:
+def _options(threads: int, *, optimize: bool, frugal: bool = False, reuse: bool = True) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
     options.intra_op_num_threads = threads
@@ -136,6 +140,7 @@ def _options(threads: int, *, optimize: bool, frugal: bool = False) -> ort.Sessi
     options.use_deterministic_compute = True
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.enable_mem_reuse = reuse
     if frugal:
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         options.add_session_config_entry("session.disable_prepacking", "1")

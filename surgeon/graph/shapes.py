@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 LARGEST_SEARCH = 50_000  # nodes to infer while looking for sizes a model accepts
 
-__all__ = ["Shapes", "Value", "captured", "dynamic_dims", "infer"]
+__all__ = ["Shapes", "Value", "captured", "dynamic_dims", "infer", "infer_once"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,17 @@ def infer(graph: gs.Graph, sizes: Mapping[str, int] | None = None) -> Shapes:
             best = again
     mark_decisions(graph, best)
     return best
+
+
+def infer_once(graph: gs.Graph, sizes: Mapping[str, int]) -> Shapes:
+    """The shapes at given sizes of all open dimensions, in half the time of `infer`: what is dynamic stays unknown.
+
+    Raises:
+        UnsupportedModelError: The graph has a cycle.
+    """
+    first, _ = next(candidates(open_dimensions(graph), set(), sizes))
+    run = Program(graph).run(first, second=False)
+    return _compare(run, run, first)
 
 
 def _search(
