@@ -113,7 +113,9 @@ class _Sweep:
                 self.old.hold(target)
         for view in views:
             name = view.op.node.outputs[0].name
-            if name in self.nodes:
+            if (
+                name in self.nodes and len(self.nodes[name].inputs[1].outputs) == 1
+            ):  # a shared weight stays one
                 result.errors[view.op.node.name or name] = self._refit(view)
             self.pending.discard(name)
             for target in self._targets(view):
@@ -173,7 +175,8 @@ class _Sweep:
         holder, index = view.bias or ("", 0)
         owner = self.nodes.get(holder)
         if owner is not None and index < len(owner.inputs) and isinstance(owner.inputs[index], gs.Constant):
-            bias = peek(owner.inputs[index]).astype(np.float64).reshape(bias.shape)
+            given = peek(owner.inputs[index]).astype(np.float64).reshape(-1)
+            bias = np.broadcast_to(given, (bias.size,)).reshape(bias.shape)  # Gemm takes one number for all
         return np.concatenate([matrices, bias], axis=1)
 
     def _moments(
@@ -218,7 +221,8 @@ class _Sweep:
             return
         owner, index = self.nodes[view.bias[0]], view.bias[1]
         values = np.ascontiguousarray(solved[:, -1].reshape(-1).astype(old.dtype))
-        if index < len(owner.inputs) and owner.inputs[index].name:
+        given = owner.inputs[index] if index < len(owner.inputs) else None
+        if given is not None and given.name and len(given.outputs) == 1:
             owner.inputs[index] = gs.Constant(owner.inputs[index].name, values)
         else:
             name = f"{node.outputs[0].name}/surgeon/bias"

@@ -179,7 +179,11 @@ def linear_view(op: Op) -> Linear | None:
     node = op.node
     if len(node.inputs) < 2 or not isinstance(node.inputs[1], gs.Constant) or op.facts.barrier:
         return None
+    if op.within is not None:  # nothing inside a body can be seen from outside it
+        return None
     if isinstance(node.inputs[0], gs.Constant) or peek(node.inputs[1]).dtype != np.float32:
+        return None
+    if node.op in ("Conv", "Gemm") and not _has_vector_bias(node):
         return None
     if node.op == "Conv":
         return Convolution(op)
@@ -191,6 +195,14 @@ def linear_view(op: Op) -> Linear | None:
         added = _bias_after(node)
         return Product(op, added[0] if added else name, added, transposed=False)
     return None
+
+
+def _has_vector_bias(node: gs.Node) -> bool:
+    """Whether the third input is missing, or constant and the same at every place."""
+    if len(node.inputs) < 3 or not node.inputs[2].name:
+        return True
+    bias = node.inputs[2]
+    return isinstance(bias, gs.Constant) and all(size == 1 for size in bias.shape[:-1])
 
 
 def _bias_after(node: gs.Node) -> tuple[str, int] | None:
