@@ -39,7 +39,7 @@ class Store:
 
     def put(self, name: str, array: Array) -> None:
         """Append the next batch of a tensor."""
-        if self.used + array.nbytes > self.limit and array.size:
+        if self.used + array.nbytes > self.limit and array.size and not array.dtype.hasobject:
             array = self._spill(array)
         else:
             self.used += array.nbytes

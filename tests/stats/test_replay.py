@@ -1,0 +1,176 @@
+"""Running a graph piece by piece: every node once, nothing kept too long, the same arrays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import pytest
+from ops.oracle import build
+
+from surgeon.graph.load import from_model
+from surgeon.graph.save import to_model
+from surgeon.graph.sessions import run, session, with_outputs
+from surgeon.graph.shapes import infer
+from surgeon.stats import replay as module
+from surgeon.stats.replay import Replay, Store
+
+BODY = """
+a = MatMul (x, w1)
+b = Relu (a)
+c = MatMul (b, w2)
+d = Add (c, x)
+e, f = Split <axis=1> (d, parts)
+g = If (flag) <then_branch = t () => (float[N,2] p) { p = Neg (e) },
+               else_branch = o () => (float[N,2] q) { q = Mul (f, b2) }>
+y = Concat <axis=1> (g, e)
+"""
+NAMES = ["a", "b", "c", "d", "e", "f", "g", "y"]
+WEIGHTS = {"w1": (4, 6), "w2": (6, 4), "b2": (2,), "parts": np.array([2, 2])}
+
+
+@pytest.fixture
+def model():
+    return build("float[N,4] x, bool flag", "float[N,4] y", BODY, WEIGHTS)
+
+
+@pytest.fixture
+def feeds():
+    random = np.random.default_rng(0)
+    return [
+        {"x": random.standard_normal((n, 4)).astype(np.float32), "flag": np.array(flag)}
+        for n, flag in ((3, True), (2, False), (5, False))
+    ]
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The nodes (by first output) of every piece that was run."""
+    pieces = []
+
+    def spy(piece):
+        pieces.append([node.outputs[0].name for node in piece.nodes])
+        return to_model(piece)
+
+    monkeypatch.setattr(module, "to_model", spy)
+    return pieces
+
+
+def replay_of(model, feeds, **options) -> Replay:
+    graph = from_model(model)
+    return Replay(graph, infer(graph).dtypes, feeds, **options)
+
+
+@pytest.mark.parametrize("limit", [2**31, 100, 0])
+@pytest.mark.parametrize("order", [NAMES, NAMES[::-1], ["d", "y", "b", "g", "a", "e", "f", "c"]])
+def test_the_same_arrays_in_any_order_and_any_memory(model, feeds, ran, limit, order):
+    replay = replay_of(model, feeds, limit_bytes=limit)
+    whole = session(with_outputs(model, NAMES), optimize=False)
+    expected = [dict(zip(["y", *NAMES[:-1]], run(whole, batch), strict=True)) for batch in feeds]
+    for name in NAMES:
+        replay.hold(name)
+    for name in order:
+        replay.advance([name])
+        for batch, array in enumerate(replay.batch_of(name)):
+            np.testing.assert_allclose(array, expected[batch][name], rtol=1e-6, atol=1e-6)
+        assert replay.store.used <= limit
+    assert (replay.store.spilled > 0) == (limit < 2**31)
+    done = [name for piece in ran for name in piece]
+    assert sorted(done) == sorted(set(done))
+    assert set(done) == {"a", "b", "c", "d", "e", "g", "y"}
+
+
+def test_only_what_is_needed_runs(model, feeds, ran):
+    replay = replay_of(model, feeds)
+    assert replay.runs(["c"]) == {"a", "b", "c"}
+    replay.hold("b")
+    replay.advance(["c"])
+    assert ran == [["a", "b", "c"]]
+    assert replay.runs(["b", "c"]) == set()
+    assert replay.runs(["d"]) == {"d"}
+    replay.advance(["b"])
+    assert len(ran) == 1
+
+
+def test_tensors_go_when_nobody_needs_them(model, feeds):
+    replay = replay_of(model, feeds)
+    replay.hold("b")
+    replay.advance(["b"])
+    assert "a" not in replay.store
+    assert "x" in replay.store  # the addition has yet to read it
+    replay.advance(["d"])
+    assert "x" not in replay.store
+    assert "c" not in replay.store
+    assert "b" in replay.store
+    replay.release("b")
+    assert "b" not in replay.store
+    replay.hold("y")
+    replay.advance(["y"])
+    assert "flag" not in replay.store
+    assert "d" not in replay.store
+    replay.release("y")
+    assert replay.store.used == 0
+
+
+def test_holds_are_counted(model, feeds):
+    replay = replay_of(model, feeds)
+    for _ in range(2):
+        replay.hold("a")
+    replay.advance(["c"])
+    replay.release("a")
+    assert "a" in replay.store
+    replay.release("a")
+    assert "a" not in replay.store
+
+
+def test_constants_of_nodes_that_have_not_run_may_change(model, feeds):
+    replay = replay_of(model, feeds)
+    replay.hold("c")
+    replay.advance(["b"])
+    node = next(node for node in replay.graph.nodes if node.outputs[0].name == "c")
+    node.inputs[1] = gs.Constant("w2", np.zeros((6, 4), np.float32))
+    replay.advance(["c"])
+    assert all(not array.any() for array in replay.batch_of("c"))
+
+
+def test_spilled_files_go_with_their_tensors():
+    store = Store(40)
+    first, second = np.arange(10, dtype=np.float32), np.arange(12, dtype=np.int64).reshape(3, 4)
+    store.put("a", first)
+    store.put("a", second)
+    assert store.get("a", 0) is first
+    assert store.used == 40
+    spilled = store.get("a", 1)
+    assert isinstance(spilled, np.memmap)
+    np.testing.assert_array_equal(spilled, second)
+    path = Path(str(spilled.filename))
+    assert path.exists()
+    store.drop("a")
+    store.drop("a")
+    assert not path.exists()
+    assert store.used == 0
+    assert "a" not in store
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.array(3.5, np.float32), np.zeros((0, 4), np.float32), np.array(["a", "bc"], dtype=object)],
+    ids=["scalar", "empty", "text"],
+)
+def test_what_files_cannot_hold_or_barely(array):
+    store = Store(0)
+    store.put("a", array)
+    assert isinstance(store.get("a", 0), np.memmap) == (array.shape == ())
+    np.testing.assert_array_equal(store.get("a", 0), array)
+    assert store.get("a", 0).shape == array.shape
+    store.drop("a")
+    assert store.used == 0
+
+
+def test_the_folder_of_spilled_arrays_does_not_outlive_the_store():
+    store = Store(0)
+    store.put("a", np.ones(3, np.float32))
+    folder = Path(str(store.get("a", 0).filename)).parent
+    del store
+    assert not folder.exists()
