@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SIZES = ((1, 8), (3, 16))
 ITERATIONS = (2, 5)
+# which input of an operator holds the lengths of sequences, and which attribute says on what axis they lie
+_LENGTHS = {**dict.fromkeys(("LSTM", "GRU", "RNN"), (4, "layout")), "ReverseSequence": (1, "time_axis")}
 
 
 def probe_feeds(analysis: Analysis, seed: int = 0) -> Iterator[dict[str, NDArray[Any]]]:
@@ -46,8 +48,10 @@ def probe_feeds(analysis: Analysis, seed: int = 0) -> Iterator[dict[str, NDArray
         if any(d.kind != "batch" for d in dimensions.values()):  # models that accept few sizes refuse those
             one = {key: 1 for key, d in dimensions.items() if d.kind == "batch"}
             choices.append({**analysis.shapes.probe, **one})
+    longest = sequence_lengths(analysis)
     for k, sizes in enumerate(choices):
-        yield synthetic(inputs, seed + k, sizes=sizes, bounds=bounds)
+        lengths = {name: (1, min([size, *sizes.values()]) + 1) for name, size in longest.items()}
+        yield synthetic(inputs, seed + k, sizes=sizes, bounds={**bounds, **lengths})
 
 
 def index_bounds(analysis: Analysis) -> dict[str, tuple[int, int]]:
@@ -60,6 +64,23 @@ def index_bounds(analysis: Analysis) -> dict[str, tuple[int, int]]:
         elif any(node.op == "Loop" and node.inputs[0] is tensor for node in tensor.outputs):
             bounds[tensor.name] = ITERATIONS
     return bounds
+
+
+def sequence_lengths(analysis: Analysis) -> dict[str, int]:
+    """For inputs that say how long each sequence of a batch is: the length of the longest, at the probe sizes.
+
+    At other sizes the longest is at least as long as the shortest open dimension, or fixed.
+    """
+    found: dict[str, int] = {}
+    for tensor in analysis.graph.inputs:
+        for node in tensor.outputs:
+            place, axis = _LENGTHS.get(node.op, (0, ""))
+            if place and len(node.inputs) > place and node.inputs[place] is tensor:
+                dims = analysis.shapes.dims.get(node.inputs[0].name)
+                if dims:
+                    length = dims[node.attrs.get(axis, 0)]
+                    found[tensor.name] = min(length, found.get(tensor.name, length))
+    return found
 
 
 def _tables(tensor: gs.Tensor, analysis: Analysis) -> Iterator[int]:

@@ -161,8 +161,9 @@ def test_sequences_turned_around():
     b = Transpose <perm=[1,0,2]> (r)
     """
     text = f"a = MatMul (x, w_in)\n{body}\ny = MatMul (b, w_out)"
-    weights = {"w_in": (5, 12), "lengths": np.int64([5, 7]), "w_out": (12, 3)}
-    check(build("float[2,7,5] x", "float[2,7,3] y", text, weights), [12])
+    weights = {"w_in": (5, 12), "w_out": (12, 3)}
+    check(build("float[2,7,5] x", "float[2,7,3] y", text, {**weights, "lengths": np.int64([5, 7])}), [12])
+    check(build("float[N,T,5] x, int64[N] lengths", "float[N,T,3] y", text, weights), [12])
 
 
 def test_flags_select_positions():

@@ -131,6 +131,13 @@ def test_lengths_of_sequences():
     check(build("float[4,2,5] x", "float[4,2,3] y", body, weights), [HIDDEN])
 
 
+def test_lengths_of_sequences_may_be_an_input():
+    """Made-up lengths are at most as long as the sequences, or the proof has nothing to run on."""
+    body = f"h = LSTM <hidden_size={HIDDEN}> (x, w, r, v, lengths)\n{CLASSIFIER}"
+    weights = {**weights_of("LSTM"), "join": ints(0, 0, -1), "w_out": (HIDDEN, 3)}
+    check(build("float[T,N,5] x, int32[N] lengths", "float[T,N,3] y", body, weights), [HIDDEN])
+
+
 @pytest.mark.parametrize("directions", [1, 2])
 def test_peepholes_have_three_gates(directions):
     direction = "bidirectional" if directions == 2 else "forward"
