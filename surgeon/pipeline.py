@@ -61,12 +61,15 @@ def check_facts(passes: Sequence[Pass], graph: Graph) -> None:
 
 
 def starting_facts(graph: Graph) -> frozenset[str]:
-    """Returns ``qdq`` for a graph that is quantized already, otherwise ``float``."""
+    """Returns ``qdq`` for a graph that is quantized already, otherwise ``float``; and ``prunable`` for any.
+
+    What is quantized when the run starts can be cut. What the run quantizes itself should have been cut before.
+    """
     quantized = any(
         node.op in ("QuantizeLinear", "DynamicQuantizeLinear") or node.op.startswith("QLinear")
         for node in graph.nodes
     )
-    return frozenset({"qdq"} if quantized else {"float"})
+    return frozenset({"prunable", "qdq" if quantized else "float"})
 
 
 def run_passes(graph: Graph, passes: Sequence[Pass], context: Context, *, debug: bool = False) -> Outcome:

@@ -70,6 +70,23 @@ def test_prune_a_path_and_write_everything(model, tmp_path):
     assert [each["name"] for each in written["passes"]] == ["clean", "prune"]
 
 
+@pytest.mark.parametrize("mode", ["static", "dynamic", "fp16"])
+def test_a_quantized_model_can_be_cut(model, tmp_path, mode):
+    quantized, data = tmp_path / "q.onnx", tiny.samples(tmp_path / "d.npz", labels=False)
+    surgeon.run(model, f"quantize{{mode={mode}}}", data=data, destination=quantized)
+    facts = surgeon.run(quantized, "prune{ratio=0.5}", data=data).report
+    assert facts["certificate"]["status"] == "exact"
+    assert facts["groups"]["cut"] == 2
+    assert facts["after"]["params"] < 0.5 * facts["before"]["params"]
+    refitted = facts["passes"][-1]["reconstruct"]["operators"]
+    assert bool(refitted) != any("refitted" in warning for warning in facts["warnings"])
+
+
+def test_what_a_run_quantizes_is_cut_before(model):
+    with pytest.raises(surgeon.UsageError, match="put prune before quantize"):
+        surgeon.run(model, ["quantize", "prune"])
+
+
 def test_a_recipe_repeats_a_run_byte_for_byte(model, tmp_path):
     first, second, third = (tmp_path / name for name in ("a.onnx", "b.onnx", "c.onnx"))
     surgeon.run(model, "prune{ratio=0.25 score=l1}", destination=first, seed=3, threads=1)

@@ -76,7 +76,7 @@ def test_facts_are_checked_for_the_whole_plan(graph):
         UsageError, match=r"needs-float: .*to-qdq runs before it and ends that .put needs-float before to-qdq"
     ):
         pipeline.check_facts([ToQdq(), NeedsFloat()], graph)
-    with pytest.raises(UsageError, match=r"'qdq', this one is float .put to-qdq before needs-qdq"):
+    with pytest.raises(UsageError, match=r"'qdq', this one is float, prunable .put to-qdq before needs-qdq"):
         pipeline.check_facts([NeedsQdq(), ToQdq()], graph)
 
 

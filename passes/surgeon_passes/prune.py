@@ -71,7 +71,7 @@ class Prune(Pass):
     """
 
     name: ClassVar[str] = "prune"
-    requires: ClassVar[frozenset[str]] = frozenset({"float"})
+    requires: ClassVar[frozenset[str]] = frozenset({"prunable"})
 
     ratio: float | None = None
     macs: float | None = None

@@ -41,7 +41,7 @@ class Quantize(Pass):
     name: ClassVar[str] = "quantize"
     requires: ClassVar[frozenset[str]] = frozenset({"float"})
     ensures: ClassVar[frozenset[str]] = frozenset({"qdq"})
-    removes: ClassVar[frozenset[str]] = frozenset({"float"})
+    removes: ClassVar[frozenset[str]] = frozenset({"float", "prunable"})
 
     mode: Literal["auto", "static", "dynamic", "fp16"] = "auto"
     calibration: Literal["minmax", "percentile", "entropy"] = "minmax"

@@ -30,6 +30,8 @@ def reconstruct(model: Model, proved: Proved, context: Context, memory: int) -> 
             limit_bytes=memory,
             progress=advance,
         )
+    if not result.errors:
+        context.warn("no weights were refitted: only constants of float32 are; expect to lose accuracy")
     context.record["reconstruct"] = {
         "seconds": time.perf_counter() - started,
         "operators": [
