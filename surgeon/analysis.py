@@ -15,6 +15,7 @@ from surgeon.ops import RULES, Barrier, Op
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from surgeon.ops import Rule
     from surgeon.ops.op import Axes
 
 
@@ -28,6 +29,8 @@ class Tie:
 
 
 UNENTERED = "inside an operator that is not understood"
+# what a rule trips over in broken models: other ranks, missing inputs or attributes, a number of groups that is zero
+_MISFITS = (IndexError, KeyError, TypeError, ValueError, ZeroDivisionError)
 
 
 @dataclass
@@ -147,7 +150,7 @@ def _apply(op: Op) -> None:
         missing = [t.name for t, a in zip(op.node.inputs, inputs, strict=True) if a is None and t.name]
         if missing and found.needs_shapes:
             raise Barrier(f"the shape of {missing[0]} is not known")
-        outputs: list[Axes | None] = [*found.function(op, *inputs)]
+        outputs = _ask(found, op, inputs)
         _check(op, outputs)
     except Barrier as reason:
         op.facts = type(op.facts)(barrier=str(reason))
@@ -156,6 +159,13 @@ def _apply(op: Op) -> None:
         if tensor.name:
             op.axes[tensor.name] = axes
             _pin_numbers(op, tensor.name)
+
+
+def _ask(found: Rule, op: Op, inputs: Sequence[Axes | None]) -> list[Axes | None]:
+    try:
+        return [*found.function(op, *inputs)]
+    except _MISFITS as error:
+        raise Barrier(f"its inputs and attributes are none its rule expects ({error})") from error
 
 
 def _axes_of(tensor: gs.Tensor, op: Op) -> Axes | None:

@@ -15,8 +15,10 @@ class SurgeonError(Exception):
     exit_code = 3
 
     def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message, self.where, self.hint = message, where, hint
+        super().__init__(_one_line(message))
+        self.message = _one_line(message)
+        self.where = None if where is None else _one_line(where)
+        self.hint = None if hint is None else _one_line(hint)
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.message}" if self.where else self.message
@@ -59,3 +61,8 @@ class PassError(SurgeonError):
 
 class InternalError(SurgeonError):
     """surgeon's own fault. Exit code 3."""
+
+
+def _one_line(text: str) -> str:
+    """Text as it is, but for line breaks: names in models may have them."""
+    return "\\n".join(text.splitlines())

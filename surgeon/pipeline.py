@@ -112,6 +112,11 @@ def _run_one(each: Pass, graph: Graph, context: Context) -> Graph:
             return each.run(graph, context)
     except SurgeonError:
         raise
+    except MemoryError as error:
+        message = f"needs more memory than there is: {error}"
+        raise PassError(
+            message, where=f"pass {each.name}", hint="check the sizes the model declares"
+        ) from error
     except (
         Exception
     ) as error:  # a pass may be a third party's; whatever it raised, the user must learn whose it was

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from surgeon.stats.chunks import Array, Chunk, Feeds, Input, InputLike, inputs_o
 from surgeon.stats.data import Dataset, from_chunks
 
 Bounds = Mapping[str, tuple[int, int]]
+_MOST_VALUES = 2**30  # gigabytes: no probe is meant to take that
 _OTHER = 8  # size of a dynamic dimension nobody gave a size for
 _BOUNDS = (0, 40)  # small enough for every vocabulary, position table and class list seen in practice
 
@@ -34,7 +36,7 @@ def synthetic(
         bounds: For integer inputs by name: least value and the first one beyond the greatest.
 
     Raises:
-        UnsupportedModelError: An input holds neither numbers nor booleans.
+        UnsupportedModelError: An input holds neither numbers nor booleans, or more of them than there is memory for.
     """
     feeds: Feeds = {}
     for position, entry in enumerate(inputs_of(inputs)):
@@ -77,10 +79,12 @@ def _values(
     entry: Input, shape: tuple[int, ...], random: np.random.Generator, bounds: tuple[int, int]
 ) -> Array:
     kind = entry.dtype.kind
+    if kind not in "bfiu":
+        raise UnsupportedModelError(f"cannot make up values of type {entry.dtype}", where=entry.name)
+    if math.prod(shape) > _MOST_VALUES:
+        raise UnsupportedModelError(f"is too large to make up values for: {list(shape)}", where=entry.name)
     if kind == "b":
         return np.ones(shape, np.bool_)
-    if kind not in "fiu":
-        raise UnsupportedModelError(f"cannot make up values of type {entry.dtype}", where=entry.name)
     if "mask" in entry.name.lower():
         return np.ones(shape, entry.dtype)
     if kind == "f":
