@@ -171,7 +171,8 @@ def _unreachable(
     parts = []
     for goal in wanted:
         left = goal.whole - (whole[goal.kind] - least[goal.kind])
-        parts.append(f"{goal.name}={max(left, 0.0) / max(goal.whole, 1.0):.3f}")
+        name = "macs" if goal.name == "latency" else goal.name  # what latency comes to is not known before
+        parts.append(f"{name}={max(left, 0.0) / max(goal.whole, 1.0):.3f}")
     hint = "looser min_keep, max_ratio, multiple_of or exclude, or allow_structural, free more"
     if one_sided:
         hint += "; so does product=both, which lets both factors of a product shrink"
