@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from surgeon.ops.emit import Emitter
 
 Axes: TypeAlias = "list[Axis]"
+LONGEST = 1 << 24  # indices; the widest layers of known networks have a few hundred thousand
 SolveBody: TypeAlias = "Callable[[Op, str, Sequence[Axes | None]], list[Axes | None]]"
 
 
@@ -251,6 +252,10 @@ class Op:
     def fixed(self, size: int, why: str) -> Axis:
         """A new axis that must not shrink."""
         return ONE if size == 1 else Atom(size, Pin(self.name, why))
+
+    def free(self, size: int) -> Axis:
+        """A new axis that may shrink, unless it is so long that flags for its positions would fill the memory."""
+        return Atom(size) if size <= LONGEST else self.fixed(size, "too long for channels")
 
     def fixed_output(self, why: str, index: int = 0) -> Axes:
         """New axes that must not shrink, for output ``index``."""

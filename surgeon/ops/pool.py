@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from surgeon.axes import Atom, Axis, Concat
+from surgeon.axes import Axis, Concat
 from surgeon.ops.emit import Emitter
 from surgeon.ops.op import Axes, Barrier, Op
 from surgeon.ops.registry import rule
@@ -57,7 +57,7 @@ def pad(op: Op, x: Axes, *inputs: Axes | None) -> list[Axes]:
             op.pin(x[axis], f"padded by {op.attribute('mode', 'constant')}")
             result[axis] = op.fixed(op.out_dims()[axis], "padded")
         else:
-            before[k], after[k] = Atom(low), Atom(high)
+            before[k], after[k] = op.free(low), op.free(high)
             result[axis] = Concat([before[k], x[axis], after[k]])
     if before:
         op.emit(lambda emitter: _emit_pads(emitter, before, after, len(axes)))

@@ -138,7 +138,7 @@ def expand(op: Op, data: Axes, shape: Axes) -> list[Axes]:
 
 
 def _repeat(op: Op, size: int, dynamic: bool) -> Axis:
-    return op.fixed(size, "repeated a dynamic number of times") if dynamic else Atom(size)
+    return op.fixed(size, "repeated a dynamic number of times") if dynamic else op.free(size)
 
 
 @rule("Tile")

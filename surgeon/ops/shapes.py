@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from surgeon.axes import Atom
 from surgeon.ops.op import Axes, Op
 from surgeon.ops.registry import rule
 
@@ -22,7 +21,7 @@ def constant_of_shape(op: Op, input: Axes) -> list[Axes]:  # noqa: A002 - named 
     """A constant tensor; its axes are whatever it is used with."""
     op.pin(input, "a shape")
     out = [
-        op.fixed(size, "dynamic") if dynamic or size == 1 else Atom(size)
+        op.fixed(size, "dynamic") if dynamic or size == 1 else op.free(size)
         for size, dynamic in zip(op.out_dims(), op.out_dynamic(), strict=True)
     ]
     op.resize_input(0, out)

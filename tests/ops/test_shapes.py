@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from ops.oracle import build, check, check_cut, drop, features, ints, only, reasons, solved
 
 
@@ -92,3 +93,14 @@ def test_shapes_as_graph_outputs_are_barriers_to_nothing_else():
     )
     assert [group.size for group in solved(model).groups] == [12]
     check(model, [12])
+
+
+@pytest.mark.parametrize(
+    "body", ["l = ConstantOfShape (s)", "l = Expand (c, s)", "l = Pad (a, p)"], ids=["fill", "expand", "pad"]
+)
+def test_axes_too_long_for_memory_are_no_channels(body):
+    """A few bytes may claim any size; analysing them takes no memory for it."""
+    weights = {"s": ints(2**30, 2**30), "c": np.float32([[1]]), "p": ints(0, 0, 0, 0, 0, 2**30)}
+    found = solved(features(f"{body}\nm = ReduceSum <keepdims=0> (l)\nb = Add (a, m)", 12, weights))
+    assert [group.size for group in found.groups] == [12]
+    assert "too long for channels" in reasons(found)
