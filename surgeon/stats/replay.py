@@ -135,7 +135,18 @@ class Replay:
 
     def _needed(self, names: Iterable[str]) -> list[gs.Node]:
         wanted = {name for name in names if name not in self.store}
-        segment = []
+        while True:
+            segment = self._makers(wanted)
+            inside = {id(node) for node in segment}
+            # sequences cannot be stored: who reads one runs along with who makes it
+            lost = {t.name for n in segment for t in n.outputs if t.name and t.name not in self.dtypes}
+            users = [n for n in self._left if id(n) not in inside and any(t.name in lost for t in needs(n))]
+            if not users:
+                return segment
+            wanted |= {tensor.name for node in users for tensor in node.outputs if tensor.name}
+
+    def _makers(self, names: Iterable[str]) -> list[gs.Node]:
+        wanted, segment = set(names), []
         for node in reversed(self._left):
             if any(tensor.name in wanted for tensor in node.outputs):
                 segment.append(node)

@@ -12,7 +12,7 @@ from surgeon.stats.chunks import Array, Chunk, Feeds, Input, InputLike, inputs_o
 from surgeon.stats.data import Dataset, from_chunks
 
 Bounds = Mapping[str, tuple[int, int]]
-_MOST_VALUES = 2**30  # gigabytes: no probe is meant to take that
+_MOST_VALUES = 2**28  # a gigabyte: no probe is meant to take that
 _OTHER = 8  # size of a dynamic dimension nobody gave a size for
 _BOUNDS = (0, 40)  # small enough for every vocabulary, position table and class list seen in practice
 

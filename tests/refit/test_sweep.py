@@ -96,6 +96,11 @@ CASES = {
     "a sequence": (
         MULTILAYER + "s = SplitToSequence <axis=1> (x, k) a = SequenceAt (s, i) b = ReduceSum <keepdims=1> (a)"
         " t = Add (r, b) y = MatMul (t, w2)", {"i": np.array(1), "k": np.array([3, 3])}, 1),
+    "a sequence read twice": (
+        MULTILAYER + "s = SplitToSequence <axis=1> (x, k) a = SequenceAt (s, i) b = ReduceSum <keepdims=1> (a)"
+        " t = Add (r, b) m = MatMul (t, w2) c = SequenceAt (s, j) d = ReduceSum <keepdims=1> (c)"
+        " e = Add (r, d) n = MatMul (e, w3) y = Add (m, n)",
+        {"i": np.array(1), "j": np.array(0), "k": np.array([3, 3])}, 2),
 }  # fmt: skip
 
 
