@@ -52,8 +52,8 @@ class Certificate:
     """What was proved.
 
     Attributes:
-        status: "exact", "structural" (the model runs, but a norm or reduction over a cut axis forbids equality) or
-            "none".
+        status: "exact", "structural" (the model runs, but a norm or reduction over a cut axis forbids equality, or the
+            original answers nothing finite to compare with) or "none".
         max_rel_err: Largest difference over all outputs and probes, relative to the largest output; None if unknown.
         probes: Number of inputs the two models were compared on.
     """
@@ -65,6 +65,16 @@ class Certificate:
     def to_json(self) -> dict[str, Any]:
         """The object in reports."""
         return {"status": self.status, "max_rel_err": self.max_rel_err, "probes": self.probes}
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """The largest difference, on how many feeds the original ran and said something, and why it did not run on others."""
+
+    worst: float
+    ran: int
+    told: int
+    refusal: str
 
 
 def prove(
@@ -96,12 +106,13 @@ def prove(
     original = masked(analysis, tensors)
     opened = partial(answers, threads=threads, folder=folder)
     probes = list(probe_feeds(analysis))
-    worst, count, refusal = _compare(original, smaller, [*probes, *feeds], opened, interface or {})
+    whole = _compare(original, smaller, [*probes, *feeds], opened, interface or {})
+    worst = whole.worst
     for condition in (True, False):
         both = decided(original, condition), decided(smaller, condition)
         if both[0] is not None and both[1] is not None:
             with suppress(UnsupportedModelError):  # an original that cannot go that way says nothing
-                worst = max(worst, _compare(both[0], both[1], probes[:1], opened, interface or {})[0])
+                worst = max(worst, _compare(both[0], both[1], probes[:1], opened, interface or {}).worst)
     if worst > TOLERANCE and not structural:
         worst = min(
             worst,
@@ -109,16 +120,18 @@ def prove(
                 analysis, original, smaller, lambda a, b: _compare(a, b, probes, opened, interface or {})
             ),
         )
-    if not count:
+    if not whole.ran:
         raise GateError(
-            f"the original runs on none of the made-up inputs: {refusal}",
+            f"the original runs on none of the made-up inputs: {whole.refusal}",
             where="proof",
             hint="give a few real ones with --data",
         )
+    if not whole.told:  # nothing but NaN and infinity: the models agree, and that says nothing about the cut
+        return Certificate("structural", None, whole.ran)
     if worst <= TOLERANCE:
-        return Certificate("exact", worst, count)
+        return Certificate("exact", worst, whole.ran)
     if structural and np.isfinite(worst):
-        return Certificate("structural", worst, count)
+        return Certificate("structural", worst, whole.ran)
     raise GateError(f"the cut model differs from the masked original by {worst:.1e}", where="proof")
 
 
@@ -126,7 +139,7 @@ def _without_rounding(
     analysis: Analysis,
     original: gs.Graph,
     smaller: gs.Graph,
-    compare: Callable[[gs.Graph, gs.Graph], tuple[float, int, str]],
+    compare: Callable[[gs.Graph, gs.Graph], _Compared],
 ) -> float:
     """The difference of two quantized models as they would be if they did not round; infinite if that is unknown."""
     ranks = {name: len(dims) for name, dims in analysis.shapes.dims.items() if dims is not None}
@@ -134,15 +147,15 @@ def _without_rounding(
     if before is None or after is None:
         return np.inf
     with suppress(UnsupportedModelError, GateError):  # what cannot be written in floats says nothing
-        difference, count, _ = compare(before, after)
-        return difference if count else np.inf
+        compared = compare(before, after)
+        return compared.worst if compared.told else np.inf
     return np.inf
 
 
 def _compare(
     original: gs.Graph, smaller: gs.Graph, feeds: Sequence[Feeds], opened: Opened, kept: Kept
-) -> tuple[float, int, str]:
-    """The largest difference, on how many of the feeds the original runs, and why it does not on others.
+) -> _Compared:
+    """Run both graphs on the feeds the original accepts.
 
     One graph is run after the other, so that no more than one of them is open.
 
@@ -163,7 +176,7 @@ def _compare(
         found = opened(smaller, [narrowed(probe, kept) for probe in usable])
     except UnsupportedModelError as error:
         raise GateError(f"the cut model does not load: {error.message}", where="proof") from error
-    worst = 0.0
+    worst, told = 0.0, 0
     for probe, outputs, answer in zip(usable, expected, found, strict=True):
         if isinstance(answer, SurgeonError):
             raise GateError(f"the cut model does not run: {answer.message}", where="proof") from answer
@@ -174,7 +187,8 @@ def _compare(
         ):
             difference = TOLERANCE
         worst = max(worst, difference)
-    return worst, len(usable), refusal
+        told += any(np.isfinite(array).any() for array in outputs if array.dtype.kind not in "SUO")
+    return _Compared(worst, len(usable), told, refusal)
 
 
 def _noise(original: gs.Graph, probe: Feeds, expected: Sequence[NDArray[Any]], opened: Opened) -> float:

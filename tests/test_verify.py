@@ -137,3 +137,11 @@ def test_relative_errors():
 
 def test_certificates_as_json():
     assert Certificate("exact", 0.0, 3).to_json() == {"status": "exact", "max_rel_err": 0.0, "probes": 3}
+
+
+def test_answers_that_are_not_finite_prove_nothing():
+    nothing = np.full((12, 10), np.nan, np.float32)
+    found = solved(features("c = Sigmoid (a)\nb = MatMul (c, w)", 10, {"w": nothing}))
+    smaller, plan = found.cut({of_size(found, 12).id: drop(12, 2, 5)})
+    certificate = prove(found.analysis, smaller, plan.tensors)
+    assert (certificate.status, certificate.max_rel_err) == ("structural", None)

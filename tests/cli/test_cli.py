@@ -191,7 +191,10 @@ def test_internal_errors_are_one_line_unless_debug(surgeon, model, monkeypatch):
 
     monkeypatch.setattr("surgeon.api.run", fail)
     code, _, err = surgeon("run", model)
-    assert (code, err) == (3, "surgeon: error: internal error: RuntimeError: two lines (run with --debug)\n")
+    assert (code, err) == (
+        3,
+        "surgeon: error: internal error: RuntimeError: two\\nlines (run with --debug)\n",
+    )
     code, _, err = surgeon("run", model, "--debug")
     assert code == 3
     assert "Traceback" in err
