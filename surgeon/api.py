@@ -53,7 +53,7 @@ class Result:
 
 
 def load(path: str | os.PathLike[str]) -> Graph:
-    """Reads and checks a model; weights stay unread until they are needed.
+    """Reads and checks a model; weights stay unread until they are needed, so larger files must stay in place.
 
     Raises:
         UnsupportedModelError: The file is missing, is not an ONNX model, or is a broken one.
@@ -162,6 +162,8 @@ def run(
             debug=debug,
         )
         finished: Finished = execute(job)
+        if not isinstance(model, str | os.PathLike):
+            _hold(finished.graph)
     return Result(finished.graph, finished.report, finished.plan, finished.recipe)
 
 
@@ -212,6 +214,19 @@ def _file_of(model: Any) -> Iterator[Path]:
         path = Path(folder) / "model.onnx"
         save_graph(graph, path)
         yield path
+
+
+def _hold(graph: Graph) -> None:
+    """Reads every weight into memory, for the file they are in is about to go."""
+    import onnx_graphsurgeon as gs
+
+    from surgeon.graph.order import every_node
+    from surgeon.graph.weights import UnreadValues, peek
+
+    for node in every_node(graph):
+        for tensor in node.inputs:
+            if isinstance(tensor, gs.Constant) and isinstance(vars(tensor)["_values"], UnreadValues):
+                tensor.values = peek(tensor)
 
 
 def _dataset(data: Any, source: Path, where: str) -> Dataset | None:

@@ -30,7 +30,7 @@ LARGEST_MESSAGE = 2**31 - 1
 
 
 def load(path: Path | str) -> gs.Graph:
-    """Reads and checks a model; weights stay unread until they are needed.
+    """Reads and checks a model; weights stay unread until they are needed, so larger files must stay in place.
 
     ``Constant`` nodes become constants named after their output; initializers that were also inputs stop being
     inputs; local functions are inlined; nodes are in topological order; tensors of bodies beside each other get

@@ -56,7 +56,7 @@ class UnreadValues(LazyValues):  # type: ignore[misc]  # graphsurgeon ships no t
 
     def __init__(self, kind: int, shape: Sequence[int]) -> None:
         self.kind = int(kind)
-        self.shape = [int(size) for size in shape]
+        self.shape = tuple(int(size) for size in shape)
         self.dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(self.kind))
         self.nbytes = packed_bytes(self.kind, self.shape)
         self._array: weakref.ref[np.ndarray] | None = None

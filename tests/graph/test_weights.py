@@ -31,7 +31,7 @@ def test_large_values_are_computed_when_looked_at() -> None:
 
     constant = gs.Constant("w", WHOLE)
     constant.values = derived(constant, function, (300, 500))
-    assert (constant.shape, constant.dtype, data_type(constant)) == ([300, 500], np.float32, 1)
+    assert (constant.shape, constant.dtype, data_type(constant)) == ((300, 500), np.float32, 1)
     assert not calls
     held = peek(constant)
     assert np.array_equal(held, WHOLE[::2])
