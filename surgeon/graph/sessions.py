@@ -18,7 +18,7 @@ from surgeon.errors import DataError, UnsupportedModelError
 Array = NDArray[Any]
 
 #: Everything onnxruntime raises; its classes have no common base of their own.
-_RUNTIME_ERRORS = (
+RUNTIME_ERRORS = (
     native.EPFail,
     native.EngineError,
     native.Fail,
@@ -71,7 +71,7 @@ def session(
         if model.ByteSize() > _LARGEST_MESSAGE:
             return _open_large(model, options)
         return _open(model.SerializeToString(), options)
-    except _RUNTIME_ERRORS as error:
+    except RUNTIME_ERRORS as error:
         raise UnsupportedModelError(
             f"onnxruntime cannot load the model: {first_line(error)}",
             where=where,
@@ -99,7 +99,7 @@ def run(runner: ort.InferenceSession, feeds: Mapping[str, Array]) -> list[Array]
         outputs: list[Array] = runner.run(None, {name: feeds[name] for name in names})
     except native.InvalidArgument as error:
         raise DataError(f"the data do not fit the model: {first_line(error)}") from error
-    except _RUNTIME_ERRORS as error:
+    except RUNTIME_ERRORS as error:
         raise UnsupportedModelError(f"onnxruntime cannot run the model: {first_line(error)}") from error
     return outputs
 

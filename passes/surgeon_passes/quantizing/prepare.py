@@ -9,6 +9,7 @@ import onnx
 import onnxruntime as ort
 
 from surgeon.errors import GateError
+from surgeon.graph.sessions import RUNTIME_ERRORS
 
 QDQ_OPSET = 13  # the first whose DequantizeLinear has an axis, for scales per channel
 _SILENT = 4
@@ -98,7 +99,7 @@ def _rewrite(source: Path, target: Path, disabled: list[str]) -> bool:
         ort.InferenceSession(
             str(source), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
         )
-    except Exception:  # onnxruntime's errors have no base class; the model is used as it was
+    except RUNTIME_ERRORS:  # the model is used as it was
         return False
     return target.exists()
 
