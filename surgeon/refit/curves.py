@@ -10,7 +10,7 @@ import numpy as np
 from surgeon.axes import Atom, coordinates
 from surgeon.graph.weights import peek
 from surgeon.refit.solve import Elimination, Moments, eliminate
-from surgeon.stats.linear import Linear, linear_view
+from surgeon.stats.former import Linear, linear_view
 from surgeon.stats.replay import Replay
 
 if TYPE_CHECKING:

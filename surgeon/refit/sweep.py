@@ -17,7 +17,7 @@ from surgeon.axes import Keep, mask
 from surgeon.graph.shapes import infer
 from surgeon.graph.weights import peek
 from surgeon.refit.solve import Moments, best_ridge
-from surgeon.stats.linear import Linear, linear_view
+from surgeon.stats.former import Linear, linear_view
 from surgeon.stats.replay import Replay
 
 if TYPE_CHECKING:

@@ -1,220 +1,156 @@
 """Weighted operators as matrix products: the rows that are multiplied, and the weights as matrices.
 
-Every operator here computes, for each of its groups, ``y = x W + b`` with x of shape ``[positions, inputs]`` and W of
-shape ``[inputs, outputs]``. For a convolution the positions are those of the output and the inputs are channel times
-kernel taps.
+Every operator here computes, for each of its groups, ``y = x W + b`` with x of shape ``[places, inputs]`` and W of
+shape ``[inputs, outputs]``; recurrent ones compute two such products. What a place is, and what an input, is said where
+the kinds of operators are: convolutions, products, recurrent layers.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from surgeon.graph.weights import peek
+from surgeon.axes import coordinates
+from surgeon.stats.convolution import Convolution, TransposedConvolution
+from surgeon.stats.product import gemm, matmul
+from surgeon.stats.recurrent import recurrent
+from surgeon.stats.weight import weight_chain
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from numpy.typing import NDArray
 
+    from surgeon.axes import Atom
     from surgeon.ops import Op
+    from surgeon.stats.bias import Bias
 
     Array = NDArray[Any]
-    Matrix = NDArray[np.float64]
+    Places = NDArray[np.int64]
+    Read: TypeAlias = Callable[[str], Array]
 
 
 class Linear(Protocol):
-    """One weighted operator."""
+    """One matrix product with a constant weight.
+
+    Methods take the node of the original graph or the same node in the cut graph, which has fewer channels; ``read``
+    gives the tensors of that graph, of one batch. ``places`` number the places of that batch.
+    """
 
     @property
     def op(self) -> Op:
         """The operator in the analysed graph."""
 
     @property
-    def output(self) -> str:
-        """The tensor that holds the result with its bias."""
+    def weight(self) -> int:
+        """Which input of the operator is the weight."""
 
     @property
-    def bias(self) -> tuple[str, int] | None:
-        """Where the bias is, whether given or not: the node (by first output) and the index among its inputs."""
+    def output(self) -> str:
+        """The tensor that holds the result with its bias; '' where no tensor does."""
+
+    @property
+    def bias(self) -> Bias | None:
+        """Where the bias is or could be; see :func:`surgeon.stats.bias.read_bias` and ``write_bias``."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The tensors that :meth:`rows` and :meth:`count` read; the operator's own output where it feeds back."""
+
+    @property
+    def target_reads(self) -> tuple[str, ...]:
+        """The tensors that :meth:`target` reads."""
+
+    @property
+    def channel_axis(self) -> int | None:
+        """The axis of the output with the channels, from the end if negative; None where there is no such axis.
+
+        It has groups times outputs channels, but for batched products, whose groups are along :attr:`group_axes`.
+        """
+
+    @property
+    def group_axes(self) -> tuple[int, ...]:
+        """Further axes of the output that are neither channels nor places, slowest first, counted from the end."""
+
+    def groups(self, node: gs.Node) -> int:
+        """How many products side by side ``node`` is."""
+
+    def bias_shape(self, node: gs.Node) -> tuple[int, ...]:
+        """The shape of the whole tensor that is added to the products of ``node``, its groups slowest."""
 
     def matrices(self, node: gs.Node, values: Array) -> Array:
-        """The weight of ``node`` as ``[groups, inputs, outputs]``."""
+        """The weight of ``node`` as ``[groups, inputs, outputs]``, in its own type."""
 
     def weights(self, matrices: Array, shape: tuple[int, ...]) -> Array:
         """The inverse of :meth:`matrices`, in the weight's own shape."""
 
-    def rows(self, node: gs.Node, x: Array, y_shape: tuple[int, ...], places: NDArray[np.int64]) -> Array:
-        """What is multiplied at some ``places`` of the output: ``[groups, places, inputs]``."""
+    def count(self, read: Read) -> int:
+        """How many places a batch has."""
 
-    def results(self, y: Array, places: NDArray[np.int64], groups: int) -> Array:
-        """The output at ``places``: ``[groups, places, outputs]``."""
+    def rows(self, node: gs.Node, read: Read, places: Places) -> Array:
+        """What is multiplied at ``places``: ``[groups, places, inputs]``."""
 
-    def count(self, y_shape: tuple[int, ...]) -> int:
-        """How many places an output of this shape has."""
+    def target(self, node: gs.Node, read: Read, places: Places) -> Array:
+        """What ``node`` computes at ``places``, its own bias included: ``[groups, places, outputs]``."""
 
+    def results(self, y: Array, places: Places, groups: int) -> Array:
+        """The same, from an array shaped as the output.
 
-@dataclass(frozen=True)
-class Convolution:
-    """Conv with any number of groups, strides, dilations and pads."""
-
-    op: Op
-
-    @property
-    def output(self) -> str:
-        """The convolution's own output."""
-        return str(self.op.node.outputs[0].name)
-
-    @property
-    def bias(self) -> tuple[str, int]:
-        """The optional third input."""
-        return self.output, 2
-
-    def matrices(self, node: gs.Node, values: Array) -> Array:
-        """``[G*O, I, taps]`` to ``[G, I*taps, O]``."""
-        groups = node.attrs.get("group", 1)
-        return values.reshape(groups, values.shape[0] // groups, -1).transpose(0, 2, 1)
-
-    def weights(self, matrices: Array, shape: tuple[int, ...]) -> Array:
-        """``[G, I*taps, O]`` to ``[G*O, I, taps]``."""
-        return matrices.transpose(0, 2, 1).reshape(shape)
-
-    def count(self, y_shape: tuple[int, ...]) -> int:
-        """Samples times output positions."""
-        return int(y_shape[0] * np.prod(y_shape[2:]))
-
-    def rows(self, node: gs.Node, x: Array, y_shape: tuple[int, ...], places: NDArray[np.int64]) -> Array:
-        """Patches around ``places``."""
-        kernel = list(node.inputs[1].shape[2:])
-        rank = len(kernel)
-        strides = node.attrs.get("strides") or [1] * rank
-        dilations = node.attrs.get("dilations") or [1] * rank
-        groups = node.attrs.get("group", 1)
-        x = np.pad(
-            x, [(0, 0), (0, 0), *self._pads(node, x.shape[2:], y_shape[2:], kernel, strides, dilations)]
-        )
-        where = np.unravel_index(places, (y_shape[0], *y_shape[2:]))
-        index: list[Any] = [
-            where[0].reshape(-1, *[1] * (rank + 1)),
-            np.arange(x.shape[1]).reshape(1, -1, *[1] * rank),
-        ]
-        for k in range(rank):
-            taps = np.arange(kernel[k]) * dilations[k]
-            shape = [1] * (rank + 2)
-            shape[2 + k] = len(taps)
-            index.append(where[1 + k].reshape(-1, *[1] * (rank + 1)) * strides[k] + taps.reshape(shape))
-        patches: Array = x[tuple(index)]
-        return patches.reshape(len(places), groups, -1).transpose(1, 0, 2)
-
-    @staticmethod
-    def _pads(
-        node: gs.Node,
-        have: tuple[int, ...],
-        want: tuple[int, ...],
-        kernel: list[int],
-        strides: list[int],
-        dilations: list[int],
-    ) -> list[tuple[int, int]]:
-        """Pads per spatial axis, as much as the last window needs."""
-        rank, result = len(kernel), []
-        mode = node.attrs.get("auto_pad", "NOTSET")
-        given = node.attrs.get("pads") or [0] * (2 * rank)
-        for k in range(rank):
-            span = (want[k] - 1) * strides[k] + (kernel[k] - 1) * dilations[k] + 1
-            missing = max(span - have[k], 0)
-            if mode == "SAME_UPPER":
-                low = missing // 2
-            elif mode == "SAME_LOWER":
-                low = missing - missing // 2
-            else:
-                low = 0 if mode == "VALID" else given[k]
-            result.append((low, max(span - have[k] - low, 0)))
-        return result
-
-    def results(self, y: Array, places: NDArray[np.int64], groups: int) -> Array:
-        """Output channels at ``places``."""
-        flat: Array = np.moveaxis(y, 1, -1).reshape(-1, y.shape[1])[places]
-        return flat.reshape(len(places), groups, -1).transpose(1, 0, 2)
+        Raises:
+            ValueError: No tensor holds the result.
+        """
 
 
-@dataclass(frozen=True)
-class Product:
-    """Gemm, or MatMul with a constant matrix on the right; ``transposed`` weights are ``[outputs, inputs]``."""
+def linear_views(op: Op) -> Sequence[Linear]:
+    """All products of an operator with constant floating-point weights; none where there are none.
 
-    op: Op
-    output: str
-    bias: tuple[str, int] | None
-    transposed: bool
-
-    def matrices(self, node: gs.Node, values: Array) -> Array:
-        """``[1, inputs, outputs]``."""
-        del node
-        return (values.T if self.transposed else values)[None]
-
-    def weights(self, matrices: Array, shape: tuple[int, ...]) -> Array:
-        """The inverse."""
-        matrix: Array = matrices[0].T if self.transposed else matrices[0]
-        return matrix.reshape(shape)
-
-    def count(self, y_shape: tuple[int, ...]) -> int:
-        """Everything before the last axis."""
-        return int(np.prod(y_shape[:-1]))
-
-    def rows(self, node: gs.Node, x: Array, y_shape: tuple[int, ...], places: NDArray[np.int64]) -> Array:
-        """Rows of the input."""
-        del y_shape
-        if node.attrs.get("transA", 0):
-            x = x.T
-        return x.reshape(-1, x.shape[-1])[places][None]
-
-    def results(self, y: Array, places: NDArray[np.int64], groups: int) -> Array:
-        """Rows of the output."""
-        del groups
-        return y.reshape(-1, y.shape[-1])[places][None]
+    Operators in the bodies of others have none, for their tensors cannot be seen from outside; nor have operators
+    whose bias is computed or differs from place to place.
+    """
+    if op.within is not None or op.facts.barrier or op.node.domain not in (None, "", "ai.onnx"):
+        return []
+    find = _KINDS.get(op.node.op)
+    return find(op) if find is not None else []
 
 
-def linear_view(op: Op) -> Linear | None:
-    """How ``op`` is a matrix product with a constant weight, or None where it is not one."""
-    node = op.node
-    if len(node.inputs) < 2 or not isinstance(node.inputs[1], gs.Constant) or op.facts.barrier:
+def contracted_coordinates(view: Linear, atom: Atom) -> NDArray[np.int64] | None:
+    """Which index of ``atom`` every row of the original's matrices belongs to.
+
+    Returns:
+        ``[groups, inputs]``, -1 where a row does not depend on the atom; None where the atom occurs not once.
+    """
+    axes = view.op.facts.contracted.get(view.weight, [])
+    found = coordinates(axes[0], atom) if axes else []
+    if len(found) != 1:
         return None
-    if op.within is not None:  # nothing inside a body can be seen from outside it
-        return None
-    if isinstance(node.inputs[0], gs.Constant) or peek(node.inputs[1]).dtype != np.float32:
-        return None
-    if node.op in ("Conv", "Gemm") and not _has_vector_bias(node):
-        return None
-    if node.op == "Conv":
-        return Convolution(op)
-    name = node.outputs[0].name
-    if node.op == "Gemm":
-        plain = op.attribute("alpha", 1.0) == 1.0 and op.attribute("beta", 1.0) == 1.0
-        return Product(op, name, (name, 2), bool(op.attribute("transB", 0))) if plain else None
-    if node.op == "MatMul" and len(node.inputs[1].shape) == 2:
-        added = _bias_after(node)
-        return Product(op, added[0] if added else name, added, transposed=False)
-    return None
+    weight = np.broadcast_to(np.int8(0), view.op.dims(view.weight))
+    groups, inputs, _ = view.matrices(view.op.node, weight).shape
+    several = (
+        groups if isinstance(view, TransposedConvolution) else 1
+    )  # its weight has all groups on one axis
+    channels = np.broadcast_to(found[0].reshape(several, -1), (groups, len(found[0]) // several))
+    return np.repeat(channels, inputs // channels.shape[1], axis=1)
 
 
-def _has_vector_bias(node: gs.Node) -> bool:
-    """Whether the third input is missing, or constant and the same at every place."""
-    if len(node.inputs) < 3 or not node.inputs[2].name:
-        return True
-    bias = node.inputs[2]
-    return isinstance(bias, gs.Constant) and all(size == 1 for size in bias.shape[:-1])
+def _convolution(op: Op) -> list[Convolution]:
+    bias = op.node.inputs[2] if op.has(2) else None
+    if not _is_only_weight(op) or not (bias is None or isinstance(bias, gs.Constant)):
+        return []
+    return [Convolution(op) if op.node.op == "Conv" else TransposedConvolution(op)]
 
 
-def _bias_after(node: gs.Node) -> tuple[str, int] | None:
-    """The Add of a constant vector that is the only user of a MatMul."""
-    users = node.outputs[0].outputs
-    if len(users) != 1 or users[0].op != "Add":
-        return None
-    for index, tensor in enumerate(users[0].inputs):
-        if (
-            isinstance(tensor, gs.Constant)
-            and len(tensor.shape) == 1
-            and tensor.shape[0] == node.inputs[1].shape[1]
-        ):
-            return users[0].outputs[0].name, index
-    return None
+def _is_only_weight(op: Op) -> bool:
+    return [weight_chain(tensor) is not None for tensor in op.node.inputs[:2]] == [False, True]
+
+
+_KINDS: Mapping[str, Callable[[Op], Sequence[Linear]]] = {
+    "Conv": _convolution,
+    "ConvTranspose": _convolution,
+    "Gemm": gemm,
+    "MatMul": matmul,
+    "LSTM": recurrent,
+    "GRU": recurrent,
+    "RNN": recurrent,
+}
