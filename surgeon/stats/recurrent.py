@@ -1,13 +1,12 @@
 """LSTM, GRU and RNN as two matrix products each: of the inputs ``x_t`` and of the last state ``h_{t-1}``.
 
 Neither product is a tensor of the graph, but both follow from tensors of it, for the states are the operator's first
-output. Where that output has no name, :func:`named_sequences` gives it one for a while. Directions are groups; a place
-is a step and a sample. Layouts, gates and equations: https://onnx.ai/onnx/operators/onnx__GRU.html and the like.
+output. Where that output has no name, :func:`surgeon.stats.sequences.named_sequences` gives it one for a while.
+Directions are groups; a place is a step and a sample. Layouts, gates and equations: https://onnx.ai/onnx/operators/onnx__GRU.html and the like.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +17,8 @@ from surgeon.stats.bias import Bias, read_bias
 from surgeon.stats.weight import weight_chain, weight_shape, weight_values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
-    from surgeon.analysis import Analysis
     from surgeon.ops import Op
     from surgeon.stats.linear import Read
 
@@ -30,7 +26,7 @@ if TYPE_CHECKING:
     Places = NDArray[np.int64]
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-_X, _W, _R, _B, _LENGTHS, _INITIAL = range(6)
+X, _W, _R, _B, _LENGTHS, _INITIAL = range(6)
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ class InputProduct:
     @property
     def reads(self) -> tuple[str, ...]:
         """The sequence."""
-        return (str(self.op.node.inputs[_X].name),)
+        return (str(self.op.node.inputs[X].name),)
 
     @property
     def target_reads(self) -> tuple[str, ...]:
@@ -136,7 +132,7 @@ class GatedStateProduct(StateProduct):
     @property
     def reads(self) -> tuple[str, ...]:
         """The reset gate needs the inputs as well."""
-        return (*super().reads, str(self.op.node.inputs[_X].name))
+        return (*super().reads, str(self.op.node.inputs[X].name))
 
     def groups(self, node: gs.Node) -> int:
         """Directions times gates."""
@@ -183,41 +179,13 @@ def recurrent(op: Op) -> list[InputProduct]:
     return views
 
 
-@contextmanager
-def named_sequences(analysis: Analysis, *others: gs.Graph) -> Iterator[None]:
-    """Recurrent operators whose states nobody reads give them a name meanwhile, the same in all graphs.
-
-    Outside of it such operators have no views. The types of the names are entered into the analysis' shapes and stay
-    there.
-
-    Args:
-        analysis: Of the original.
-        others: Graphs that were cut out of it.
-    """
-    named: list[gs.Node] = []
-    for graph in (analysis.graph, *others):
-        for node in graph.nodes:
-            if node.op in GATES and not node.domain and node.outputs and not node.outputs[0].name:
-                other = next((tensor.name for tensor in node.outputs if tensor.name), "")
-                name = f"{other}/surgeon/sequence"
-                node.outputs[0] = gs.Variable(name)
-                dtypes = analysis.shapes.dtypes
-                dtypes[name] = dtypes[node.inputs[_X].name]
-                named.append(node)
-    try:
-        yield
-    finally:
-        for node in named:
-            node.outputs[0] = gs.Variable.empty()
-
-
 def _batch_first(node: gs.Node) -> bool:
     return bool(node.attrs.get("layout", 0) == 1)
 
 
 def _inputs(node: gs.Node, read: Read) -> Array:
     """``[steps * samples, I]``, step by step."""
-    x = read(node.inputs[_X].name)
+    x = read(node.inputs[X].name)
     x = x.swapaxes(0, 1) if _batch_first(node) else x
     return x.reshape(-1, x.shape[-1])
 

@@ -35,7 +35,7 @@ def weight_chain(tensor: gs.Tensor) -> list[gs.Tensor] | None:
             return None
         if not all(isinstance(each, gs.Constant) for each in makers[0].inputs[1:]):
             return None
-        if makers[0].op == "Cast" and makers[0].attrs["to"] not in _TYPES:
+        if makers[0].op == "Cast" and _float_type(makers[0].attrs["to"]) is None:
             return None
         chain.append(makers[0].inputs[0])
     return chain[::-1] if data_type(chain[-1]) in FLOATS else None
@@ -72,7 +72,7 @@ def _computed(node: gs.Node, values: Array) -> Array:
     if node.op == "Transpose":
         return values.transpose(node.attrs.get("perm"))
     if node.op == "Cast":
-        return values.astype(_TYPES[node.attrs["to"]])
+        return values.astype(_float_type(node.attrs["to"]))
     if node.op == "Reshape":
         target = [int(size) for size in peek(node.inputs[1])]
         if not node.attrs.get("allowzero", 0):
@@ -81,12 +81,7 @@ def _computed(node: gs.Node, values: Array) -> Array:
     return values
 
 
-_TYPES: dict[Any, np.dtype[Any]] = {
-    **{kind: np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)) for kind in FLOATS},
-    **{
-        np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)): np.dtype(
-            onnx.helper.tensor_dtype_to_np_dtype(kind)
-        )
-        for kind in FLOATS
-    },
-}
+def _float_type(to: Any) -> np.dtype[Any] | None:
+    """What a Cast makes, if it is floats; graphsurgeon reads the attribute as a type."""
+    made: np.dtype[Any] = onnx.helper.tensor_dtype_to_np_dtype(to) if isinstance(to, int) else np.dtype(to)
+    return made if onnx.helper.np_dtype_to_tensor_dtype(made) in FLOATS else None

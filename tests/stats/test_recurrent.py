@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_graphsurgeon as gs
 import pytest
 from ops.oracle import build
 from stats.products import analysed, check_view, operator, tensors, values
@@ -10,8 +11,10 @@ from stats.products import analysed, check_view, operator, tensors, values
 from surgeon.axes import normal
 from surgeon.graph.copy import copy_of
 from surgeon.stats.linear import contracted_coordinates, linear_views
-from surgeon.stats.recurrent import GatedStateProduct, InputProduct, StateProduct, named_sequences
+from surgeon.stats.recurrent import GatedStateProduct, InputProduct, StateProduct
 from surgeon.stats.replay import Replay
+from surgeon.stats.sequences import named_sequences, rerun
+from surgeon.stats.weight import is_shared
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 STEPS, SAMPLES, INPUTS, HIDDEN = 5, 3, 4, 6
@@ -227,3 +230,26 @@ def test_rows_that_belong_to_a_hidden_unit(kind, groups):
     rows = contracted_coordinates(second, hidden)
     np.testing.assert_array_equal(rows, np.tile(np.arange(HIDDEN), (groups, 1)))
     assert contracted_coordinates(first, hidden) is None
+
+
+@pytest.mark.parametrize(("kind", "turn"), [("LSTM", ""), ("GRU", "v = Identity (w)"), ("RNN", "")])
+def test_states_for_other_weights(kind, turn):
+    """The operator runs alone, with the weights it has by then, wherever they come from."""
+    rows = GATES[kind] * HIDDEN
+    body = (
+        f"{turn} a = MatMul (x, u) y = {kind} <hidden_size={HIDDEN}> (a, {'v' if turn else 'w'}, r, , , h0)"
+    )
+    weights = {"u": (INPUTS, INPUTS), "w": (1, rows, INPUTS), "r": (1, rows, HIDDEN)}
+    model = build(f"float[5,3,4] x, float[1,3,{HIDDEN}] h0", "float y", body, weights)
+    known = tensors(model, **feeds_of(1, with_state=True))
+    found = analysed(model)
+    node = operator(found, kind).node
+    given = {name: known[name] for name in ("a", "h0")}
+    np.testing.assert_allclose(rerun(node, found.graph)(given.__getitem__), known["y"], rtol=1e-5, atol=1e-6)
+    assert not is_shared(node.inputs[2])
+    node.inputs[2] = gs.Constant("r", np.zeros((1, rows, HIDDEN), np.float32))
+    other = build(
+        f"float[5,3,4] x, float[1,3,{HIDDEN}] h0", "float y", body, {**weights, "r": node.inputs[2].values}
+    )
+    expected = tensors(other, **feeds_of(1, with_state=True))["y"]
+    np.testing.assert_allclose(rerun(node, found.graph)(given.__getitem__), expected, rtol=1e-5, atol=1e-6)
