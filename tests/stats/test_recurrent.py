@@ -253,3 +253,21 @@ def test_states_for_other_weights(kind, turn):
     )
     expected = tensors(other, **feeds_of(1, with_state=True))["y"]
     np.testing.assert_allclose(rerun(node, found.graph)(given.__getitem__), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "view"), [("LSTM", StateProduct), ("GRU", GatedStateProduct), ("RNN", StateProduct)]
+)
+def test_half_precision(kind, view):
+    rows = GATES[kind] * HIDDEN
+    shapes = {"w": (1, rows, INPUTS), "r": (1, rows, HIDDEN), "b": (1, 2 * rows)}
+    weights = {name: (0.3 * values(*each)).astype(np.float16) for name, each in shapes.items()}
+    body = f"y = {kind} <hidden_size={HIDDEN}> (x, w, r, b)"
+    y = f"float16[{STEPS},1,{SAMPLES},{HIDDEN}] y"
+    model = build(f"float16[{STEPS},{SAMPLES},{INPUTS}] x", y, body, weights)
+    known = tensors(model, x=values(STEPS, SAMPLES, INPUTS).astype(np.float16))
+    found = analysed(model)
+    views = linear_views(operator(found, kind))
+    assert [type(each) for each in views] == [InputProduct, view]
+    for each in views:
+        check_view(found, each, known, 2e-2)
