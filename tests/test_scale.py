@@ -28,6 +28,7 @@ from surgeon.plugins import load_rules
 from surgeon_passes.clean import Clean
 from surgeon_passes.prune import Prune
 from surgeon_passes.pruning.choose import choose
+from surgeon_passes.pruning.rank import Ranking
 
 STATUS = Path("/proc/self/status")
 PEAK = """
@@ -140,7 +141,8 @@ def transform(path: Path) -> None:
     graph = load(path)
     figures(graph, 1)
     model = analyse(Clean().run(graph, context))
-    choice = choose(Prune(ratio=0.5), model, context, {})
+    options = Prune(ratio=0.5)
+    choice = choose(options, model, context, Ranking(options, model, context), None, {})
     smaller, plan = model.cut({name: flags for name, flags in choice.kept.items() if not flags.all()})
     plan.to_json()
     to_model(smaller)

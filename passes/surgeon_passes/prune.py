@@ -10,9 +10,10 @@ from surgeon.errors import UsageError
 from surgeon.passes import Pass
 from surgeon.suggest import did_you_mean
 from surgeon_passes.pruning.positions import parse
+from surgeon_passes.pruning.schedule import ConstantSparsity, PolynomialDecay
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Mapping
 
     from surgeon.engine import Model
     from surgeon.passes import Context, Graph
@@ -64,6 +65,12 @@ class Prune(Pass):
         drop: Indices that go, as ``tensor:axis=0-7+12``, whatever the limits; nothing else is removed unless a ratio or
             target is given.
         reconstruct: With data, refit the weights that are left, in closed form, to what the original computes.
+        steps: With data, cut and refit in so many steps, measuring anew what is left before each.
+        schedule: How the cut is spread over the steps: polynomial, 1 - (1 - initial) * (1 - t)^power of it after the part
+            t of the steps (PolynomialDecay); constant, all of it in the first (ConstantSparsity).
+        initial: The share of the cut that a polynomial schedule starts from.
+        power: The power of a polynomial schedule: 1 for equal steps.
+        sensitivity: With score obs, weigh each group's error by what of it is left at the model's outputs after a refit.
         memory: Megabytes of activations held in memory by measuring and refitting, per model; the rest goes to
             temporary files.
         allow_structural: Also cut groups that a normalisation runs over, which cannot be exact.
@@ -89,6 +96,11 @@ class Prune(Pass):
     keep: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     reconstruct: bool = True
+    steps: int = 1
+    schedule: Literal["polynomial", "constant"] = "polynomial"
+    initial: float = 0.0
+    power: float = 3.0
+    sensitivity: bool = True
     memory: int = 2048
     allow_structural: bool = False
     cut_cache: bool = False
@@ -102,10 +114,14 @@ class Prune(Pass):
             raise UsageError("give either a ratio or a target", where="prune.ratio")
         if not 0 < self.max_ratio <= 1:
             raise UsageError(f"must lie in (0, 1], got {self.max_ratio}", where="prune.max_ratio")
-        for option in ("min_keep", "multiple_of", "memory"):
+        for option in ("min_keep", "multiple_of", "memory", "steps"):
             value = getattr(self, option)
             if value is not None and value < 1:
                 raise UsageError(f"must be at least 1, got {value}", where=f"prune.{option}")
+        if not 0 <= self.initial < 1:
+            raise UsageError(f"must lie in [0, 1), got {self.initial}", where="prune.initial")
+        if self.power <= 0:
+            raise UsageError(f"must be above 0, got {self.power}", where="prune.power")
         for option in ("keep", "drop"):
             for entry in getattr(self, option):
                 parse(entry, f"prune.{option}")
@@ -119,31 +135,33 @@ class Prune(Pass):
             GateError: Nothing can be cut, the target cannot be met, or the proof fails.
         """
         from surgeon.engine import analyse
-        from surgeon_passes.pruning.choose import choose
-        from surgeon_passes.pruning.proved import Proved, cut_and_prove
-        from surgeon_passes.pruning.reconstruct import reconstruct
+        from surgeon_passes.pruning.cutting import Cutting
+        from surgeon_passes.pruning.describe import describe
 
         model = analyse(graph, cut_cache=self.cut_cache)
-        refused: dict[str, str] = {}
-        while True:
-            choice = choose(self, model, context, refused)
-            kept = {name: flags for name, flags in choice.kept.items() if not flags.all()}
-            context.record["groups"] = _groups(model, kept, choice.reasons)
-            if not kept:
-                context.record["certificate"] = {"status": "none", "max_rel_err": None, "probes": 0}
-                return graph
-            outcome = cut_and_prove(model, kept, context)
-            if isinstance(outcome, Proved):
-                context.record["certificate"] = outcome.certificate.to_json()
-                context.plan = outcome.plan
-                changed = _interface(graph, outcome.graph, outcome.plan.interface)
-                if changed:
-                    context.record["interface"] = changed
-                    context.warn(f"the model's interface has changed: {_in_words(changed)}")
-                elif self.reconstruct and context.data is not None:
-                    reconstruct(model, outcome, context, self.memory * 2**20)
-                return outcome.graph
-            refused |= outcome
+        cutting = Cutting(self, model, graph, context)
+        exact = self.ratio is not None or (self.drop and not self.has_targets(context))
+        found = cutting.to(None if exact else self.targets(context))
+        kept = {name for name, flags in found.choice.kept.items() if not flags.all()}
+        context.record["groups"] = _groups(model, kept, found.choice.reasons)
+        if found.proved is None:
+            context.record["certificate"] = {"status": "none", "max_rel_err": None, "probes": 0}
+            return graph
+        context.record["certificate"] = found.proved.certificate.to_json()
+        context.plan = found.proved.plan
+        changed = _interface(graph, found.graph, context.plan.interface)
+        if changed:
+            context.record["interface"] = changed
+            context.warn(f"the model's interface has changed: {_in_words(changed)}")
+        if found.refitted is not None:
+            describe(found, cutting, context)
+        return found.graph
+
+    def schedule_of(self) -> ConstantSparsity | PolynomialDecay:
+        """The schedule that spreads the cut over the steps."""
+        if self.schedule == "constant":
+            return ConstantSparsity()
+        return PolynomialDecay(self.initial, self.power)
 
     def has_targets(self, context: Context) -> bool:
         """Whether a target was given, to the pass or to the run."""
@@ -204,10 +222,10 @@ def _in_words(changed: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {shape['before']} → {shape['after']}" for name, shape in changed.items())
 
 
-def _groups(model: Model, kept: Mapping[str, Any], reasons: Mapping[str, str]) -> dict[str, Any]:
+def _groups(model: Model, kept: Container[str], reasons: Mapping[str, str]) -> dict[str, Any]:
     whole = [
         {"group": g.id, "size": g.size, "reason": reasons.get(g.id, "nothing of it had to go")}
         for g in model.groups
         if g.id not in kept
     ]
-    return {"total": len(model.groups), "cut": len(kept), "whole": whole}
+    return {"total": len(model.groups), "cut": sum(g.id in kept for g in model.groups), "whole": whole}

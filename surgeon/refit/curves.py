@@ -7,22 +7,30 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from surgeon.axes import Atom, coordinates
-from surgeon.graph.weights import peek
-from surgeon.refit.solve import Elimination, Moments, eliminate
-from surgeon.stats.former import Linear, linear_view
+from surgeon.refit.behind import beside, kept_weight, touched
+from surgeon.refit.eliminate import Elimination, eliminate
+from surgeon.refit.sampling import Draw, Places
+from surgeon.refit.target import sums_into
+from surgeon.stats.linear import Linear, contracted_coordinates, linear_views
 from surgeon.stats.replay import Replay
+from surgeon.stats.sequences import named_sequences
+from surgeon.stats.weight import weight_values
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from surgeon.analysis import Analysis
+    from surgeon.axes import Atom, Keep
     from surgeon.groups import Group
+    from surgeon.refit.carry import Current
 
-PLACES_PER_INPUT = 30
-FEWEST_PLACES = 10_000
+    Array = NDArray[Any]
+    Feeds = Sequence[Mapping[str, Array]]
+
+PLACES = Places(per_input=30, fewest=10_000)
+TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,7 @@ class Curve:
     """How a group can be removed index by index.
 
     Attributes:
-        order: The indices, the first to go first.
+        order: The indices that are there, the first to go first.
         steps: The increase of the squared error of the streams its consumers write into, relative to their energy.
     """
 
@@ -41,8 +49,9 @@ class Curve:
 def error_curves(
     analysis: Analysis,
     groups: Sequence[Group],
-    feeds: Sequence[Mapping[str, NDArray[Any]]],
+    feeds: Feeds,
     *,
+    current: Current | None = None,
     seed: int = 0,
     threads: int = 1,
     limit_bytes: int = 2**31,
@@ -50,111 +59,172 @@ def error_curves(
 ) -> dict[str, Curve]:
     """Eliminate every group that is contracted by operators with constant weights.
 
+    Args:
+        analysis: The original.
+        groups: What may be removed.
+        feeds: Calibration batches, without labels.
+        current: What was cut so far, with the weights it has now; by default nothing.
+        seed: Seed of the choice of places.
+        threads: Threads for onnxruntime.
+        limit_bytes: Activations held in memory, per graph.
+        progress: Called with 1 after each operator.
+
     Returns:
         A curve per group id; groups without such a consumer have none.
     """
-    views: list[Linear] = [view for op in analysis.ops if (view := linear_view(op)) is not None]
-    consumers: dict[Atom, list[tuple[Linear, list[NDArray[np.int64]]]]] = {g.atom: [] for g in groups}
-    last: dict[str, list[Group]] = {}
-    for group in groups:
-        final = ""
+    others = [current.graph] if current is not None else []
+    with named_sequences(analysis, *others):
+        original = Replay(
+            analysis.graph, analysis.shapes.dtypes, feeds, threads=threads, limit_bytes=limit_bytes
+        )
+        draw = Draw(np.random.default_rng(seed), PLACES.limited(limit_bytes), len(feeds))
+        return _Walk(analysis, groups, original, current, draw).run(progress or (lambda _: None))
+
+
+@dataclass(frozen=True)
+class _Use:
+    """One operator's product that sums over a group.
+
+    Attributes:
+        view: The product.
+        blocks: For each of its matrices that is left, ``[indices, block]`` rows that belong to each index of the
+            group; None where there are none. Indices that are gone have zeros, which are never asked for.
+    """
+
+    view: Linear
+    blocks: list[NDArray[np.int64] | None]
+
+
+class _Walk:
+    """One run over the graph, operator by operator; a group is eliminated when its last consumer was seen."""
+
+    def __init__(
+        self,
+        analysis: Analysis,
+        groups: Sequence[Group],
+        original: Replay,
+        current: Current | None,
+        draw: Draw,
+    ) -> None:
+        self.analysis, self.groups, self.draw, self.old = analysis, groups, draw, original
+        self.keep: Keep = current.keep if current is not None else {}
+        graph = current.graph if current is not None else analysis.graph
+        self.nodes = {node.outputs[0].name: node for node in graph.nodes if node.outputs}
+        self.new = original
+        if current is not None:
+            self.new = beside(original, analysis, graph, touched(analysis, current.keep))
+        views = [
+            view
+            for op in analysis.ops
+            if op.node.outputs and op.node.outputs[0].name in self.nodes
+            for view in linear_views(op)
+        ]
+        self.uses = {group.atom: self._uses(views, group.atom) for group in groups}
+        used = {id(use.view) for uses in self.uses.values() for use in uses}
+        self.consumers = [view for view in views if id(view) in used]
+
+    def _uses(self, views: Sequence[Linear], atom: Atom) -> list[_Use]:
+        found = []
         for view in views:
-            blocks = list(_blocks(view, group.atom))
-            if blocks:
-                consumers[group.atom].append((view, blocks))
-                final = view.output
-        if final:
-            last.setdefault(final, []).append(group)
-    wanted = {view.output: view for uses in consumers.values() for view, _ in uses}
-    replay = Replay(analysis.graph, analysis.shapes.dtypes, feeds, threads=threads, limit_bytes=limit_bytes)
-    random = np.random.default_rng(seed)
-    for view in wanted.values():  # a stream may lie behind operators whose turn comes later
-        for name in _names(analysis, view):
-            replay.hold(name)
-    problems: dict[Atom, list[tuple[Elimination, float]]] = {g.atom: [] for g in groups}
-    result: dict[str, Curve] = {}
-    for view in views:
-        if view.output not in wanted:
-            continue
-        moments, starts, energy = _moments(analysis, replay, view, random)
-        for group in groups:
-            for used, blocks in consumers[group.atom]:
-                if used is view:
+            places = contracted_coordinates(view, atom)
+            if places is None or not (places >= 0).any():
+                continue
+            flags = np.asarray(kept_weight(self.analysis, view, self.keep).any(axis=2))
+            blocks = [
+                _blocks(row[kept], atom, self.keep)
+                for row, kept in zip(places, flags, strict=True)
+                if kept.any()
+            ]
+            if any(block is not None for block in blocks):
+                found.append(_Use(view, blocks))
+        return found
+
+    def run(self, progress: Callable[[int], None]) -> dict[str, Curve]:
+        """Visit the consumers in topological order."""
+        for view in self.consumers:  # a stream may lie behind operators whose turn comes later
+            for name in self._streams(view):
+                self.old.hold(name)
+            for name in view.reads:
+                self.new.hold(name)
+        problems: dict[Atom, list[tuple[Elimination, float]]] = {group.atom: [] for group in self.groups}
+        result: dict[str, Curve] = {}
+        for view in self.consumers:
+            grams, weights, energy = self._measure(view)
+            for name in self._streams(view):
+                self.old.release(name)
+            for name in view.reads:
+                self.new.release(name)
+            for group in self.groups:
+                for use in self.uses[group.atom]:
+                    if use.view is not view:
+                        continue
                     problems[group.atom] += [
-                        (Elimination.start(m, w, b), energy)
-                        for m, w, b in zip(moments, starts, blocks, strict=True)
-                        if len(b)
+                        (Elimination.start(gram, w, block), energy)
+                        for gram, w, block in zip(grams, weights, use.blocks, strict=True)
+                        if block is not None
                     ]
-        for group in last.get(view.output, ()):
-            order, steps = eliminate(problems.pop(group.atom), group.size)
-            result[group.id] = Curve(tuple(order), tuple(steps))
-        if progress:
+                    if use is self.uses[group.atom][-1]:
+                        order, steps = eliminate(problems.pop(group.atom), self._alive(group.atom))
+                        result[group.id] = Curve(tuple(order), tuple(steps))
             progress(1)
+        return result
+
+    def _alive(self, atom: Atom) -> NDArray[np.int64]:
+        kept = self.keep.get(atom)
+        return np.arange(atom.size) if kept is None else np.flatnonzero(kept)
+
+    def _measure(self, view: Linear) -> tuple[Array, Array, float]:
+        """Second moments ``[groups, inputs + 1, inputs + 1]``, weights with bias, and the energy of the stream."""
+        node = self.nodes[view.op.node.outputs[0].name]
+        weight = weight_values(node.inputs[view.weight])
+        matrices = view.matrices(node, weight).astype(np.float64)
+        weights = np.concatenate([matrices, np.zeros_like(matrices[:, :1])], axis=1)
+        groups, inputs, _ = weights.shape
+        self.old.advance(self._streams(view))
+        self.new.advance(view.reads)
+        grams = np.zeros((groups, inputs, inputs))
+        energy, seen, used = 0.0, 0, 0
+        for batch in range(self.old.batches):
+
+            def read(name: str, batch: int = batch) -> Array:
+                return self.new.get(name, batch)
+
+            total = view.count(read)
+            places = self.draw.places_of(total, groups, inputs)
+            rows = view.rows(node, read, places).astype(np.float32)
+            rows = np.concatenate([rows, np.ones((*rows.shape[:2], 1), rows.dtype)], axis=2)
+            grams += rows.transpose(0, 2, 1) @ rows
+            energy += self._energy(view, batch, places)
+            seen += total
+            used += len(places)
+        return grams, weights, max(energy * used / max(seen, 1) if view.output else energy, TINY)
+
+    def _streams(self, view: Linear) -> list[str]:
+        """What the energy is taken from: the residual sum an operator's output goes into, or the output itself."""
+        if not view.output:
+            return list(view.target_reads)
+        dims = self.analysis.shapes.dims
+        maker = next(n for n in self.analysis.graph.nodes if any(t.name == view.output for t in n.outputs))
+        result = next(t for t in maker.outputs if t.name == view.output)
+        sums = [name for name in sums_into(result) if dims.get(name) == dims.get(view.output)]
+        return sums[:1] or [view.output]
+
+    def _energy(self, view: Linear, batch: int, places: NDArray[np.int64]) -> float:
+        """The squares of the original's stream around its mean: all of it, or at ``places`` where no tensor holds it."""
+        if view.output:
+            z = self.old.get(self._streams(view)[0], batch)
+        else:
+            z = view.target(view.op.node, lambda name: self.old.get(name, batch), places)
+        return float(np.square(z - z.mean(), dtype=np.float64).sum())
+
+
+def _blocks(places: NDArray[np.int64], atom: Atom, keep: Keep) -> NDArray[np.int64] | None:
+    """The rows ``[indices, block]`` that belong to each index, given the index of each row or -1."""
+    alive = keep.get(atom, np.ones(atom.size, bool))
+    counts = np.bincount(places[places >= 0], minlength=atom.size)[alive]
+    if counts.min() != counts.max() or not counts.max():
+        return None
+    rows = np.argsort(np.where(places >= 0, places, atom.size), kind="stable")[: int(counts.sum())]
+    result = np.zeros((atom.size, int(counts[0])), np.int64)
+    result[alive] = rows.reshape(len(counts), -1)
     return result
-
-
-def _blocks(view: Linear, atom: Atom) -> Iterator[NDArray[np.int64]]:
-    """For each product of ``view`` the rows ``[indices, block]`` that belong to each index of ``atom``."""
-    contracted = view.op.facts.contracted
-    weight_axes = contracted.get(1, [])
-    if not weight_axes:
-        return
-    found = coordinates(weight_axes[0], atom)
-    if len(found) != 1:
-        return
-    matrices = view.matrices(view.op.node, np.empty(view.op.dims(1), dtype=np.int8))
-    inputs, groups = matrices.shape[1], matrices.shape[0]
-    per_group = found[0]
-    taps = inputs // len(per_group)
-    for _ in range(groups):
-        places = np.repeat(per_group, taps)
-        counts = np.bincount(places[places >= 0], minlength=atom.size)
-        if counts.min() != counts.max():
-            return
-        order = np.argsort(np.where(places >= 0, places, atom.size), kind="stable")
-        yield order[: int(counts.sum())].reshape(atom.size, -1)
-
-
-def _moments(
-    analysis: Analysis, replay: Replay, view: Linear, random: np.random.Generator
-) -> tuple[list[Moments], list[NDArray[np.float64]], float]:
-    """Second moments of the original's inputs and the energy of the stream the operator writes into."""
-    node = view.op.node
-    stream = _stream(analysis, view)
-    names = _names(analysis, view)
-    replay.advance(names)
-    matrices = view.matrices(node, peek(node.inputs[1])).astype(np.float64)
-    groups, inputs, outputs = matrices.shape
-    moments = [Moments.empty(inputs, outputs) for _ in range(groups)]
-    wanted = max(FEWEST_PLACES, PLACES_PER_INPUT * inputs) // replay.batches + 1
-    energy, seen, used = 0.0, 0, 0
-    for batch in range(replay.batches):
-        x, y = replay.store.get(node.inputs[0].name, batch), replay.store.get(view.output, batch)
-        total = view.count(y.shape)
-        places = np.sort(random.choice(total, min(wanted, total), replace=False))
-        rows, values = view.rows(node, x, y.shape, places), view.results(y, places, groups)
-        for k in range(groups):
-            moments[k].add(rows[k], values[k])
-        z = replay.store.get(stream, batch)
-        energy += float(np.square(z - z.mean(), dtype=np.float64).sum())
-        seen += total
-        used += len(places)
-    for name in names:
-        replay.release(name)
-    starts = [np.concatenate([m, np.zeros((1, outputs))]) for m in matrices]
-    return moments, starts, max(energy * used / max(seen, 1), 1e-12)
-
-
-def _names(analysis: Analysis, view: Linear) -> list[str]:
-    """What the moments of an operator are taken from: its input, its output and the stream it writes into."""
-    return [view.op.node.inputs[0].name, view.output, _stream(analysis, view)]
-
-
-def _stream(analysis: Analysis, view: Linear) -> str:
-    """The residual sum an operator's output goes into, or the output itself."""
-    for op in analysis.ops:
-        if op.node.op == "Add" and any(t.name == view.output for t in op.node.inputs):
-            dims = analysis.shapes.dims
-            if dims.get(op.node.outputs[0].name) == dims.get(view.output):
-                return str(op.node.outputs[0].name)
-    return view.output

@@ -11,25 +11,30 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from surgeon.axes import Keep, mask
-from surgeon.graph.shapes import infer
-from surgeon.graph.weights import peek
-from surgeon.refit.solve import Moments, best_ridge
-from surgeon.stats.former import Linear, linear_view
+from surgeon.refit.behind import beside, changed, kept_weight, touched
+from surgeon.refit.carry import get_weight, set_weight
+from surgeon.refit.fit import Effort, Sample, fit
+from surgeon.refit.norms import is_norm, refit_norm
+from surgeon.refit.sampling import Draw, Places
+from surgeon.refit.target import Target, sums_into, target_of
+from surgeon.stats.linear import Linear, linear_views
 from surgeon.stats.replay import Replay
+from surgeon.stats.sequences import named_sequences, rerun
+from surgeon.stats.weight import is_shared
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    import onnx_graphsurgeon as gs
     from numpy.typing import NDArray
 
     from surgeon.analysis import Analysis
+    from surgeon.ops import Op
 
-HELD_OUT = 0.15
-PLACES_PER_INPUT = 40  # positions collected per input of an operator ...
-FEWEST_PLACES = 20_000  # ... and at least these
+    Array = NDArray[Any]
+    Feeds = Sequence[Mapping[str, Array]]
 
 
 @dataclass
@@ -43,189 +48,216 @@ def refit(
     analysis: Analysis,
     smaller: gs.Graph,
     keep: Keep,
-    feeds: Sequence[Mapping[str, NDArray[Any]]],
+    feeds: Feeds,
     *,
     seed: int = 0,
     threads: int = 1,
     limit_bytes: int = 2**31,
     progress: Callable[[int], None] | None = None,
+    places: Places = Places(),  # noqa: B008 - frozen
+    effort: Effort = Effort(),  # noqa: B008 - frozen
 ) -> Refitted:
     """Refit the weights of ``smaller`` in place.
 
     Args:
         analysis: The original.
-        smaller: The original cut to ``keep``.
+        smaller: The original cut to ``keep``, perhaps with other weights.
         keep: What was kept, by atom.
         feeds: Calibration batches, without labels.
         seed: Seed of the choice of positions.
         threads: Threads for onnxruntime.
         limit_bytes: Activations held in memory, per graph.
         progress: Called with 1 after each operator.
+        places: How many places of each operator are looked at.
+        effort: How hard each operator is fitted.
     """
-    return _Sweep(analysis, smaller, keep, feeds, seed, threads, limit_bytes).run(
-        progress or (lambda _: None)
-    )
-
-
-class _Sweep:
-    def __init__(
-        self,
-        analysis: Analysis,
-        smaller: gs.Graph,
-        keep: Keep,
-        feeds: Sequence[Mapping[str, NDArray[Any]]],
-        seed: int,
-        threads: int,
-        limit_bytes: int,
-    ) -> None:
-        self.analysis, self.keep = analysis, keep
-        self.old = Replay(
+    with named_sequences(analysis, smaller):
+        original = Replay(
             analysis.graph, analysis.shapes.dtypes, feeds, threads=threads, limit_bytes=limit_bytes
         )
-        self.new = Replay(smaller, infer(smaller).dtypes, feeds, threads=threads, limit_bytes=limit_bytes)
-        self.random = np.random.default_rng(seed)
+        draw = Draw(np.random.default_rng(seed), places.limited(limit_bytes), original.batches)
+        return Sweep(analysis, smaller, keep, original, draw, effort).run(progress or (lambda _: None))
+
+
+class Sweep:
+    """One walk through a cut graph; see `refit`.
+
+    Args:
+        analysis: The original.
+        smaller: The cut graph.
+        keep: What was kept.
+        original: The run of the original.
+        draw: Which places are looked at, of its first batches.
+        effort: How hard each operator is fitted.
+    """
+
+    def __init__(
+        self, analysis: Analysis, smaller: gs.Graph, keep: Keep, original: Replay, draw: Draw, effort: Effort
+    ) -> None:
+        self.analysis, self.graph, self.keep, self.old = analysis, smaller, keep, original
+        self.draw, self.effort = draw, effort
+        self.outputs = {tensor.name for tensor in smaller.outputs}
         self.nodes = {node.outputs[0].name: node for node in smaller.nodes if node.outputs}
-        self.pending = {view.op.node.outputs[0].name for view in self._views()}
+        dirty = changed(analysis, keep)
+        self.work = [
+            (op, views)
+            for op in analysis.ops
+            if op.node.outputs and op.node.outputs[0].name in dirty and op.node.outputs[0].name in self.nodes
+            if (views := [view for view in linear_views(op) if self._is_free(view)]) or is_norm(op)
+        ]
+        self.new = beside(original, analysis, smaller, touched(analysis, keep))
+        self.pending = {op.node.outputs[0].name for op, _ in self.work}
 
-    def _views(self) -> list[Linear]:
-        dirty = self._dirty()
-        found = []
-        for op in self.analysis.ops:
-            view = linear_view(op) if op.node.outputs and op.node.outputs[0].name in dirty else None
-            if view is not None:
-                found.append(view)
-        return found
-
-    def _dirty(self) -> set[str]:
-        """Tensors whose kept part differs from the original's: everything behind a cut contraction."""
-        dirty: set[str] = set()
-        for op in self.analysis.ops:
-            lost = any(not mask(a, self.keep).all() for axes in op.facts.contracted.values() for a in axes)
-            if lost or any(tensor.name in dirty for tensor in op.node.inputs):
-                dirty |= {tensor.name for tensor in op.node.outputs}
-        return dirty
+    def _is_free(self, view: Linear) -> bool:
+        """A shared weight stays one."""
+        node = self.nodes[view.op.node.outputs[0].name]
+        return not is_shared(node.inputs[view.weight])
 
     def run(self, progress: Callable[[int], None]) -> Refitted:
+        """Refit everything that is behind a cut."""
         result = Refitted()
-        views = self._views()
-        for view in views:  # a target may lie behind operators whose turn comes later
-            for target in self._targets(view):
-                self.old.hold(target)
-        for view in views:
-            name = view.op.node.outputs[0].name
-            if (
-                name in self.nodes and len(self.nodes[name].inputs[1].outputs) == 1
-            ):  # a shared weight stays one
-                result.errors[view.op.node.name or name] = self._refit(view)
-            self.pending.discard(name)
-            for target in self._targets(view):
-                self.old.release(target)
+        held = [(op, self._may_read(op, views)) for op, views in self.work]
+        for _, names in held:  # a target may lie behind operators whose turn comes later
+            for name in names:
+                self.old.hold(name)
+        for (op, views), (_, names) in zip(self.work, held, strict=True):
+            label = op.node.name or op.node.outputs[0].name
+            if is_norm(op):
+                result.errors[label] = self._refit_norm(op)
+            for view in views:
+                result.errors[label if len(views) == 1 else f"{label}[{view.weight}]"] = self._refit(view)
+            self.pending.discard(op.node.outputs[0].name)
+            for name in names:
+                self.old.release(name)
             progress(1)
         return result
 
-    def _targets(self, view: Linear) -> list[str]:
-        """Tensors of the original that may become the operator's target: its output, or the sum that goes into."""
-        users = self.nodes[view.output].outputs[0].outputs if view.output in self.nodes else []
-        return [view.output, *(user.outputs[0].name for user in users if user.op == "Add")]
+    def divergence(self, batches: Iterable[int]) -> float | None:
+        """The mean over the graph's outputs of their squared error relative to their variance.
+
+        Returns:
+            None where no output is a tensor of floats.
+        """
+        outputs = [tensor.name for tensor in self.graph.outputs]
+        self.old.advance(outputs)
+        self.new.advance(outputs)
+        chosen, found = list(batches), []
+        for name in outputs:
+            ours, theirs = (
+                [np.asarray(run.get(name, batch)) for batch in chosen] for run in (self.new, self.old)
+            )
+            if theirs[0].dtype.kind != "f":
+                continue
+            mean = (
+                sum(each.sum(axis=0, dtype=np.float64) for each in theirs) / sum(map(len, theirs))
+                if _alike(theirs)
+                else 0.0
+            )
+            error = sum(
+                float(np.square(a - b, dtype=np.float64).sum()) for a, b in zip(ours, theirs, strict=True)
+            )
+            energy = sum(float(np.square(b - mean, dtype=np.float64).sum()) for b in theirs)
+            found.append(error / max(energy, 1e-12))
+        return float(np.mean(found)) if found else None
+
+    def _may_read(self, op: Op, views: Sequence[Linear]) -> list[str]:
+        """Tensors of the original that may be asked for when the operator's turn comes."""
+        names = {op.node.outputs[0].name} if is_norm(op) else set()
+        for view in views:
+            names |= set(view.target_reads)
+            if view.output in self.nodes:
+                names |= set(sums_into(self.nodes[view.output].outputs[0]))
+        return sorted(names)
+
+    def _ready(self, name: str) -> bool:
+        return not self.new.runs([name]) & self.pending
 
     def _refit(self, view: Linear) -> tuple[float, float]:
         node = self.nodes[view.op.node.outputs[0].name]
-        target, other = self._target(view)
-        source = node.inputs[0].name
-        needed = [name for name in (source, other) if name]
-        for name in needed:
+        target = None
+        if view.output:
+            target = target_of(
+                self.nodes[view.output].outputs[0], self.analysis.shapes.dims, self._ready, self.outputs
+            )
+        fed_back = node.outputs[0].name
+        wanted = {*view.reads, *((target.other,) if target is not None else ())} - {"", fed_back}
+        for name in wanted:
             self.new.hold(name)
-        self.old.advance([target])
-        self.new.advance(needed)
-        values = peek(node.inputs[1])
-        start = self._start(view, node, values)
-        moments = self._moments(view, node, start, target, other)
-        solved, before, after = [], 0.0, 0.0
-        for (fit, held_out), first in zip(moments, start, strict=True):
-            best = best_ridge(fit, held_out, first) if fit.count else first
-            solved.append(best)
-            before += held_out.error(first) / held_out.energy() / len(start)
-            after += held_out.error(best) / held_out.energy() / len(start)
-        self._assign(view, node, np.stack(solved), values)
-        for name in needed:
+        self.old.advance(sorted({target.tensor} if target is not None else view.target_reads))
+        self.new.advance(sorted(wanted))
+        start = get_weight(view, self.nodes)
+        found = fit(self._sample(view, node, start, target), start, self.effort)
+        set_weight(view, self.nodes, found.weights)
+        for name in wanted:
             self.new.release(name)
-        return before, after
+        return found.before, found.after
 
-    def _target(self, view: Linear) -> tuple[str, str]:
-        """The original tensor to reproduce, and the tensor of the new graph to subtract from it (or '')."""
-        users = self.nodes[view.output].outputs[0].outputs if view.output in self.nodes else []
-        if len(users) == 1 and users[0].op == "Add" and len(self.nodes[view.output].outputs[0].outputs) == 1:
-            add = users[0]
-            others = [t for t in add.inputs if t.name != view.output]
-            same = len(others) == 1 and not isinstance(others[0], gs.Constant)
-            if same and self._same_shape(view.output, others[0].name):
-                blocked = self.new.runs([others[0].name]) & self.pending
-                if not blocked:
-                    return add.outputs[0].name, others[0].name
-        return view.output, ""
+    def _sample(
+        self, view: Linear, node: gs.Node, start: NDArray[np.float64], target: Target | None
+    ) -> Sample:
+        groups, inputs, _ = start.shape
+        states = rerun(node, self.graph, threads=self.new.threads) if not view.output else None
+        xs, wishes, others, held = [], [], [], []
+        for batch in range(self.draw.batches):
 
-    def _same_shape(self, first: str, second: str) -> bool:
-        dims = self.analysis.shapes.dims
-        return dims.get(first) is not None and dims.get(first) == dims.get(second)
+            def read(name: str, batch: int = batch) -> Array:
+                if states is not None and name == node.outputs[0].name:
+                    return states(read)
+                return self.new.get(name, batch)
 
-    def _start(self, view: Linear, node: gs.Node, values: NDArray[Any]) -> NDArray[np.float64]:
-        """The weights as they are, with the bias as last row: ``[groups, inputs + 1, outputs]``."""
-        matrices = view.matrices(node, values).astype(np.float64)
-        bias = np.zeros((matrices.shape[0], 1, matrices.shape[2]))
-        holder, index = view.bias or ("", 0)
-        owner = self.nodes.get(holder)
-        if owner is not None and index < len(owner.inputs) and isinstance(owner.inputs[index], gs.Constant):
-            given = peek(owner.inputs[index]).astype(np.float64).reshape(-1)
-            bias = np.broadcast_to(given, (bias.size,)).reshape(bias.shape)  # Gemm takes one number for all
-        return np.concatenate([matrices, bias], axis=1)
+            places = self.draw.places_of(view.count(read), groups, inputs)
+            rows = view.rows(node, read, places).astype(np.float32)
+            last = np.full((*rows.shape[:2], 1), view.bias is not None, rows.dtype)  # zeros: no bias to find
+            xs.append(np.concatenate([rows, last], axis=2))
+            wishes.append(self._wish(view, groups, target, batch, places))
+            if target is not None and target.other:
+                others.append(view.results(read(target.other), places, groups).astype(np.float32))
+            held.append(self.draw.held_out(batch, len(places)))
+        wish = np.concatenate(wishes, axis=1)
+        other = np.concatenate(others, axis=1) if others else None
+        return Sample(
+            np.concatenate(xs, axis=1),
+            wish if other is None else wish - other,
+            other,
+            np.concatenate(held),
+            None if target is None else target.through,
+        )
 
-    def _moments(
-        self, view: Linear, node: gs.Node, start: NDArray[np.float64], target: str, other: str
-    ) -> list[tuple[Moments, Moments]]:
-        groups, inputs, outputs = start.shape
-        result = [
-            (Moments.empty(inputs - 1, outputs), Moments.empty(inputs - 1, outputs)) for _ in range(groups)
-        ]
-        wanted = max(FEWEST_PLACES, PLACES_PER_INPUT * inputs) // self.old.batches + 1
-        axes = self.analysis.axes[target] or []
-        for batch in range(self.old.batches):
-            t = self.old.store.get(target, batch)
-            for k, axis in enumerate(axes):
-                kept = mask(axis, self.keep)
-                if not kept.all() and t.shape[k] == len(kept):
-                    t = np.compress(kept, t, axis=k)
-            if other:
-                t = t - self.new.store.get(other, batch)
-            x = self.new.store.get(node.inputs[0].name, batch)
-            total = view.count(t.shape)
-            places = np.sort(self.random.choice(total, min(wanted, total), replace=False))
-            rows, wishes = view.rows(node, x, t.shape, places), view.results(t, places, groups)
-            held = self._held_out(batch, len(places))
-            for k in range(groups):
-                fit, held_out = result[k]
-                fit.add(rows[k][~held], wishes[k][~held])
-                held_out.add(rows[k][held], wishes[k][held])
-        return result
+    def _wish(
+        self, view: Linear, groups: int, target: Target | None, batch: int, places: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """What the original has at ``places``, without what was removed."""
+        if target is not None:
+            return view.results(self._kept(target.tensor, batch), places, groups).astype(np.float32)
+        outputs = kept_weight(self.analysis, view, self.keep).any(axis=(0, 1))
+        whole = view.target(view.op.node, lambda name: self.old.get(name, batch), places)
+        return whole[:, :, outputs].astype(np.float32)
 
-    def _held_out(self, batch: int, count: int) -> NDArray[np.bool_]:
-        """Whole batches where there are enough of them, else single positions."""
-        if self.old.batches >= 1 / HELD_OUT:
-            every = int(1 / HELD_OUT)
-            return np.full(count, batch % every == every - 1)
-        return self.random.random(count) < HELD_OUT
+    def _kept(self, name: str, batch: int) -> Array:
+        """A tensor of the original without what was removed."""
+        array = self.old.get(name, batch)
+        for k, axis in enumerate(self.analysis.axes[name] or []):
+            kept = mask(axis, self.keep)
+            if not kept.all() and array.shape[k] == len(kept):
+                array = np.compress(kept, array, axis=k)
+        return array
 
-    def _assign(self, view: Linear, node: gs.Node, solved: NDArray[np.float64], old: NDArray[Any]) -> None:
-        weights = view.weights(solved[:, :-1], old.shape).astype(old.dtype)
-        node.inputs[1] = gs.Constant(node.inputs[1].name, np.ascontiguousarray(weights))
-        if view.bias is None:
-            return
-        owner, index = self.nodes[view.bias[0]], view.bias[1]
-        values = np.ascontiguousarray(solved[:, -1].reshape(-1).astype(old.dtype))
-        given = owner.inputs[index] if index < len(owner.inputs) else None
-        if given is not None and given.name and len(given.outputs) == 1:
-            owner.inputs[index] = gs.Constant(owner.inputs[index].name, values)
-        else:
-            name = f"{node.outputs[0].name}/surgeon/bias"
-            while len(owner.inputs) <= index:
-                owner.inputs.append(gs.Variable.empty())
-            owner.inputs[index] = gs.Constant(name, values)
+    def _refit_norm(self, op: Op) -> tuple[float, float]:
+        node, output = self.nodes[op.node.outputs[0].name], op.node.outputs[0].name
+        source = node.inputs[0].name
+        self.new.hold(source)
+        self.old.advance([output])
+        self.new.advance([source])
+        batches = range(self.draw.batches)
+        errors = refit_norm(
+            node,
+            [self.new.get(source, batch) for batch in batches],
+            [self._kept(output, batch) for batch in batches],
+        )
+        self.new.release(source)
+        return errors
+
+
+def _alike(arrays: Sequence[Array]) -> bool:
+    """Whether samples of all batches have one shape, so that they have a mean."""
+    return arrays[0].ndim > 0 and len({each.shape[1:] for each in arrays}) == 1

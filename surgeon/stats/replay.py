@@ -19,7 +19,7 @@ from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -76,6 +76,8 @@ class Replay:
         feeds: The batches.
         threads: Threads for onnxruntime.
         limit_bytes: How much of the activations is held in memory; the rest goes to temporary files.
+        within: The nodes to run, by first output; by default all. What others make has to come from ``source``.
+        source: A run of another graph over the same feeds, which has what this one does not make itself.
     """
 
     def __init__(
@@ -86,28 +88,54 @@ class Replay:
         *,
         threads: int = 1,
         limit_bytes: int = 2**31,
+        within: Collection[str] | None = None,
+        source: Replay | None = None,
     ) -> None:
         self.graph, self.dtypes, self.threads = graph, dtypes, threads
         self.batches = len(feeds)
         self.store = Store(limit_bytes)
-        self._left = list(graph.nodes)
+        self.source = source
+        self._left = [
+            node
+            for node in graph.nodes
+            if within is None or (node.outputs and node.outputs[0].name in within)
+        ]
+        self._made = {tensor.name for node in self._left for tensor in node.outputs if tensor.name}
         self._waiting: dict[str, int] = {}
         for node in self._left:
-            for name in {tensor.name for tensor in needs(node)}:
+            for name in _reads(node):
                 self._waiting[name] = self._waiting.get(name, 0) + 1
-        for tensor in graph.inputs:
-            for batch in feeds:
-                self.store.put(tensor.name, batch[tensor.name])
+        if source is None:
+            for tensor in graph.inputs:
+                self._made.add(tensor.name)
+                for batch in feeds:
+                    self.store.put(tensor.name, batch[tensor.name])
         self._held: dict[str, int] = {}
+        for name in self._waiting.keys() - self._made:
+            self._owner(name).hold(name)
+
+    def _owner(self, name: str) -> Replay:
+        """The run that has a tensor."""
+        return self if self.source is None or name in self._made else self.source
 
     def hold(self, name: str) -> None:
         """Keep a tensor until :meth:`release`, even when every node that reads it has run."""
+        if self._owner(name) is not self:
+            self._owner(name).hold(name)
+            return
         self._held[name] = self._held.get(name, 0) + 1
 
     def release(self, name: str) -> None:
         """Give up one hold."""
+        if self._owner(name) is not self:
+            self._owner(name).release(name)
+            return
         self._held[name] -= 1
         self._drop_if_done(name)
+
+    def get(self, name: str, batch: int) -> Array:
+        """One batch of a tensor that has been computed."""
+        return self._owner(name).store.get(name, batch)
 
     def runs(self, names: Iterable[str]) -> set[str]:
         """The nodes (by first output) that would have to run to have ``names``."""
@@ -116,6 +144,9 @@ class Replay:
     def advance(self, names: Sequence[str]) -> None:
         """Run what is needed to have the tensors ``names``; they must be held by the caller to stay."""
         segment = self._needed(names)
+        if self.source is not None:
+            abroad = {name for node in segment for name in _reads(node)} | set(names)
+            self.source.advance(sorted(abroad - self._made))
         if not segment:
             return
         inside = {id(node) for node in segment}
@@ -123,7 +154,7 @@ class Replay:
         made = {tensor.name for node in segment for tensor in node.outputs if tensor.name}
         read: dict[str, int] = {}
         for node in segment:
-            for name in {tensor.name for tensor in needs(node) if not isinstance(tensor, gs.Constant)}:
+            for name in _reads(node):
                 read[name] = read.get(name, 0) + 1
         for name, times in read.items():
             self._waiting[name] -= times
@@ -134,7 +165,7 @@ class Replay:
             self._drop_if_done(name)
 
     def _needed(self, names: Iterable[str]) -> list[gs.Node]:
-        wanted = {name for name in names if name not in self.store}
+        wanted = {name for name in names if name not in self.store and name in self._made}
         while True:
             segment = self._makers(wanted)
             inside = {id(node) for node in segment}
@@ -150,9 +181,7 @@ class Replay:
         for node in reversed(self._left):
             if any(tensor.name in wanted for tensor in node.outputs):
                 segment.append(node)
-                wanted |= {
-                    t.name for t in needs(node) if not isinstance(t, gs.Constant) and t.name not in self.store
-                }
+                wanted |= {name for name in _reads(node) if name not in self.store}
         return segment[::-1]
 
     def _run(self, segment: list[gs.Node], sources: list[str], wanted: list[str]) -> None:
@@ -165,7 +194,7 @@ class Replay:
         )
         runner = session(to_model(piece), threads=self.threads)
         for batch in range(self.batches):
-            results = run(runner, {name: self.store.get(name, batch) for name in sources})
+            results = run(runner, {name: self.get(name, batch) for name in sources})
             for name, array in zip(wanted, results, strict=True):
                 self.store.put(name, array)
 
@@ -173,10 +202,14 @@ class Replay:
         return gs.Variable(name, dtype=onnx.helper.tensor_dtype_to_np_dtype(self.dtypes[name]))
 
     def _drop_if_done(self, name: str) -> None:
-        if self._waiting.get(name, 0) <= 0 and self._held.get(name, 0) <= 0:
+        if self._waiting.get(name, 0) > 0:
+            return
+        if self._owner(name) is not self:
+            self._owner(name).release(name)
+        elif self._held.get(name, 0) <= 0:
             self.store.drop(name)
 
-    def batch_of(self, name: str) -> Iterator[Array]:
-        """The batches of a tensor that has been computed."""
-        for batch in range(self.batches):
-            yield self.store.get(name, batch)
+
+def _reads(node: gs.Node) -> set[str]:
+    """The tensors a node needs that are no constants."""
+    return {tensor.name for tensor in needs(node) if not isinstance(tensor, gs.Constant)}

@@ -15,7 +15,7 @@ from surgeon.scores import SCORES
 from surgeon.stats.chunks import Chunk
 from surgeon.stats.data import Input, from_chunks
 from surgeon_passes.prune import Prune
-from surgeon_passes.pruning.rank import rank
+from surgeon_passes.pruning.rank import Ranking
 
 RISING = np.linspace(0.5, 2.0, 16, dtype=np.float32)
 
@@ -138,7 +138,7 @@ def ranked(model, folder, score, data, monkeypatch):
     monkeypatch.setattr("surgeon_passes.pruning.rank.prices", lambda scores, weights: scores)
     analysed = prunable.analysed(model, folder)
     context = prunable.Context(folder / "model.onnx", data=data)
-    return rank(Prune(score=score), analysed, analysed.groups, context)
+    return Ranking(Prune(score=score), analysed, context).of(analysed.groups)
 
 
 def activations(model, name, arrays):
@@ -259,7 +259,7 @@ def test_groups_without_weights_lose_their_last_indices(tmp_path):
     analysed = prunable.analysed(model, tmp_path)
     context = prunable.Context(tmp_path / "model.onnx")
     for score in ("l2", "bn_scale"):
-        found = rank(Prune(score=score), analysed, analysed.groups, context)
+        found = Ranking(Prune(score=score), analysed, context).of(analysed.groups)
         assert {name: np.argsort(scores).tolist() for name, scores in found.items()} == {
             group.id: list(range(group.size))[::-1] for group in analysed.groups
         }
@@ -269,7 +269,9 @@ def test_weights_that_are_not_numbers_do_not_break_the_ranking(tmp_path, monkeyp
     broken = rising()
     broken[3] = np.nan
     analysed = prunable.analysed(prunable.chain(w1=broken), tmp_path)
-    found = rank(Prune(score="l2"), analysed, analysed.groups, prunable.Context(tmp_path / "model.onnx"))
+    found = Ranking(Prune(score="l2"), analysed, prunable.Context(tmp_path / "model.onnx")).of(
+        analysed.groups
+    )
     assert all(np.isfinite(scores).all() for scores in found.values())
 
 

@@ -83,3 +83,40 @@ def widths(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 
 def weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def layers(kind: str, direction: str = "forward", *, outputs: str = "s, ", seed: int = 0) -> onnx.ModelProto:
+    """A sequence ``[steps, N, 6]`` through two recurrent layers of eight units, and a product behind them.
+
+    Args:
+        kind: LSTM, GRU or RNN.
+        direction: As ONNX has it.
+        outputs: Whether the second layer gives its states, or its last ones only (', l').
+        seed: Seed of the weights.
+    """
+    rows, directions = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind] * 8, 2 if direction == "bidirectional" else 1
+    attributes = f'<hidden_size=8, direction="{direction}">'
+    last = outputs.startswith(",")
+    turn = "i = Unsqueeze (l, front)" if last else "i = Identity (s)"
+    body = f"""
+    a = MatMul (x, w1)
+    f = Relu (a)
+    r = {kind} {attributes} (f, wa, ra, ba)
+    t = Transpose <perm=[0,2,1,3]> (r)
+    q = Reshape (t, flat)
+    {outputs.strip(", ") if not last else outputs} = {kind} {attributes} (q, wb, rb, bb)
+    {turn}
+    u = Transpose <perm=[0,2,1,3]> (i)
+    v = Reshape (u, flat)
+    y = MatMul (v, w2)
+    """
+    weights = {
+        "w1": (6, 10), "wa": (directions, rows, 10), "ra": (directions, rows, 8), "ba": (directions, 2 * rows),
+        "wb": (directions, rows, 8 * directions), "rb": (directions, rows, 8), "bb": (directions, 2 * rows),
+        "w2": (8 * directions, 5), "flat": np.array([0, 0, -1]), "front": np.array([0]),
+    }  # fmt: skip
+    return build("float[T,N,6] x", "float[S,N,5] y", body, weights, seed=seed)
+
+
+def sequences(count: int = 120, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((5, count, 6)).astype(np.float32)

@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 from ops.oracle import build
 from refit import networks
+from refit.test_carry import convolutions, current
+from refit.test_norms import unfused
 
 from surgeon.engine import analyse
 from surgeon.graph.load import from_model
+from surgeon.graph.save import to_model
 from surgeon.refit.curves import error_curves
+from surgeon.refit.sweep import refit
 
 X = networks.images()
 UNSEEN = networks.images(100, seed=9)
@@ -91,3 +95,126 @@ def test_progress_counts_operators():
     seen: list[int] = []
     curves_of(networks.mixed(), progress=seen.append)
     assert seen == [1] * 3
+
+
+SHORTCUT = """
+a = Conv <pads=[1,1,1,1]> (x, w1)
+r = Relu (a)
+b = Conv <pads=[1,1,1,1]> (r, w2)
+c = Relu (b)
+d = Conv <pads=[1,1,1,1]> (c, w3)
+e = Conv (r, w4)
+f = Add (d, e)
+g = Relu (f)
+h = Conv (g, w5)
+i = Relu (h)
+j = Conv (i, w6)
+p = GlobalAveragePool (j)
+y = Flatten (p)
+"""
+
+
+def shortcut():
+    """A residual block whose shortcut is a convolution that runs after the branch."""
+    weights = {"w1": (8, 3, 3, 3), "w2": (8, 8, 3, 3), "w3": (12, 8, 3, 3), "w4": (12, 8, 1, 1), "w5": (10, 12, 3, 3),
+               "w6": (5, 10, 1, 1)}  # fmt: skip
+    return build("float[N,3,6,6] x", "float[N,5] y", SHORTCUT, weights)
+
+
+def test_a_stream_may_be_computed_from_what_later_operators_read():
+    found, curves = curves_of(shortcut())
+    assert curves.keys() == {group.id for group in found.groups}
+
+
+def cut_and_refitted(model, parts, seed=0):
+    """An analysed model, what a first cut keeps of its groups, and the cut, refitted."""
+    found = analyse(from_model(model))
+    random = np.random.default_rng(seed)
+    kept = {group.id: random.permutation(group.size) < group.size * 3 // 4 for group in found.groups}
+    before = current(found, kept)
+    refit(found.analysis, before.graph, before.keep, parts)
+    return found, kept, before
+
+
+MODELS = {
+    "mixed": (networks.mixed, networks.images()),
+    "convolutions": (convolutions, networks.images()),
+    "layers": (lambda: networks.layers("GRU"), networks.sequences()),
+    "unfused": (lambda: unfused(shortcut=False), networks.images()),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_curves_of_a_cut_graph_rank_what_is_left(name):
+    make, x = MODELS[name]
+    parts = [{"x": part} for part in np.array_split(x, 5, axis=1 if name == "layers" else 0)]
+    found, kept, before = cut_and_refitted(make(), parts)
+    curves = error_curves(found.analysis, found.groups, parts, current=before)
+    assert curves.keys() == error_curves(found.analysis, found.groups, parts).keys()
+    for key, curve in curves.items():
+        assert sorted(curve.order) == np.flatnonzero(kept[key]).tolist()
+        assert len(curve.steps) == len(curve.order)
+        assert min(curve.steps) >= 0
+
+
+def chain():
+    """Every group has one consumer."""
+    body = """
+    a = Conv <pads=[1,1,1,1]> (x, w1, b1)
+    r = Relu (a)
+    b = Conv <strides=[2,2]> (r, w2)
+    s = Tanh (b)
+    c = ConvTranspose <strides=[2,2]> (s, w3, b3)
+    t = Relu (c)
+    f = Flatten (t)
+    g = Gemm (f, w4, b4)
+    u = Relu (g)
+    y = MatMul (u, w5)
+    """
+    weights = {"w1": (12, 3, 3, 3), "b1": (12,), "w2": (10, 12, 3, 3), "w3": (10, 8, 2, 2), "b3": (8,),
+               "w4": (8 * 16, 14), "b4": (14,), "w5": (14, 5)}  # fmt: skip
+    return build("float[N,3,6,6] x", "float[N,5] y", body, weights)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_curves_of_a_cut_graph_are_those_of_the_smaller_model(seed):
+    """Up to the numbers of indices, and to a factor: the energy of a stream is that in the original."""
+    parts = [{"x": part} for part in np.array_split(X, 5)]
+    found, kept, before = cut_and_refitted(chain(), parts, seed)
+    curves = error_curves(found.analysis, found.groups, parts, current=before, seed=3)
+    anew = analyse(from_model(to_model(before.graph)))
+    smaller = error_curves(anew.analysis, anew.groups, parts, seed=3)
+    assert curves.keys() == smaller.keys() == kept.keys()
+    for key, curve in curves.items():
+        left = np.flatnonzero(kept[key])
+        assert curve.order == tuple(left[list(smaller[key].order)].tolist())
+        ratios = np.divide(curve.steps, smaller[key].steps)
+        # sums of float32 products are the same up to their order
+        np.testing.assert_allclose(ratios, ratios[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("limit_bytes", [0, 30_000])
+def test_memory_does_not_change_curves_of_a_cut_graph(limit_bytes):
+    parts = [{"x": part} for part in np.array_split(X, 5)]
+    found, _, before = cut_and_refitted(networks.mixed(), parts)
+    some, more = (
+        error_curves(found.analysis, found.groups, parts, current=before, **options)
+        for options in ({}, {"limit_bytes": limit_bytes})
+    )
+    assert some == more
+
+
+def test_a_current_graph_that_lost_nothing_has_the_curves_of_the_original():
+    found, curves = curves_of(networks.mixed())
+    parts = [{"x": part} for part in np.array_split(X, 5)]
+    whole = current(found, {})
+    assert error_curves(found.analysis, found.groups, parts, current=whole) == curves
+
+
+def test_a_shortcut_that_was_not_cut_is_read_from_the_original():
+    parts = [{"x": part} for part in np.array_split(X, 5)]
+    found = analyse(from_model(shortcut()))
+    (last,) = [group for group in found.groups if group.size == 10]
+    before = current(found, {last.id: np.arange(10) < 8})
+    curves = error_curves(found.analysis, found.groups, parts, current=before)
+    assert len(curves) == len(found.groups)

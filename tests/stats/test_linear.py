@@ -5,12 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from ops.oracle import build, features, images
-from stats.products import analysed, tensors, values
+from stats.products import analysed
 
 from surgeon.axes import atoms_of
-from surgeon.graph.weights import peek
 from surgeon.stats.convolution import Convolution, TransposedConvolution
-from surgeon.stats.former import linear_view
 from surgeon.stats.linear import contracted_coordinates, linear_views
 
 
@@ -72,46 +70,3 @@ def test_rows_that_belong_to_a_channel(kind, model, expected):
     np.testing.assert_array_equal(rows[size], expected)
     if kind == "ConvTranspose" and len(expected) > 1:  # a whole group of channels is a group of the product
         assert (rows[3] == np.arange(3)[:, None]).all()
-
-
-@pytest.mark.parametrize(
-    ("x", "body", "weights"),
-    [
-        ((3, 6, 9), "y = Conv <strides=[2], group=2, pads=[1,2]> (x, w, b)", {"w": (8, 3, 3), "b": (8,)}),
-        ((5, 4), "y = Gemm <transB=1> (x, w, b)", {"w": (3, 4), "b": (3,)}),
-        ((2, 5, 4), "m = MatMul (x, w) y = Add (b, m)", {"w": (4, 3), "b": (3,)}),
-    ],
-)
-def test_the_former_interface(x, body, weights):
-    dims = ",".join(map(str, x))
-    model = build(f"float[{dims}] x", "float[a,d" + ",e" * (len(x) - 2) + "] y", body, weights)
-    found, data = analysed(model), values(*x)
-    view = linear_view(found.ops[0])
-    y = tensors(model, x=data)["y"]
-    assert view.output == "y"
-    assert view.bias == ("y", 0 if "Add" in body else 2)
-    node, weight = view.op.node, peek(view.op.node.inputs[1])
-    matrices, places = view.matrices(node, weight), np.arange(view.count(y.shape))
-    np.testing.assert_array_equal(view.weights(matrices, weight.shape), weight)
-    bias = next(peek(t) for op in found.ops for t in op.node.inputs if t.name == "b")
-    product = view.rows(node, data, y.shape, places) @ matrices + bias.reshape(len(matrices), 1, -1)
-    np.testing.assert_allclose(product, view.results(y, places, len(matrices)), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("inputs", "node", "weights"),
-    [
-        ("float[4,3] x", "y = MatMul (w, x)", {"w": (5, 4)}),
-        ("float[2,5,4] x", "y = MatMul (x, w)", {"w": (2, 4, 3)}),
-        ("float[5,4] x", "y = Gemm <alpha=0.5> (x, w)", {"w": (4, 3)}),
-        ("float[5,4] x", "y = Gemm <beta=0.5> (x, w, b)", {"w": (4, 3), "b": (3,)}),
-        ("float[2,6,5] x", "y = ConvTranspose (x, w)", {"w": (6, 6, 3)}),
-        ("double[5,4] x", "y = MatMul (x, w)", {"w": np.ones((4, 3))}),
-        ("float[2,5,4] x", "y = RNN <hidden_size=3> (x, w, r)", {"w": (1, 3, 4), "r": (1, 3, 3)}),
-    ],
-)
-def test_what_the_former_interface_does_not_see(inputs, node, weights):
-    kind = "double" if "double" in inputs else "float"
-    op = analysed(build(inputs, f"{kind} y", node, weights)).ops[0]
-    assert linear_views(op) != []
-    assert linear_view(op) is None

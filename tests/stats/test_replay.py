@@ -72,7 +72,7 @@ def test_the_same_arrays_in_any_order_and_any_memory(model, feeds, ran, limit, o
         replay.hold(name)
     for name in order:
         replay.advance([name])
-        for batch, array in enumerate(replay.batch_of(name)):
+        for batch, array in enumerate(replay.get(name, k) for k in range(replay.batches)):
             np.testing.assert_allclose(array, expected[batch][name], rtol=1e-6, atol=1e-6)
         assert replay.store.used <= limit
     assert (replay.store.spilled > 0) == (limit < 2**31)
@@ -131,7 +131,93 @@ def test_constants_of_nodes_that_have_not_run_may_change(model, feeds):
     node = next(node for node in replay.graph.nodes if node.outputs[0].name == "c")
     node.inputs[1] = gs.Constant("w2", np.zeros((6, 4), np.float32))
     replay.advance(["c"])
-    assert all(not array.any() for array in replay.batch_of("c"))
+    assert all(not array.any() for array in (replay.get("c", k) for k in range(replay.batches)))
+
+
+LATER = {"c", "d", "e", "g", "y"}  # by first output; the Split's second one is f
+
+
+def beside(model, feeds, within=LATER, *, limit=2**31):
+    """A run of the whole graph, and one of a part of it that takes the rest from there."""
+    source = replay_of(model, feeds, limit_bytes=limit)
+    return source, replay_of(model, [{}] * len(feeds), limit_bytes=limit, within=within, source=source)
+
+
+@pytest.mark.parametrize("limit", [2**31, 100, 0])
+@pytest.mark.parametrize(
+    "within", [LATER, {"b", "d", "g"}, {"a", "y"}, set()], ids=["later", "every other", "ends", "none"]
+)
+@pytest.mark.parametrize("order", [NAMES, NAMES[::-1]])
+def test_a_part_beside_the_whole_has_the_same_arrays(model, feeds, ran, limit, within, order):
+    _, replay = beside(model, feeds, within, limit=limit)
+    whole = session(with_outputs(model, NAMES), optimize=False)
+    expected = [dict(zip(["y", *NAMES[:-1]], run(whole, batch), strict=True)) for batch in feeds]
+    for name in order:
+        replay.hold(name)
+    for name in order:
+        replay.advance([name])
+        for batch in range(replay.batches):
+            np.testing.assert_allclose(replay.get(name, batch), expected[batch][name], rtol=1e-6, atol=1e-6)
+            assert (name in replay.store) == (name in within or (name == "f" and "e" in within))
+    done = [name for piece in ran for name in piece]
+    # each runs a node once; what the part makes the other makes too only if it needs it for what it is asked for
+    assert all(done.count(name) == 1 for name in set(done) - within)
+    assert within != LATER or len(done) == len(set(done))
+    for name in order:
+        replay.release(name)
+    assert replay.store.used == 0
+
+
+def test_a_part_has_weights_of_its_own(model, feeds):
+    source, replay = beside(model, feeds)
+    node = next(node for node in replay.graph.nodes if node.outputs[0].name == "c")
+    node.inputs[1] = gs.Constant("w2", np.zeros((6, 4), np.float32))
+    for run_of in (source, replay):
+        run_of.hold("c")
+        run_of.advance(["c"])
+    for batch in range(len(feeds)):
+        assert not replay.get("c", batch).any()
+        assert source.get("c", batch).any()
+
+
+def test_the_other_run_keeps_what_the_part_has_yet_to_read(model, feeds):
+    source, replay = beside(model, feeds)
+    source.hold("y")
+    source.advance(["y"])
+    assert {name for name in ("x", "flag", *NAMES) if name in source.store} == {"x", "flag", "b", "y"}
+    replay.hold("d")
+    replay.advance(["d"])
+    assert "b" not in source.store
+    assert "x" not in source.store
+    assert "flag" in source.store
+    replay.hold("y")
+    replay.advance(["y"])
+    assert {name for name in ("x", "flag", *NAMES) if name in source.store} == {"y"}
+
+
+def test_the_other_run_is_advanced_when_the_part_needs_it(model, feeds, ran):
+    source, replay = beside(model, feeds)
+    assert replay.runs(["d"]) == {"c", "d"}
+    replay.hold("d")
+    replay.advance(["d"])
+    assert sorted(ran) == [["a", "b"], ["c", "d"]]
+    assert source.runs(["d"]) == {"c", "d"}
+
+
+def test_holds_go_to_the_run_that_has_the_tensor(model, feeds):
+    source, replay = beside(model, feeds)
+    replay.hold("a")
+    replay.hold("c")
+    replay.advance(["a", "c"])
+    assert "a" in source.store
+    assert "a" not in replay.store
+    assert "c" in replay.store
+    assert "c" not in source.store
+    assert replay.get("a", 1) is source.get("a", 1)
+    replay.release("a")
+    replay.release("c")
+    assert "a" not in source.store
+    assert "c" in replay.store  # the sum has yet to read it
 
 
 def test_spilled_files_go_with_their_tensors():

@@ -14,7 +14,6 @@ from surgeon.surgery import keep_of
 from surgeon_passes.pruning.eligible import eligible, one_factor
 from surgeon_passes.pruning.exact import Wish, wishes
 from surgeon_passes.pruning.goals import Goal, goals
-from surgeon_passes.pruning.rank import rank
 from surgeon_passes.pruning.spread import positions_in_weights
 
 if TYPE_CHECKING:
@@ -25,7 +24,9 @@ if TYPE_CHECKING:
     from surgeon.engine import Model
     from surgeon.groups import Group
     from surgeon.passes import Context
+    from surgeon.refit.carry import Current
     from surgeon_passes.prune import Prune
+    from surgeon_passes.pruning.rank import Ranking
 
     Wishes = Mapping[str, Wish]
 
@@ -40,14 +41,27 @@ class Choice:
     reasons: dict[str, str] = field(default_factory=dict)
 
 
-def choose(options: Prune, model: Model, context: Context, refused: Mapping[str, str]) -> Choice:
+def choose(
+    options: Prune,
+    model: Model,
+    context: Context,
+    ranking: Ranking,
+    targets: Mapping[str, float] | None,
+    refused: Mapping[str, str],
+    current: Current | None = None,
+    share: float = 1.0,
+) -> Choice:
     """Choose what to keep.
 
     Args:
         options: The options of the pass.
         model: The analysed model.
         context: What the run offers.
+        ranking: How indices rank.
+        targets: What to reach; None where the pass has a ratio, or exact indices only.
         refused: Groups that have to stay whole, and why.
+        current: What was cut so far and stays gone.
+        share: Which part of the pass's ratio is to be gone.
 
     Raises:
         UsageError: A pattern matches nothing, or exact indices cannot be kept or dropped.
@@ -58,7 +72,7 @@ def choose(options: Prune, model: Model, context: Context, refused: Mapping[str,
     _check_wishes(wished, groups, reasons, refused)
     reasons |= refused
     groups = [group for group in groups if group.id not in refused]
-    if options.drop and options.ratio is None and not options.has_targets(context):
+    if options.drop and options.ratio is None and targets is None:
         return _only_drop(model, wished, reasons)
     limits = Limits(options.min_keep, options.max_ratio, options.multiple_of)
     groups, blocked = one_factor(
@@ -67,23 +81,23 @@ def choose(options: Prune, model: Model, context: Context, refused: Mapping[str,
     reasons |= blocked
     if not groups and not any(wish.goes.any() for wish in wished.values()):
         return Choice({}, reasons)
-    candidates = _candidates(options, model, groups, wished, limits, context)
-    if options.ratio is not None:
-        choice = Choice(by_ratio(candidates, options.ratio), reasons)
+    candidates = _candidates(model, groups, wished, limits, ranking, current)
+    if targets is None:
+        choice = Choice(by_ratio(candidates, (options.ratio or 0.0) * share), reasons)
         for each in candidates:
             if choice.kept[each.id].all():
                 reasons[each.id] = (
-                    f"{each.size} cannot lose {options.ratio:.0%} of its indices within the limits"
+                    f"{each.size} cannot lose {options.ratio or 0:.0%} of its indices within the limits"
                 )
         return choice
-    return Choice(_to_targets(options, model, candidates, context, one_sided=bool(blocked)), reasons)
+    wanted = goals(targets, model, context)
+    return Choice(_to_goals(options, model, candidates, wanted, one_sided=bool(blocked)), reasons)
 
 
-def _to_targets(
-    options: Prune, model: Model, candidates: Sequence[Candidate], context: Context, *, one_sided: bool
+def _to_goals(
+    options: Prune, model: Model, candidates: Sequence[Candidate], wanted: Sequence[Goal], *, one_sided: bool
 ) -> dict[str, NDArray[np.bool_]]:
     """Allocate, and once more where the cut model holds more than the terms of the cost say."""
-    wanted = goals(options.targets(context), model, context)
     whole = vars(model.cost.evaluate())
     allocate = to_target if options.ranking == "global" else evenly_to_target
     targets: dict[str, float] = {}
@@ -145,15 +159,23 @@ def _can_shrink(options: Prune, group: Group, limits: Limits) -> bool:
 
 
 def _candidates(
-    options: Prune, model: Model, groups: Sequence[Group], wished: Wishes, limits: Limits, context: Context
+    model: Model,
+    groups: Sequence[Group],
+    wished: Wishes,
+    limits: Limits,
+    ranking: Ranking,
+    current: Current | None,
 ) -> list[Candidate]:
     """The groups to choose from, and those that lose what was named and no more."""
-    scores = rank(options, model, groups, context)
+    scores = ranking.of(groups, current)
     positions = positions_in_weights(model, groups)
     result = []
     for group in model.groups:
         wish = wished.get(group.id)
         stays, goes = (wish.stays, wish.goes) if wish else (None, None)
+        if current is not None and group.atom in current.keep:
+            gone = ~current.keep[group.atom]
+            goes = gone if goes is None else goes | gone
         if group.id in scores:
             block = max(1, min(positions[group.id], default=1))
             result.append(Candidate(group.id, group.atom, scores[group.id], limits, block, stays, goes))

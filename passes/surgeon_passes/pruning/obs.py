@@ -1,48 +1,140 @@
-"""The score ``obs``: the order and the cost of optimal-brain-surgeon elimination, from calibration data."""
+"""The score ``obs``: what removing each index adds to the error of the model's outputs, from calibration data.
+
+Elimination gives each group's error at its consumers, see `surgeon.refit.curves`. What is left of an error at the
+outputs, once everything behind has been refitted, grows slower than the error itself: over five networks the logarithms
+of the two lie on lines of slope 0.8 to 0.9. The height of the line is measured for each group, with one cut of it
+alone, see `surgeon.refit.sensitivity`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from surgeon.refit.curves import error_curves
+from surgeon.refit.curves import Curve, error_curves
+from surgeon.refit.sensitivity import PROBES, Probe, in_order, sensitivities
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from surgeon.engine import Model
     from surgeon.groups import Group
     from surgeon.passes import Context
+    from surgeon.refit.carry import Current
+
+    Floats = NDArray[np.float64]
+    Feeds = Sequence[Mapping[str, NDArray[Any]]]
+
+SLOPE = 0.85
+MOST_SAMPLES, FEWEST_SAMPLES = 256, 8
+MOST_MACS = 1e12  # multiply-accumulates that all probes together may take
+TINY = 1e-12
 
 
-def obs_scores(
-    model: Model, groups: Sequence[Group], context: Context, memory: int
-) -> dict[str, NDArray[np.float64]]:
-    """Per group what removing each index adds to the error of its consumers, in the order in which they go best.
+@dataclass
+class Eliminator:
+    """Curves and sensitivities of one model, each measured once.
 
-    The error is relative to the energy of the streams the consumers write into, so that groups can be compared.
-    Groups that no operator with constant weights sums over are left out.
+    Attributes:
+        model: The model.
+        context: The run.
+        memory: Bytes of activations held in memory.
+        probing: Whether sensitivities are measured.
+        curves: Of the original, by group id.
+        probes: What cutting single groups did, by group id.
     """
-    feeds = [batch[0] for batch in context.calibration()]
-    with context.progress("measure", len(model.analysis.ops)) as advance:
-        curves = error_curves(
-            model.analysis,
-            groups,
-            feeds,
-            seed=context.seed_for("obs"),
-            threads=context.threads,
-            limit_bytes=memory,
-            progress=advance,
+
+    model: Model
+    context: Context
+    memory: int
+    probing: bool = True
+    curves: dict[str, Curve] = field(default_factory=dict)
+    probes: dict[str, Probe] = field(default_factory=dict)
+
+    def scores(self, groups: Sequence[Group], current: Current | None) -> dict[str, Floats]:
+        """Per group what removing each index adds to the error of the outputs, in the order in which they go best.
+
+        Groups that no operator with constant weights sums over are left out, indices that are gone score nothing.
+        """
+        if not self.curves:
+            self.curves = self._curves(groups, None)
+            if self.probing:
+                self.probes = self._probes([group for group in groups if group.id in self.curves])
+        curves = self.curves if current is None else self._curves(groups, current)
+        factors = self._factors([group for group in groups if group.id in self.curves])
+        return {
+            group.id: self._rises(curves[group.id], self.curves[group.id], factors[group.id], group.size)
+            for group in groups
+            if group.id in curves and group.id in self.curves
+        }
+
+    def _curves(self, groups: Sequence[Group], current: Current | None) -> dict[str, Curve]:
+        with self.context.progress("measure", len(self.model.analysis.ops)) as advance:
+            return error_curves(
+                self.model.analysis,
+                groups,
+                [batch[0] for batch in self.context.calibration()],
+                current=current,
+                seed=self.context.seed_for("obs"),
+                threads=self.context.threads,
+                limit_bytes=self.memory,
+                progress=advance,
+            )
+
+    def _probes(self, groups: Sequence[Group]) -> dict[str, Probe]:
+        with self.context.progress("probe", min(PROBES, len(groups))) as advance:
+            return sensitivities(
+                self.model.analysis,
+                groups,
+                self.curves,
+                self._sample(len(groups)),
+                seed=self.context.seed_for("sensitivity"),
+                threads=self.context.threads,
+                limit_bytes=self.memory,
+                progress=advance,
+            )
+
+    def _sample(self, groups: int) -> Feeds:
+        """Two to four batches, as many samples as time and memory allow."""
+        data = self.context.calibration()
+        analysis = self.model.analysis
+        largest = sum(4 * prod(dims[1:]) for dims in analysis.shapes.dims.values() if dims)
+        macs = max(self.model.cost.evaluate().macs, 1.0) * max(1, min(PROBES, groups))
+        affordable = min(self.memory / 2 / max(largest, 1), MOST_MACS / macs, MOST_SAMPLES)
+        wanted = max(FEWEST_SAMPLES, int(affordable))
+        if wanted < data.total():
+            _, data = data.split(wanted / data.total(), self.context.seed_for("sensitivity"))
+        return [feeds for feeds, _ in data.rebatched(max(1, wanted // 4))]
+
+    def _factors(self, groups: Sequence[Group]) -> dict[str, float]:
+        """The height of each group's line; of those that were not tried, between their neighbours'."""
+        ordered = in_order(self.model.analysis, groups)
+        tried = [k for k, group in enumerate(ordered) if group.id in self.probes]
+        if not tried:
+            return dict.fromkeys((group.id for group in ordered), 1.0)
+        heights = [_height(self.probes[ordered[k].id]) for k in tried]
+        found = np.exp(np.interp(np.arange(len(ordered)), tried, heights))
+        return {group.id: float(factor) for group, factor in zip(ordered, found, strict=True)}
+
+    def _rises(self, curve: Curve, first: Curve, factor: float, size: int) -> Floats:
+        left = set(curve.order)
+        gone = sum(
+            max(step, 0.0) for index, step in zip(first.order, first.steps, strict=True) if index not in left
         )
-    result = {}
-    for group in groups:
-        curve = curves.get(group.id)
-        if curve is not None:
-            # a later step never counts less than an earlier one: what goes first has to be the cheapest
-            steps = np.maximum.accumulate(np.maximum(curve.steps, 0.0))
-            result[group.id] = np.empty(group.size)
-            result[group.id][list(curve.order)] = steps * (1 + 1e-9 * np.arange(group.size))
-    return result
+        # a later step never counts less than an earlier one: what goes first has to be the cheapest
+        steps = np.maximum.accumulate(np.maximum(curve.steps, 0.0))
+        total = factor * (gone + np.concatenate([[0.0], np.cumsum(steps)]) + TINY) ** SLOPE
+        scores = np.zeros(size)
+        scores[list(curve.order)] = np.maximum.accumulate(np.diff(total)) * (
+            1 + 1e-9 * np.arange(len(curve.order))
+        )
+        return scores
+
+
+def _height(probe: Probe) -> float:
+    return float(np.log(probe.outputs) - SLOPE * np.log(max(probe.local, TINY)))

@@ -15,7 +15,7 @@ from surgeon.errors import PluginError
 from surgeon.quantized import meanings, parameters
 from surgeon.scores import REDUCTIONS, SCORES, Activity, Score, Slices
 from surgeon_passes.pruning.activity import Read, measure, norms, reads
-from surgeon_passes.pruning.obs import obs_scores
+from surgeon_passes.pruning.obs import Eliminator
 from surgeon_passes.pruning.spread import positions_in_weights
 from surgeon_passes.pruning.values import as_numbers
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from surgeon.engine import Model
     from surgeon.groups import Group
     from surgeon.passes import Context
+    from surgeon.refit.carry import Current
     from surgeon_passes.prune import Prune
 
     Floats = NDArray[np.float64]
@@ -39,20 +40,51 @@ LARGEST = 1e30
 DIGITS = 5  # scores that agree this far are the same: what decides must not be the rounding of a sum
 
 
-def rank(options: Prune, model: Model, groups: Sequence[Group], context: Context) -> dict[str, Floats]:
-    """What removing each index of each group costs, ``[size]``, comparable between groups.
+class Ranking:
+    """What removing each index of each group costs, measured once for all cuts of a model.
 
-    Raises:
-        PluginError: A score or reduction of a plugin cannot be loaded, or fails.
-        DataError: The calibration data do not fit the model.
+    Args:
+        options: The options of the pass.
+        model: The analysed model.
+        context: The run.
+
+    Attributes:
+        eliminator: What the score obs has measured.
     """
+
+    def __init__(self, options: Prune, model: Model, context: Context) -> None:
+        self.options, self.model, self.context = options, model, context
+        self.eliminator = Eliminator(model, context, options.memory * 2**20, options.sensitivity)
+        self._known: dict[str, Floats] = {}
+
+    def of(self, groups: Sequence[Group], current: Current | None = None) -> dict[str, Floats]:
+        """Costs ``[size]`` per group id, comparable between groups.
+
+        Args:
+            groups: The groups.
+            current: What was cut so far; scores of what is left change where they depend on it.
+
+        Raises:
+            PluginError: A score or reduction of a plugin cannot be loaded, or fails.
+            DataError: The calibration data do not fit the model.
+        """
+        if current is not None and chosen_score(self.options, self.context) == OBS:
+            return _eliminated(self.options, self.model, groups, self.context, self.eliminator, current)
+        if not {group.id for group in groups} <= self._known.keys():
+            self._known = _rank(self.options, self.model, groups, self.context, self.eliminator)
+        return {group.id: self._known[group.id] for group in groups}
+
+
+def _rank(
+    options: Prune, model: Model, groups: Sequence[Group], context: Context, eliminator: Eliminator
+) -> dict[str, Floats]:
     if options.score == RANDOM:
         random = np.random.default_rng(context.seed_for("prune"))
         drawn = {group.id: random.random(group.size) for group in groups}
         return {name: prices(scores, 1) for name, scores in drawn.items()}
     name = chosen_score(options, context)
     if name == OBS:
-        return _eliminated(options, model, groups, context)
+        return _eliminated(options, model, groups, context, eliminator, None)
     weights = positions_in_weights(model, groups)
     magnitudes = _magnitudes(name, options, model, groups, context)
     return {name: prices(scores, max(1, len(weights[name]))) for name, scores in magnitudes.items()}
@@ -87,9 +119,16 @@ def chosen_score(options: Prune, context: Context) -> str:
     return OBS if context.data is not None else FALLBACK
 
 
-def _eliminated(options: Prune, model: Model, groups: Sequence[Group], context: Context) -> dict[str, Floats]:
+def _eliminated(
+    options: Prune,
+    model: Model,
+    groups: Sequence[Group],
+    context: Context,
+    eliminator: Eliminator,
+    current: Current | None,
+) -> dict[str, Floats]:
     """Scores by elimination; groups that it cannot judge rank by magnitude, at the level of the median group."""
-    result = obs_scores(model, groups, context, options.memory * 2**20)
+    result = eliminator.scores(groups, current)
     missing = [group for group in groups if group.id not in result]
     if missing:
         level = float(np.median([scores.mean() for scores in result.values()])) if result else 1.0

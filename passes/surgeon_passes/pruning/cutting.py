@@ -1,0 +1,150 @@
+"""From targets to a cut model: choose, cut, prove and refit, in as many steps as asked for."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from surgeon.errors import GateError
+from surgeon.refit.carry import Current, carry_over
+from surgeon.refit.sweep import refit
+from surgeon.surgery import keep_of
+from surgeon_passes.pruning.choose import Choice, choose
+from surgeon_passes.pruning.proved import Proved, cut_and_prove
+from surgeon_passes.pruning.rank import Ranking
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from surgeon.engine import Model
+    from surgeon.passes import Context, Graph
+    from surgeon.refit.sweep import Refitted
+    from surgeon_passes.prune import Prune
+
+    Kept = Mapping[str, NDArray[np.bool_]]
+
+
+@dataclass
+class Cut:
+    """A cut model.
+
+    Attributes:
+        graph: The model; the original where nothing could be cut.
+        choice: What was kept and why the rest was not cut.
+        proved: The cut with its plan and certificate, or None where nothing could be cut.
+        refitted: What the refit did, or None.
+        seconds: How long all refits took.
+    """
+
+    graph: Graph
+    choice: Choice
+    proved: Proved | None = None
+    refitted: Refitted | None = None
+    seconds: float = 0.0
+
+
+@dataclass
+class Cutting:
+    """Cuts of one model; what was measured of it serves all of them.
+
+    Attributes:
+        options: The options of the pass.
+        model: The analysed model.
+        graph: The model as it came.
+        context: The run.
+    """
+
+    options: Prune
+    model: Model
+    graph: Graph
+    context: Context
+    ranking: Ranking = field(init=False)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.ranking = Ranking(self.options, self.model, self.context)
+
+    def to(self, targets: Mapping[str, float] | None) -> Cut:
+        """Cut to targets, or by the pass's ratio without any; groups whose cut cannot be proved are left alone.
+
+        Raises:
+            GateError: The targets cannot be met, or the proof fails.
+        """
+        while True:
+            found = self._try(targets)
+            if isinstance(found, Cut):
+                return found
+            self.refused |= found
+
+    def _try(self, targets: Mapping[str, float] | None) -> Cut | dict[str, str]:
+        current: Current | None = None
+        spent = 0.0
+        for share in self.options.schedule_of().shares(self._steps())[:-1]:
+            choice = self._choose(_eased(targets, share), share, current)
+            if choice is None or _whole(choice):
+                continue
+            smaller, plan = self.model.cut(choice.kept)
+            current, _, seconds = self._refit(smaller, plan.kept(), current)
+            spent += seconds
+        choice = choose(self.options, self.model, self.context, self.ranking, targets, self.refused, current)
+        kept = {name: flags for name, flags in choice.kept.items() if not flags.all()}
+        if not kept:
+            return Cut(self.graph, choice)
+        outcome = cut_and_prove(self.model, kept, self.context)
+        if not isinstance(outcome, Proved):
+            return outcome
+        if not self._reconstructs or outcome.plan.interface:
+            return Cut(outcome.graph, choice, outcome)
+        _, refitted, seconds = self._refit(outcome.graph, outcome.plan.kept(), current)
+        return Cut(outcome.graph, choice, outcome, refitted, spent + seconds)
+
+    @property
+    def _reconstructs(self) -> bool:
+        return self.options.reconstruct and self.context.data is not None
+
+    def _steps(self) -> int:
+        return self.options.steps if self._reconstructs else 1
+
+    def _choose(
+        self, targets: Mapping[str, float] | None, share: float, current: Current | None
+    ) -> Choice | None:
+        """What to keep after one of the steps before the last; None where limits allow nothing yet."""
+        try:
+            return choose(
+                self.options, self.model, self.context, self.ranking, targets, self.refused, current, share
+            )
+        except GateError:
+            return None  # the last step says what is out of reach
+
+    def _refit(self, smaller: Any, kept: Kept, current: Current | None) -> tuple[Current, Refitted, float]:
+        started = time.perf_counter()
+        model, context = self.model, self.context
+        keep = keep_of(kept, {group.id: group.atom for group in model.groups})
+        after = Current(keep, smaller)
+        if current is not None:
+            carry_over(model.analysis, current, after)
+        with context.progress("refit", len(model.analysis.ops)) as advance:
+            refitted = refit(
+                model.analysis,
+                smaller,
+                keep,
+                [batch[0] for batch in context.calibration()],
+                seed=context.seed_for("refit"),
+                threads=context.threads,
+                limit_bytes=self.options.memory * 2**20,
+                progress=advance,
+            )
+        return after, refitted, time.perf_counter() - started
+
+
+def _whole(choice: Choice) -> bool:
+    return all(flags.all() for flags in choice.kept.values())
+
+
+def _eased(targets: Mapping[str, float] | None, share: float) -> dict[str, float] | None:
+    """Targets after a share of the way."""
+    return None if targets is None else {name: 1 - (1 - value) * share for name, value in targets.items()}

@@ -1,0 +1,44 @@
+"""What the report says of a refit: the error of every operator, and the error curve of every group."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from surgeon.passes import Context
+    from surgeon_passes.pruning.cutting import Cut, Cutting
+
+DIGITS = 4
+
+
+def describe(found: Cut, cutting: Cutting, context: Context) -> None:
+    """Record what the refit did, and what was measured before."""
+    errors = found.refitted.errors if found.refitted is not None else {}
+    if not errors:
+        context.warn("no weights were refitted: only constants of floats are; expect to lose accuracy")
+    context.record["reconstruct"] = {
+        "seconds": found.seconds,
+        "operators": [
+            {"node": name, "error_before": before, "error_after": after}
+            for name, (before, after) in errors.items()
+        ],
+    }
+    measured = cutting.ranking.eliminator
+    if measured.curves:
+        context.record["curves"] = {name: _curve(cutting, name) for name in measured.curves}
+
+
+def _curve(cutting: Cutting, name: str) -> dict[str, object]:
+    """The error of a group's consumers after each removal, and what one cut of it alone did to the outputs."""
+    measured = cutting.ranking.eliminator
+    errors = np.cumsum(np.maximum(measured.curves[name].steps, 0.0))
+    probe = measured.probes.get(name)
+    return {
+        "order": list(measured.curves[name].order),
+        "errors": [float(f"{error:.{DIGITS}g}") for error in errors],
+        "sensitivity": None
+        if probe is None
+        else {"removed": probe.removed, "local": probe.local, "outputs": probe.outputs},
+    }

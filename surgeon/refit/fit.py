@@ -1,0 +1,181 @@
+"""The best weights of one product for a sample of its inputs and targets: ridge regression towards the present ones.
+
+The strength of the ridge is what does best on held-out places. Where the result passes through an activation, further
+least-squares steps with the same matrix follow, see `surgeon.refit.through`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from surgeon.refit.through import Activation
+
+    Floats = NDArray[np.float32]
+    Matrix = NDArray[np.float64]
+
+STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+STEPS = 12
+BIAS_STRENGTH = 1e-9
+TINY = 1e-12
+
+
+@dataclass
+class Sample:
+    """Places at which an operator's groups are multiplied.
+
+    Attributes:
+        x: ``[groups, places, inputs + 1]``, what is multiplied, with a 1 appended.
+        target: ``[groups, places, outputs]``, what should come out.
+        other: What is added to the result before the activation, of the shape of ``target``; None for nothing.
+        held_out: ``[places]``, which places only judge.
+        through: The activation that the sum passes through, or None.
+    """
+
+    x: Floats
+    target: Floats
+    other: Floats | None
+    held_out: NDArray[np.bool_]
+    through: Activation | None = None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Weights ``[groups, inputs + 1, outputs]`` and their squared error on held-out places over the target's energy."""
+
+    weights: Matrix
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much work a fit is: strengths that are tried, and steps through the activation."""
+
+    strengths: tuple[float, ...] = STRENGTHS
+    steps: int = STEPS
+
+
+def fit(sample: Sample, start: Matrix, effort: Effort = Effort()) -> Fit:
+    """The best weights, or ``start`` for each group where nothing does better on held-out places.
+
+    Args:
+        sample: The places.
+        start: The present weights with the bias as last row ``[groups, inputs + 1, outputs]``.
+        effort: How much to try.
+    """
+    solved = [_fit(_one(sample, k), start[k], effort) for k in range(len(start))]
+    scale = max(sum(each.energy for each in solved), TINY)
+    before, after = (sum(each.before for each in solved), sum(each.after for each in solved))
+    return Fit(np.stack([each.weights for each in solved]), before / scale, after / scale)
+
+
+def _one(sample: Sample, k: int) -> Sample:
+    other = None if sample.other is None else sample.other[k]
+    return Sample(sample.x[k], sample.target[k], other, sample.held_out, sample.through)
+
+
+class _Solved(NamedTuple):
+    weights: Matrix
+    before: float
+    after: float
+    energy: float
+
+
+def _fit(sample: Sample, start: Matrix, effort: Effort) -> _Solved:
+    judge = _Judge(sample)
+    best, before = start, judge.error(start)
+    least = before
+    fitted = ~sample.held_out
+    if not fitted.any() or not np.isfinite(before):
+        return _Solved(start, 0.0, 0.0, 0.0)
+    x, t = sample.x[fitted], sample.target[fitted]
+    gram = (x.T @ x).astype(np.float64)
+    right = (x.T @ t).astype(np.float64)
+    if not np.isfinite(right).all():
+        return _Solved(start, before, before, judge.energy)
+    chosen: tuple[float, _Ridge, Matrix] | None = None
+    for strength in effort.strengths:
+        ridge = _Ridge.of(gram, strength)
+        if ridge is None:
+            continue
+        weights = ridge.solve(right, start)
+        error = judge.error(weights)
+        if np.isfinite(error) and (chosen is None or error < chosen[0]):
+            chosen = (error, ridge, weights)
+    if chosen is None:
+        return _Solved(start, before, before, judge.energy)
+    if chosen[0] < least:
+        least, best = chosen[0], chosen[2]
+    if sample.through is not None:
+        other = None if sample.other is None else sample.other[fitted]
+        weights = chosen[2]
+        for _ in range(effort.steps):
+            towards = _towards(sample.through, x @ weights.astype(np.float32), t, other)
+            if not np.isfinite(towards).all():
+                break
+            weights = chosen[1].solve((x.T @ towards).astype(np.float64), start)
+            error = judge.error(weights)
+            if error < least:
+                least, best = error, weights
+    return _Solved(best, before, least, judge.energy)
+
+
+def _towards(through: Activation, prediction: Floats, target: Floats, other: Floats | None) -> Floats:
+    if other is None:
+        return through.towards(prediction, target)
+    return through.towards(prediction + other, target + other) - other
+
+
+@dataclass(frozen=True)
+class _Ridge:
+    """The factored left side of the normal equations, and what pulls towards the start."""
+
+    factor: tuple[Matrix, bool]
+    penalty: NDArray[np.float64]
+
+    @staticmethod
+    def of(gram: Matrix, strength: float) -> _Ridge | None:
+        penalty = np.full(len(gram), strength * scale_of(gram))
+        penalty[-1] = BIAS_STRENGTH * max(gram[-1, -1], 1.0)
+        from scipy import linalg
+
+        try:
+            return _Ridge(linalg.cho_factor(gram + np.diag(penalty), check_finite=True), penalty)
+        except (np.linalg.LinAlgError, ValueError):  # not positive definite, or not finite
+            return None
+
+    def solve(self, right: Matrix, start: Matrix) -> Matrix:
+        from scipy import linalg  # takes a while to import, and is only needed here
+
+        return np.asarray(linalg.cho_solve(self.factor, right + self.penalty[:, None] * start))
+
+
+def scale_of(gram: Matrix) -> float:
+    """The mean square of the inputs, without the 1 at the end."""
+    return max(float(np.diag(gram)[:-1].mean()) if len(gram) > 1 else 0.0, TINY)
+
+
+class _Judge:
+    """Squared errors on held-out places, behind the activation."""
+
+    def __init__(self, sample: Sample) -> None:
+        held = sample.held_out
+        self.x, self.through = sample.x[held], sample.through
+        self.other = None if sample.other is None else sample.other[held]
+        self.wanted = self._seen(sample.target[held])
+        self.energy = float(np.square(self.wanted - self.wanted.mean(axis=0), dtype=np.float64).sum())
+
+    def error(self, weights: Matrix) -> float:
+        difference = self._seen(self.x @ weights.astype(np.float32)) - self.wanted
+        return float(np.einsum("ij,ij->", difference, difference, dtype=np.float64))
+
+    def _seen(self, values: Floats) -> Floats:
+        if self.through is None:
+            return values
+        return self.through.function(values if self.other is None else values + self.other)

@@ -1,0 +1,59 @@
+"""What is looked at: places of an operator's output, those held out, and the arrays found there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+HELD_OUT = 0.15
+
+
+@dataclass(frozen=True)
+class Places:
+    """How many places of an operator's output are looked at.
+
+    Attributes:
+        per_input: For each input of its product ...
+        fewest: ... and at least these; where there are groups, each has its own few weights to find, so fewer do.
+        limit_bytes: Never more than fit in this.
+    """
+
+    per_input: int = 60
+    fewest: int = 40_000
+    limit_bytes: int = 2**29
+
+    def wanted(self, groups: int, inputs: int) -> int:
+        """Places for one operator in all batches."""
+        asked = max(self.fewest // min(groups, 20), self.per_input * inputs)
+        return max(2, min(asked, self.limit_bytes // (4 * groups * inputs)))
+
+    def limited(self, limit_bytes: int) -> Places:
+        """The same, within a quarter of what activations may take."""
+        return Places(self.per_input, self.fewest, min(self.limit_bytes, max(limit_bytes // 4, 2**20)))
+
+
+@dataclass
+class Draw:
+    """Random places, batch by batch; the same for the same seed, whatever happens to other operators."""
+
+    random: np.random.Generator
+    places: Places
+    batches: int
+
+    def places_of(self, total: int, groups: int, inputs: int) -> NDArray[np.int64]:
+        """Some of the ``total`` places of one batch, ascending."""
+        wanted = self.places.wanted(groups, inputs) // self.batches + 1
+        chosen: NDArray[Any] = self.random.choice(total, min(wanted, total), replace=False)
+        return np.sort(chosen).astype(np.int64)
+
+    def held_out(self, batch: int, count: int) -> NDArray[np.bool_]:
+        """Whole batches where there are enough of them, else single places."""
+        if self.batches >= 1 / HELD_OUT:
+            every = int(1 / HELD_OUT)
+            return np.full(count, batch % every == every - 1)
+        return self.random.random(count) < HELD_OUT
