@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from surgeon.axes import Keep, mask
 from surgeon.graph.weights import peek
-from surgeon.refit.behind import changed, kept_weight
+from surgeon.refit.behind import kept_weight
 from surgeon.refit.norms import is_norm
 from surgeon.stats.bias import read_bias, write_bias
 from surgeon.stats.linear import Linear, linear_views
@@ -52,10 +52,9 @@ def carry_over(analysis: Analysis, before: Current, after: Current) -> None:
 
 def _carry(analysis: Analysis, before: Current, after: Current) -> None:
     old, new = before.nodes, after.nodes
-    reached = changed(analysis, before.keep)
     for op in analysis.ops:
         name = op.node.outputs[0].name if op.node.outputs else ""
-        if name not in reached or name not in old or name not in new:
+        if name not in old or name not in new:
             continue
         for view in linear_views(op):
             if not is_shared(new[name].inputs[view.weight]):
@@ -93,12 +92,14 @@ def _carry_weight(
     new: dict[str, gs.Node],
 ) -> None:
     had, has = (_rows_and_columns(kept_weight(analysis, view, each.keep)) for each in (before, after))
-    source, result = get_weight(view, old), get_weight(view, new)
+    source, given = get_weight(view, old), get_weight(view, new)
+    result = given.copy()
     where = {k: number for number, k in enumerate(had)}
     for number, (k, (rows, columns)) in enumerate(has.items()):
         known_rows, known_columns = had[k]
         result[number] = source[where[k]][np.ix_(rows[known_rows], columns[known_columns])]
-    set_weight(view, new, result)
+    if not np.array_equal(result, given):  # what was never refitted keeps its constants, and gets no bias
+        set_weight(view, new, result)
 
 
 def _rows_and_columns(flags: NDArray[np.bool_]) -> dict[int, tuple[NDArray[np.bool_], NDArray[np.bool_]]]:

@@ -55,10 +55,17 @@ class Fit:
 
 @dataclass(frozen=True)
 class Effort:
-    """How much work a fit is: strengths that are tried, and steps through the activation."""
+    """How much work a fit is.
+
+    Attributes:
+        strengths: Strengths of the ridge that are tried.
+        steps: Steps through the activation behind an operator.
+        joint: Steps of an operator together with the one before it; 0 for none.
+    """
 
     strengths: tuple[float, ...] = STRENGTHS
     steps: int = STEPS
+    joint: int = 8
 
 
 def fit(sample: Sample, start: Matrix, effort: Effort = Effort()) -> Fit:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 HELD_OUT = 0.15
+RUN = 64
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,14 @@ class Draw:
         wanted = self.places.wanted(groups, inputs) // self.batches + 1
         chosen: NDArray[Any] = self.random.choice(total, min(wanted, total), replace=False)
         return np.sort(chosen).astype(np.int64)
+
+    def runs_of(self, total: int, groups: int, inputs: int) -> NDArray[np.int64]:
+        """As `places_of`, in runs: neighbours are made of the same places of the operator before."""
+        wanted = self.places.wanted(groups, inputs) // self.batches + 1
+        runs = -(-total // RUN)
+        chosen = np.sort(self.random.choice(runs, min(-(-wanted // RUN), runs), replace=False))
+        places: NDArray[Any] = (chosen[:, None] * RUN + np.arange(RUN)).ravel()
+        return places[places < total].astype(np.int64)
 
     def held_out(self, batch: int, count: int) -> NDArray[np.bool_]:
         """Whole batches where there are enough of them, else single places."""

@@ -16,7 +16,9 @@ from surgeon.axes import Keep, mask
 from surgeon.refit.behind import beside, changed, kept_weight, touched
 from surgeon.refit.carry import get_weight, set_weight
 from surgeon.refit.fit import Effort, Sample, fit
+from surgeon.refit.joint import Wanted, fit_both
 from surgeon.refit.norms import is_norm, refit_norm
+from surgeon.refit.pair import Linked, Pair, pair_before
 from surgeon.refit.sampling import Draw, Places
 from surgeon.refit.target import Target, sums_into, target_of
 from surgeon.stats.linear import Linear, linear_views
@@ -107,6 +109,23 @@ class Sweep:
         ]
         self.new = beside(original, analysis, smaller, touched(analysis, keep))
         self.pending = {op.node.outputs[0].name for op, _ in self.work}
+        self.pairs = self._pairs() if effort.joint else {}
+
+    def _pairs(self) -> dict[int, Pair]:
+        """The pairs of operators that may be fitted together, by the identity of the second one's product."""
+        makers = {
+            view.output: view
+            for op in self.analysis.ops
+            if op.node.outputs and op.node.outputs[0].name in self.nodes
+            for view in linear_views(op)
+            if view.output and self._is_free(view)
+        }
+        found = {}
+        for view in (view for _, views in self.work for view in views):
+            pair = pair_before(view, makers, self.nodes, self.outputs)
+            if pair is not None and pair.first.op.node.outputs[0].name in self.new.made:
+                found[id(view)] = pair
+        return found
 
     def _is_free(self, view: Linear) -> bool:
         """A shared weight stays one."""
@@ -120,6 +139,8 @@ class Sweep:
         for _, names in held:  # a target may lie behind operators whose turn comes later
             for name in names:
                 self.old.hold(name)
+        for pair in self.pairs.values():
+            self.new.hold(pair.first.reads[0])
         for (op, views), (_, names) in zip(self.work, held, strict=True):
             label = op.node.name or op.node.outputs[0].name
             if is_norm(op):
@@ -188,9 +209,40 @@ class Sweep:
         start = get_weight(view, self.nodes)
         found = fit(self._sample(view, node, start, target), start, self.effort)
         set_weight(view, self.nodes, found.weights)
+        after = found.after
+        if id(view) in self.pairs and target is not None:
+            after *= self._refit_pair(self.pairs[id(view)], target)
+            self.new.release(self.pairs[id(view)].first.reads[0])
         for name in wanted:
             self.new.release(name)
-        return found.before, found.after
+        return found.before, after
+
+    def _refit_pair(self, pair: Pair, target: Target) -> float:
+        """Fit an operator once more, together with the one before it; returns what is left of its error, 1 for all."""
+        first, second = get_weight(pair.first, self.nodes), get_weight(pair.second, self.nodes)
+        groups, inputs = len(second), max(first.shape[1], second.shape[1])
+        parts, wishes, others, held = [], [], [], []
+        for batch in range(self.draw.batches):
+
+            def read(name: str, batch: int = batch) -> Array:
+                return self.new.get(name, batch)
+
+            places = self.draw.runs_of(pair.second.count(read), groups, inputs)
+            parts.append(Linked.of_batch(pair, self.nodes, read, places))
+            wishes.append(self._wish(pair.second, groups, target, batch, places))
+            if target.other:
+                others.append(pair.second.results(read(target.other), places, groups).astype(np.float32))
+            held.append(self.draw.held_out(batch, len(places)))
+        wish = np.concatenate(wishes, axis=1)
+        other = np.concatenate(others, axis=1) if others else None
+        wanted = Wanted(wish if other is None else wish - other, other, np.concatenate(held), target.through)
+        start, best = fit_both(Linked.joined(parts), pair.through, wanted, first, second, self.effort.joint)
+        if not best.error < start.error:
+            return 1.0
+        set_weight(pair.first, self.nodes, best.first)
+        set_weight(pair.second, self.nodes, best.second)
+        self.new.again(pair.nodes, pair.hidden)
+        return best.error / start.error
 
     def _sample(
         self, view: Linear, node: gs.Node, start: NDArray[np.float64], target: Target | None

@@ -100,23 +100,23 @@ class Replay:
             for node in graph.nodes
             if within is None or (node.outputs and node.outputs[0].name in within)
         ]
-        self._made = {tensor.name for node in self._left for tensor in node.outputs if tensor.name}
+        self.made = {tensor.name for node in self._left for tensor in node.outputs if tensor.name}
         self._waiting: dict[str, int] = {}
         for node in self._left:
             for name in _reads(node):
                 self._waiting[name] = self._waiting.get(name, 0) + 1
         if source is None:
             for tensor in graph.inputs:
-                self._made.add(tensor.name)
+                self.made.add(tensor.name)
                 for batch in feeds:
                     self.store.put(tensor.name, batch[tensor.name])
         self._held: dict[str, int] = {}
-        for name in self._waiting.keys() - self._made:
+        for name in self._waiting.keys() - self.made:
             self._owner(name).hold(name)
 
     def _owner(self, name: str) -> Replay:
         """The run that has a tensor."""
-        return self if self.source is None or name in self._made else self.source
+        return self if self.source is None or name in self.made else self.source
 
     def hold(self, name: str) -> None:
         """Keep a tensor until :meth:`release`, even when every node that reads it has run."""
@@ -146,7 +146,7 @@ class Replay:
         segment = self._needed(names)
         if self.source is not None:
             abroad = {name for node in segment for name in _reads(node)} | set(names)
-            self.source.advance(sorted(abroad - self._made))
+            self.source.advance(sorted(abroad - self.made))
         if not segment:
             return
         inside = {id(node) for node in segment}
@@ -164,8 +164,20 @@ class Replay:
         for name in sources:
             self._drop_if_done(name)
 
+    def again(self, nodes: Sequence[gs.Node], name: str) -> None:
+        """Run nodes once more, for their weights have changed; what is stored of ``name``, which they make, is replaced.
+
+        Args:
+            nodes: In topological order; what they read from others has been held.
+            name: The only tensor of theirs that anybody has read or will read.
+        """
+        made = {tensor.name for node in nodes for tensor in node.outputs}
+        sources = sorted({each for node in nodes for each in _reads(node)} - made)
+        self.store.drop(name)
+        self._run(list(nodes), sources, [name])
+
     def _needed(self, names: Iterable[str]) -> list[gs.Node]:
-        wanted = {name for name in names if name not in self.store and name in self._made}
+        wanted = {name for name in names if name not in self.store and name in self.made}
         while True:
             segment = self._makers(wanted)
             inside = {id(node) for node in segment}

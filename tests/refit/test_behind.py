@@ -123,7 +123,7 @@ def check_beside(found, cut, feeds, names, tensors, expected, limit, seed):
     if limit == 0:
         assert original.store.used == replay.store.used == 0
     # what was computed once is handed over, not computed twice
-    assert {name for name in tensors if name not in names and name in replay._made} <= folded(found, cut)
+    assert {name for name in tensors if name not in names and name in replay.made} <= folded(found, cut)
 
 
 def folded(found, cut) -> set[str]:

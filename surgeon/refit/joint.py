@@ -1,0 +1,189 @@
+"""Fitting two operators with an activation between them at once, towards what the second one should compute.
+
+Alone, each operator aims at what it used to compute. Together they may agree on other channels between them, fewer ones
+being left. The second weights have a closed form for given first ones; the first ones take steps of conjugate gradients
+(Polak and Ribière), preconditioned by their own second moments, each as long as the linearised error says (Gauss and
+Newton). What does best on held-out places is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from surgeon.refit.fit import BIAS_STRENGTH, Effort, Sample, fit, scale_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from surgeon.refit.pair import Linked
+    from surgeon.refit.through import Activation
+
+    Floats = NDArray[np.float32]
+    Matrix = NDArray[np.float64]
+
+STEPS = 8
+EVERY = 4  # the second weights are solved anew after so many steps
+DAMPING = 1e-2
+SECOND = Effort(strengths=(1e-4, 1e-2), steps=3)
+WIDTH = 1e-3  # of the differences that derivatives of activations are taken from
+TINY = 1e-20
+
+
+@dataclass
+class Wanted:
+    """What should come out of the second operator, see `surgeon.refit.fit.Sample`."""
+
+    target: Floats
+    other: Floats | None
+    held_out: NDArray[np.bool_]
+    through: Activation | None
+
+
+@dataclass(frozen=True)
+class Both:
+    """The weights of both operators, and the relative error on held-out places."""
+
+    first: Matrix
+    second: Matrix
+    error: float
+
+
+def fit_both(
+    linked: Linked, between: Activation, wanted: Wanted, first: Matrix, second: Matrix, steps: int = STEPS
+) -> tuple[Both, Both]:
+    """Fit both operators.
+
+    Args:
+        linked: What they read.
+        between: The activation between them.
+        wanted: What should come out.
+        first: The present weights of the first operator, ``[groups, inputs + 1, outputs]``.
+        second: Those of the second one.
+        steps: Steps for the first weights.
+
+    Returns:
+        Where it started, and the best that was found, which may be the same.
+    """
+    if not wanted.held_out.any() or wanted.held_out.all():
+        start = Both(first, second, 0.0)
+        return start, start
+    search = _Search(linked, between, wanted, first, second)
+    start = best = search.state()
+    for step in range(steps):
+        if step % EVERY == 0:
+            search.solve_second()
+            best = min(best, search.state(), key=lambda both: both.error)
+        moved = search.step()
+        found = search.state()
+        if not moved or found.error >= best.error:  # the places that are fitted have no more to say of others
+            break
+        best = found
+    search.solve_second()
+    return start, min(best, search.state(), key=lambda both: both.error)
+
+
+class _Search:
+    def __init__(
+        self, linked: Linked, between: Activation, wanted: Wanted, first: Matrix, second: Matrix
+    ) -> None:
+        self.linked, self.between, self.wanted = linked, between, wanted
+        self.first, self.second = first, second
+        self.ones = np.ones((*linked.links.shape[:2], 1), np.float32)
+        self.inverse = _inverse(linked.x)
+        self.truth = self._seen(wanted.target)
+        held = self.truth[:, wanted.held_out]
+        self.energy = max(float(np.square(held - held.mean(axis=1, keepdims=True)).sum()), TINY)
+        self.direction: Matrix | None = None
+        self.gradient = np.zeros_like(first)
+        self.length = 1.0
+        self._evaluate()
+
+    def _evaluate(self) -> None:
+        self.before = self.linked.hidden(self.first)
+        self.rows = self.linked.gathered(self.between.function(self.before))
+        self.result = self._product(self.rows)
+
+    def _product(self, rows: Floats) -> Floats:
+        weights = self.second.astype(np.float32)
+        return np.asarray(rows @ weights[:, :-1] + weights[:, -1:], np.float32)
+
+    def _seen(self, values: Floats) -> Floats:
+        if self.wanted.through is None:
+            return values
+        return self.wanted.through.function(
+            values if self.wanted.other is None else values + self.wanted.other
+        )
+
+    def state(self) -> Both:
+        difference = (self._seen(self.result) - self.truth)[:, self.wanted.held_out]
+        error = float(np.einsum("gpo,gpo->", difference, difference, dtype=np.float64)) / self.energy
+        return Both(self.first, self.second, error if np.isfinite(error) else np.inf)
+
+    def solve_second(self) -> None:
+        """The best second weights for what is between the operators now."""
+        wanted = self.wanted
+        sample = Sample(
+            np.concatenate([self.rows, self.ones], axis=2),
+            wanted.target,
+            wanted.other,
+            wanted.held_out,
+            wanted.through,
+        )
+        self.second = fit(sample, self.second, SECOND).weights
+        self.result = self._product(self.rows)
+        self.direction = None
+
+    def step(self) -> bool:
+        """One step of the first weights; False where there is nowhere to go."""
+        residual = self._residual()
+        back = (residual @ self.second[:, :-1].transpose(0, 2, 1).astype(np.float32)).astype(np.float32)
+        slope = self._slope()
+        groups = len(self.first)
+        gradient = self.linked.first_gradient(self.linked.scattered(back) * slope, groups)
+        downhill = -(self.inverse @ gradient)
+        if self.direction is not None:
+            turn = float(-(downhill * (gradient - self.gradient)).sum()) / self.length
+            downhill = downhill + max(turn, 0.0) * self.direction
+        self.direction, self.gradient = downhill, gradient
+        self.length = max(float((gradient * (self.inverse @ gradient)).sum()), TINY)
+        moved = self.linked.gathered(slope * self.linked.hidden(downhill))
+        change = np.asarray(moved @ self.second[:, :-1].astype(np.float32))
+        change[:, self.wanted.held_out] = 0
+        energy = float(np.square(change, dtype=np.float64).sum())
+        size = -float(np.einsum("gpo,gpo->", residual, change, dtype=np.float64)) / max(energy, TINY)
+        if not np.isfinite(size) or size <= 0:
+            return False
+        self.first = self.first + size * downhill
+        self._evaluate()
+        return True
+
+    def _residual(self) -> Floats:
+        """Result minus target at the places that are fitted, less where the activation behind is flat."""
+        wanted = self.wanted
+        target = wanted.target
+        if wanted.through is not None:
+            if wanted.other is None:
+                target = wanted.through.towards(self.result, target)
+            else:
+                target = wanted.through.towards(self.result + wanted.other, target + wanted.other)
+                target = target - wanted.other
+        residual = self.result - target
+        residual[:, wanted.held_out] = 0
+        return np.asarray(residual, np.float32)
+
+    def _slope(self) -> Floats:
+        function, x, width = self.between.function, self.before, np.float32(WIDTH)
+        return np.asarray((function(x + width) - function(x - width)) / (2 * width), np.float32)
+
+
+def _inverse(x: Floats) -> Matrix:
+    """The inverse of the damped second moments of each group ``[groups, inputs + 1, inputs + 1]``."""
+    gram: Any = (x.transpose(0, 2, 1) @ x).astype(np.float64)
+    for k, each in enumerate(gram):
+        damping = np.full(len(each), DAMPING * scale_of(each))
+        damping[-1] = BIAS_STRENGTH * max(each[-1, -1], 1.0)
+        gram[k] = each + np.diag(damping)
+    return np.asarray(np.linalg.inv(gram), np.float64)
