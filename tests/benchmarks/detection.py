@@ -26,7 +26,8 @@ def overlaps(one: Array, others: Array) -> Array:
     lower, upper = np.maximum(one[:2], others[:, :2]), np.minimum(one[2:], others[:, 2:])
     shared: Array = (upper - lower).clip(0).prod(axis=1)
     areas = (others[:, 2:] - others[:, :2]).prod(axis=1) + (one[2:] - one[:2]).prod()
-    return shared / np.maximum(areas - shared, 1e-9)
+    found: Array = shared / np.maximum(areas - shared, 1e-9)
+    return found
 
 
 def yolox_boxes(output: Array, ratio: float) -> list[Box]:

@@ -25,9 +25,10 @@ START, END, UNKNOWN = "<s>", "</s>", "<unk>"
 
 def voice(seconds: float, seed: int) -> Array:
     """Something like speech in noise, float32 at 16 kHz, within ±1."""
-    random, parts = np.random.default_rng(seed), []
+    random = np.random.default_rng(seed)
+    parts: list[Array] = []
     pitch = random.uniform(90, 220)
-    while sum(map(len, parts)) < seconds * RATE:
+    while sum(len(part) for part in parts) < seconds * RATE:
         count = int(random.uniform(0.1, 0.35) * RATE)
         if random.random() < 0.25:
             parts.append(np.zeros(count))
