@@ -239,7 +239,7 @@ def image_tasks() -> list[Task]:
     scene = partial(_scaled, 513, 127.5, 127.5)
     faces = partial(_scaled, (320, 240), 127, 128)
     style = partial(_scaled, 128, 0, 1)
-    people = _seen("vww_mobilenet_v1", "input", person, POOL, 16)
+    people = _seen("vww_mobilenet_v1", "input", person, 64, 16)
     boxes = _seen("yolox_nano", "images", _letterboxed, 64, 1)
     scenes = _seen("deeplab_mobilenet_v2", "input", scene, 24, 1)
     larger = _seen("espcn_x3", "input", _small, 32, 4)
