@@ -3,7 +3,8 @@
     SURGEON_SHARED=FOLDER python tests/benchmarks/accuracy.py [--models PATTERN] [--factors 0.769,0.5] [--cache FILE]
 
 Classifiers are scored by top-1 at 1.3 and 2 times fewer MACs, the others at 1.3 times by the cosine of their outputs with
-the original's, and by their task where there is a figure for it; no label is seen before. Under each table stand the
+the original's (of class maps: the share that is equal) and by their task where there is a figure for it; no label is seen
+before. Under each table stand the
 targets that could not be met, and why. With --cache every cell is written down when it is finished, and a second call
 goes on where the first one was stopped. Cells are compared on the same held-out samples; --seeds draws further
 calibration samples, and cells become mean ± standard deviation.

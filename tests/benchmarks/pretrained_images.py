@@ -144,7 +144,7 @@ def _faces(chosen: list[Photograph], limit: int) -> list[Array]:
 
 
 def _face_calibration(seed: int) -> Iterator[Feeds]:
-    yield from batched(draw(_faces(photographs()[0], 1000), 128, seed), "input", 32)
+    yield from batched(draw(_faces(photographs()[0], 1000), 96, seed), "input", 32)
 
 
 def _face_trial() -> Iterator[Feeds]:
