@@ -4,10 +4,9 @@
 
 Classifiers are scored by top-1 at 1.3 and 2 times fewer MACs, the others at 1.3 times by the cosine of their outputs with
 the original's (of class maps: the share that is equal) and by their task where there is a figure for it; no label is seen
-before. Under each table stand the
-targets that could not be met, and why. With --cache every cell is written down when it is finished, and a second call
-goes on where the first one was stopped. Cells are compared on the same held-out samples; --seeds draws further
-calibration samples, and cells become mean ± standard deviation.
+before. Under each table stand the targets that could not be met, and why. With --cache every cell is written down when it
+is finished, and a second call goes on where the first one was stopped. Cells are compared on the same held-out samples;
+--seeds draws further calibration samples, and cells become mean ± standard deviation.
 """
 
 from __future__ import annotations
