@@ -26,7 +26,7 @@ def read(path: Path) -> onnx.ModelProto:
     if path.parent == LIGHT:
         return _light(path)
     if path.parent.name == "zoo":
-        model: onnx.ModelProto = _script(path.parent / "fill.py").fill(path)
+        model: onnx.ModelProto = script(path.parent / "fill.py").fill(path)
         return model
     return onnx.load(path)
 
@@ -51,7 +51,8 @@ def _light(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _script(path: Path) -> ModuleType:
+def script(path: Path) -> ModuleType:
+    """Imports a Python file that lies beside models or data."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
