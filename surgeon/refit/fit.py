@@ -173,10 +173,12 @@ class _Judge:
 
     def __init__(self, sample: Sample) -> None:
         held = sample.held_out
-        self.x, self.through = sample.x[held], sample.through
+        self.x, self.through, self.other = sample.x[held], sample.through, sample.other
+        truth = self._seen(sample.target)
         self.other = None if sample.other is None else sample.other[held]
-        self.wanted = self._seen(sample.target[held])
-        self.energy = float(np.square(self.wanted - self.wanted.mean(axis=0), dtype=np.float64).sum())
+        self.wanted = truth[held]
+        mean = truth.mean(axis=0)  # of all places: those held out may be few
+        self.energy = float(np.square(self.wanted - mean, dtype=np.float64).sum())
 
     def error(self, weights: Matrix) -> float:
         difference = self._seen(self.x @ weights.astype(np.float32)) - self.wanted

@@ -94,8 +94,8 @@ class _Search:
         self.ones = np.ones((*linked.links.shape[:2], 1), np.float32)
         self.inverse = _inverse(linked.x)
         self.truth = self._seen(wanted.target)
-        held = self.truth[:, wanted.held_out]
-        self.energy = max(float(np.square(held - held.mean(axis=1, keepdims=True)).sum()), TINY)
+        spread = (self.truth - self.truth.mean(axis=1, keepdims=True))[:, wanted.held_out]
+        self.energy = max(float(np.square(spread).sum()), TINY)
         self.direction: Matrix | None = None
         self.gradient = np.zeros_like(first)
         self.length = 1.0

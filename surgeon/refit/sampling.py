@@ -61,8 +61,12 @@ class Draw:
         return places[places < total].astype(np.int64)
 
     def held_out(self, batch: int, count: int) -> NDArray[np.bool_]:
-        """Whole batches where there are enough of them, else single places."""
+        """Whole batches where there are enough of them, else single places; never none or all of several."""
         if self.batches >= 1 / HELD_OUT:
             every = int(1 / HELD_OUT)
             return np.full(count, batch % every == every - 1)
-        return self.random.random(count) < HELD_OUT
+        if count < 2:
+            return np.full(count, batch % 2 == 1)
+        flags = np.zeros(count, bool)
+        flags[self.random.choice(count, max(1, round(HELD_OUT * count)), replace=False)] = True
+        return flags

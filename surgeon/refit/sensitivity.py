@@ -127,8 +127,11 @@ def _probe(analysis: Analysis, group: Group, curve: Curve, original: Replay, see
     batches = max(1, original.batches // 2)
     draw = Draw(np.random.default_rng(seed), PLACES.limited(original.store.limit), batches)
     sweep = Sweep(analysis, smaller, keep, original, draw, EFFORT)
+    judged = sweep.judged()
+    for name in judged:
+        sweep.new.hold(name)
     sweep.run(lambda _: None)
-    outputs = sweep.divergence(range(batches if original.batches > 1 else 0, original.batches))
+    outputs = sweep.divergence(judged, range(batches if original.batches > 1 else 0, original.batches))
     if outputs is None:
         return None
     return Probe(removed, sum(max(step, 0.0) for step in curve.steps[:removed]), max(outputs, TINY))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from surgeon.axes import Keep, mask
 from surgeon.refit.behind import beside, changed, kept_weight, touched
@@ -24,12 +25,11 @@ from surgeon.refit.target import Target, sums_into, target_of
 from surgeon.stats.linear import Linear, linear_views
 from surgeon.stats.replay import Replay
 from surgeon.stats.sequences import named_sequences, rerun
-from surgeon.stats.weight import is_shared
+from surgeon.stats.weight import FLOATS, is_shared
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    import onnx_graphsurgeon as gs
     from numpy.typing import NDArray
 
     from surgeon.analysis import Analysis
@@ -153,31 +153,36 @@ class Sweep:
             progress(1)
         return result
 
-    def divergence(self, batches: Iterable[int]) -> float | None:
-        """The mean over the graph's outputs of their squared error relative to their variance.
+    def judged(self) -> list[str]:
+        """The graph's outputs that are floats, and what the others (decisions, such as ArgMax) are computed from."""
+        dtypes, found, left = self.analysis.shapes.dtypes, [], list(self.graph.outputs)
+        while left:
+            tensor = left.pop(0)
+            if dtypes.get(tensor.name) in FLOATS:
+                found.append(tensor.name)
+            else:
+                left += [t for n in tensor.inputs for t in n.inputs if not isinstance(t, gs.Constant)]
+        return list(dict.fromkeys(name for name in found if name in self.analysis.axes))
+
+    def divergence(self, names: Sequence[str], batches: Iterable[int]) -> float | None:
+        """The mean over some tensors of their squared error relative to their variance.
+
+        Args:
+            names: Tensors of both graphs, of the same shapes, that have been held.
+            batches: Which batches to compare.
 
         Returns:
-            None where no output is a tensor of floats.
+            None without tensors.
         """
-        outputs = [tensor.name for tensor in self.graph.outputs]
-        self.old.advance(outputs)
-        self.new.advance(outputs)
+        self.old.advance(names)
+        self.new.advance(names)
         chosen, found = list(batches), []
-        for name in outputs:
-            ours, theirs = (
-                [np.asarray(run.get(name, batch)) for batch in chosen] for run in (self.new, self.old)
-            )
-            if theirs[0].dtype.kind != "f":
-                continue
-            mean = (
-                sum(each.sum(axis=0, dtype=np.float64) for each in theirs) / sum(map(len, theirs))
-                if _alike(theirs)
-                else 0.0
-            )
-            error = sum(
-                float(np.square(a - b, dtype=np.float64).sum()) for a, b in zip(ours, theirs, strict=True)
-            )
-            energy = sum(float(np.square(b - mean, dtype=np.float64).sum()) for b in theirs)
+        for name in names:
+            ours = [np.asarray(self.new.get(name, batch), np.float64) for batch in chosen]
+            theirs = [np.asarray(self._kept(name, batch), np.float64) for batch in chosen]
+            mean = sum(each.sum(axis=0) for each in theirs) / sum(map(len, theirs)) if _alike(theirs) else 0.0
+            error = sum(float(np.square(a - b).sum()) for a, b in zip(ours, theirs, strict=True))
+            energy = sum(float(np.square(b - mean).sum()) for b in theirs)
             found.append(error / max(energy, 1e-12))
         return float(np.mean(found)) if found else None
 

@@ -130,9 +130,10 @@ def _multiplied(model: Model, op: Op, atom: Atom) -> Flags:
             continue
         axes = model.analysis.axes.get(tensor.name) or []
         # a square weight has the atom on both sides; only the side that is summed over counts, where it can be told
-        summed = [k for k, axis in enumerate(axes) if any(axis is each for each in contracted)]
+        mentions = [k for k, axis in enumerate(axes) if coordinates(axis, atom)]
+        summed = [k for k in mentions if any(axes[k] is each for each in contracted)]
         here = np.zeros(atom.size, bool)
-        for k in summed or range(len(axes)):
+        for k in summed or mentions:
             used = _used(peek(tensor), k)
             for places in coordinates(axes[k], atom):
                 here[places[used & (places >= 0)]] = True
