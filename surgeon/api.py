@@ -103,11 +103,13 @@ def run(
         passes: Pass instances or text such as ``"prune{macs=0.5},quantize"``; default: the recipe's, else prune.
         data: Calibration data: what ``--data`` takes, a Dataset, a dict of arrays named as the inputs (first axis =
             samples, optional ``labels``), or a callable that yields such dicts.
-        evaluation: Data for the metric, in the same forms; default: a tenth of ``data`` where it has labels.
+        evaluation: Data for the metric, in the same forms; default: a tenth of ``data`` where it has labels or
+            ``max_drop`` is given.
         preprocess: How images become arrays.
         metric: Name of the metric; default top1 with labels, agreement with the original without.
         target: Fractions of the original to reach at most: macs, params, size, latency.
-        max_drop: The largest accepted loss of the metric, as a fraction.
+        max_drop: The largest accepted loss of the metric, as a fraction; without a target, prune finds the smallest model
+            within it.
         exclude: Patterns of node and tensor names to leave alone.
         seed: Seed of everything random; default 0.
         threads: Threads for onnxruntime; results do not depend on it.

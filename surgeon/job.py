@@ -94,7 +94,7 @@ def _execute(job: Job) -> Finished:
     graph = load(job.source)
     check_facts(job.recipe.passes, graph)
     context = _context(job, graph)
-    metric = _metric(job, context)
+    metric = _metric(job, context, graph)
     load_rules(context.warn)
     original = measure.figures(graph, measure.file_bytes(job.source, graph))
     outcome = run_passes(graph, job.recipe.passes, context, debug=job.debug)
@@ -130,8 +130,10 @@ def _context(job: Job, graph: Graph) -> Context:
         data = open_data(settings.data, inputs, settings.preprocess)
     if evaluation is None and settings.evaluation is not None:
         evaluation = open_data(settings.evaluation, inputs, settings.preprocess)
-    if evaluation is None and data is not None and data.has_labels and data.total() >= 2:
-        data, evaluation = data.split(HELD_OUT, settings.seed)
+    if evaluation is None and data is not None:
+        measured = data.has_labels or settings.max_drop is not None  # without labels: agreement
+        if measured and data.total() >= 2:
+            data, evaluation = data.split(HELD_OUT, settings.seed)
     context = Context(
         source_path=job.source,
         model_sha256=source.sha256 if source else "",
@@ -175,12 +177,12 @@ def _find_metric(name: str) -> Metric:
     return find_metric(name)
 
 
-def _metric(job: Job, context: Context) -> Metric | None:
+def _metric(job: Job, context: Context, graph: Graph) -> Metric | None:
     """Chooses the metric; None where there is nothing to evaluate on."""
     settings = job.recipe.settings
     if context.evaluation is None:
         if settings.max_drop is not None:
-            hint = "give --eval, or --data with labels"
+            hint = "give --eval, or --data of which a tenth can be held out"
             raise UsageError("needs data to measure accuracy on", where="--max-drop", hint=hint)
         return None
     labelled = context.evaluation.has_labels
@@ -189,6 +191,13 @@ def _metric(job: Job, context: Context) -> Metric | None:
         hint = "add labels to the data, or take --metric agreement or cosine"
         raise UsageError(
             "needs labels, and the evaluation data have none", where=f"--metric {metric.name}", hint=hint
+        )
+    if settings.max_drop is not None and metric.name == "agreement" and not measure.decides(graph):
+        hint = "take --metric mse or cosine, or a function of your own as file.py:function"
+        raise UsageError(
+            "always agrees: the first output is one number, and no choice between several",
+            where="--metric agreement",
+            hint=hint,
         )
     context.metric = metric.name
     return metric

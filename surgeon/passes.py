@@ -100,7 +100,7 @@ class Context:
         inputs: Name, dtype and shape of the model's inputs.
         data: Calibration data, or None; `calibration` never fails.
         evaluation: Labelled or reference data to judge a candidate by, or None.
-        metric: Name of the metric to judge by.
+        metric: Name of the metric to judge by, which `surgeon.stats.metrics.find_metric` finds.
         max_drop: The largest accepted loss of that metric, or None.
         targets: Fractions of the original to reach at most: macs, params, size, latency.
         exclude: Patterns of node and tensor names to leave alone.

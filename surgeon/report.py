@@ -75,6 +75,45 @@ def rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     return table
 
 
+def budgets(report: Mapping[str, Any]) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
+    """Returns the head and the rows of each trade-off curve that was measured, the smallest model first."""
+    found = [each["budget"] for each in report["passes"] if each.get("budget")]
+    return [_curve(budget, report["before"]) for budget in found]
+
+
+def _curve(
+    budget: Mapping[str, Any], before: Mapping[str, Any]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    head = ("asked", "MACs", "parameters", str(budget["metric"]), "change", "")
+    table: list[tuple[str, ...]] = []
+    taken = False
+    for point in budget["curve"]:
+        said = "costs too much"
+        if point["within"]:
+            said, taken = ("within" if taken else "taken"), True
+        table.append(
+            (
+                f"{budget['by']}={point['asked']:g}",
+                amount(point["macs"]),
+                amount(point["params"]),
+                *_change(budget["before"], point["metric"]),
+                said,
+            )
+        )
+    first = (
+        amount(before["macs"]),
+        amount(before["params"]),
+        *_change(budget["before"], budget["before"])[:1],
+    )
+    return head, [*table, ("", *first, "", "original")]
+
+
+def _change(old: float | None, new: float | None) -> tuple[str, str]:
+    if old is None or new is None:  # what is no number is null in JSON
+        return "-", "-"
+    return f"{new:.4f}", f"{new - old:+.4f}"
+
+
 def sentences(report: Mapping[str, Any], limit: int = 6) -> list[str]:
     """Says what was cut, what was left whole and why, and what was proved."""
     groups, certificate = report["groups"], report["certificate"]
@@ -101,6 +140,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         for each in report["passes"]
     ]
     lines += _table(("pass", "time", "options"), passes)
+    for head, body in budgets(report):
+        lines += ["", "## Accuracy budget", "", *_table(head, body)]
     if report.get("warnings"):
         lines += ["", "## Warnings", "", *(f"- {text}" for text in report["warnings"])]
     lines += ["", f"Took {report['seconds']:.1f} s. Versions: {_pairs(report.get('versions', {}))}.", ""]

@@ -145,6 +145,11 @@ def test_data_in_other_forms(model, tmp_path):
     facts = surgeon.run(model, [Halve()], data=unlabelled, evaluation=unlabelled).report
     assert facts["metric"]["name"] == "agreement"
     assert facts["before"]["metric"] == 1.0
+    facts = surgeon.run(model, [Halve()], data=unlabelled, max_drop=1.0).report
+    assert facts["passes"][-1]["samples"] == 18
+    assert facts["metric"]["name"] == "agreement"
+    with pytest.raises(surgeon.UsageError, match="needs labels"):
+        surgeon.run(model, [Halve()], data=unlabelled, max_drop=1.0, metric="top1")
     with pytest.raises(surgeon.UsageError, match="expected a path"):
         surgeon.run(model, [Halve()], data=3)
     with pytest.raises(surgeon.DataError):
@@ -169,6 +174,23 @@ def test_gates(model, tmp_path):
     with pytest.raises(surgeon.GateError, match="nothing to do"):
         surgeon.run(model, "clean,clean", destination=out)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_gate_on_decisions_wants_a_model_that_decides(model, tmp_path):
+    single = onnx.load(str(model))
+    for tensor in single.graph.initializer:
+        if tensor.name in ("w3", "b3"):
+            values = onnx.numpy_helper.to_array(tensor)[:1].copy()
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    single.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 1
+    data = tiny.samples(tmp_path / "d.npz", 40, labels=False)
+    with pytest.raises(surgeon.UsageError, match="always agrees") as caught:
+        surgeon.run(single, [Halve()], data=data, max_drop=0.1)
+    assert "mse" in caught.value.hint
+    assert (
+        surgeon.run(single, [Halve()], data=data, max_drop=0.5, metric="mse").report["metric"]["name"]
+        == "mse"
+    )
 
 
 def test_a_result_that_does_not_load_is_not_written(model, tmp_path):

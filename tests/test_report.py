@@ -61,6 +61,22 @@ def test_other_certificates(facts, status, said):
     assert said in report.sentences(facts)[-1]
 
 
+def test_the_curve_of_a_budget(facts):
+    point = {"asked": 0.25, "macs": 1500, "params": 200, "metric": 0.8, "within": False}
+    points = [point, point | {"asked": 0.5, "metric": 0.9, "within": True}, point | {"metric": None},
+              point | {"asked": 0.75, "metric": 1.0, "within": True}]  # fmt: skip
+    facts["passes"][0]["budget"] = {
+        "metric": "top1", "before": 0.95, "max_drop": 0.1, "by": "macs", "curve": points,
+    }  # fmt: skip
+    ((head, body),) = report.budgets(facts)
+    assert head == ("asked", "MACs", "parameters", "top1", "change", "")
+    assert body[0] == ("macs=0.25", "1.50 k", "200", "0.8000", "-0.1500", "costs too much")
+    assert [row[-1] for row in body] == ["costs too much", "taken", "costs too much", "within", "original"]
+    assert body[2][3:5] == ("-", "-")
+    assert body[-1] == ("", "2.00 M", "1.00 k", "0.9500", "", "original")
+    assert "| macs=0.5 | 1.50 k | 200 | 0.9000 | -0.0500 | taken |" in report.markdown(facts)
+
+
 def test_markdown_tables_are_not_broken_by_contents(facts):
     text = report.markdown(facts)
     assert "score=l1\\|l2" in text

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from surgeon.engine import Model
     from surgeon.passes import Context, Graph
+    from surgeon_passes.pruning.cutting import Cut, Cutting
 
 DEFAULT_TARGET = 0.5
 # what surgeon.scores defines, named here so that options are checked without importing numpy
@@ -42,10 +43,15 @@ class Prune(Pass):
 
     Attributes:
         ratio: Fraction removed from every channel axis (rounded so that never more goes); it is always per axis,
-            whatever the ranking. Without it a target is met, by default half of the MACs.
+            whatever the ranking. Without it a target is met; without one the model becomes as small as ``--max-drop``
+            allows, and without that has half of the MACs.
         macs: At most this fraction of the multiply-accumulates (as ``--target macs=``).
         params: At most this fraction of the parameters.
         size: At most this fraction of the weight bytes.
+        max_drop: Find the smallest model that loses at most this of the metric; by default the run's ``--max-drop``. Give
+            less than the run where a later pass needs its share.
+        by: What is to be smallest within ``max_drop``: macs, params, or size (the weight bytes).
+        tries: How many cuts are measured at most to find the smallest within ``max_drop``.
         score: How indices are ranked: auto (obs with data, else l2); obs, the error that is left at the consumers once
             the others make up for the removal (optimal brain surgeon, needs data); l1, l2, bn_scale, geometric_median, redundancy, random, and with data
             activation_norm, apoz, wanda; or a score that a plugin registers as ``surgeon.scores``.
@@ -84,6 +90,9 @@ class Prune(Pass):
     macs: float | None = None
     params: float | None = None
     size: float | None = None
+    max_drop: float | None = None
+    by: Literal["macs", "params", "size"] = "macs"
+    tries: int = 7
     score: str = "auto"
     reduce: str = "mean"
     ranking: Literal["global", "local"] = "global"
@@ -112,9 +121,11 @@ class Prune(Pass):
                 raise UsageError(f"must lie between 0 and 1, got {value}", where=f"prune.{option}")
         if self.ratio is not None and (self.macs or self.params or self.size):
             raise UsageError("give either a ratio or a target", where="prune.ratio")
+        if self.max_drop is not None:
+            self._check_budget(self.max_drop)
         if not 0 < self.max_ratio <= 1:
             raise UsageError(f"must lie in (0, 1], got {self.max_ratio}", where="prune.max_ratio")
-        for option in ("min_keep", "multiple_of", "memory", "steps"):
+        for option in ("min_keep", "multiple_of", "memory", "steps", "tries"):
             value = getattr(self, option)
             if value is not None and value < 1:
                 raise UsageError(f"must be at least 1, got {value}", where=f"prune.{option}")
@@ -132,7 +143,8 @@ class Prune(Pass):
         """Cut ``graph`` and prove the cut.
 
         Raises:
-            GateError: Nothing can be cut, the target cannot be met, or the proof fails.
+            GateError: Nothing can be cut, the target or the accuracy budget cannot be met, or the proof fails.
+            UsageError: There are no data to hold the accuracy budget against.
         """
         from surgeon.engine import analyse
         from surgeon_passes.pruning.cutting import Cutting
@@ -140,8 +152,7 @@ class Prune(Pass):
 
         model = analyse(graph, cut_cache=self.cut_cache)
         cutting = Cutting(self, model, graph, context)
-        exact = self.ratio is not None or (self.drop and not self.has_targets(context))
-        found = cutting.to(None if exact else self.targets(context))
+        found = self._cut(cutting, context)
         kept = {name for name, flags in found.choice.kept.items() if not flags.all()}
         context.record["groups"] = _groups(model, kept, found.choice.reasons)
         if found.proved is None:
@@ -156,6 +167,25 @@ class Prune(Pass):
         if found.refitted is not None:
             describe(found, cutting, context)
         return found.graph
+
+    def _cut(self, cutting: Cutting, context: Context) -> Cut:
+        from surgeon_passes.pruning.budget import cut_within
+
+        targeted = self.has_targets(context)
+        if self.ratio is not None or (self.drop and not targeted):
+            return cutting.to(None)
+        if targeted and self.max_drop is not None:
+            raise UsageError("give either a target or a budget", where="prune.max_drop")
+        allowed = context.max_drop if self.max_drop is None else self.max_drop
+        if targeted or allowed is None:
+            return cutting.to(self.targets(context))
+        return cut_within(cutting, allowed)
+
+    def _check_budget(self, allowed: float) -> None:
+        if not 0 <= allowed <= 1:
+            raise UsageError(f"must lie in [0, 1], got {allowed}", where="prune.max_drop")
+        if self.ratio is not None or self.drop or self.macs or self.params or self.size:
+            raise UsageError("give either a ratio, target or drop, or a budget", where="prune.max_drop")
 
     def schedule_of(self) -> ConstantSparsity | PolynomialDecay:
         """The schedule that spreads the cut over the steps."""

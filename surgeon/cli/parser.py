@@ -91,7 +91,7 @@ def _add_run(commands: Any) -> None:
     add(
         "--eval",
         metavar="E",
-        help="data to measure the metric on; default: a held-out tenth of labelled --data",
+        help="data to measure the metric on; default: a held-out tenth of --data, if labelled or with --max-drop",
     )
     add("--preprocess", metavar="SPEC", help="how images become arrays: size=224,mean=0.5:0.5:0.5,scale=255")
     add(
@@ -101,7 +101,8 @@ def _add_run(commands: Any) -> None:
     )
     add("--target", metavar="KEY=FRACTION", action="append", default=[],
         help="at most this fraction of the original: macs, params, size, latency; repeatable")  # fmt: skip
-    add("--max-drop", metavar="X", help="largest accepted loss of the metric, as a fraction: 0.01")
+    add("--max-drop", metavar="X",
+        help="largest accepted loss of the metric: 0.01; without a target, prune finds the smallest model within it")  # fmt: skip
     add(
         "--exclude",
         metavar="PATTERN",

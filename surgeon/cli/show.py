@@ -22,6 +22,11 @@ def run(facts: Mapping[str, Any]) -> None:
     console.print(table)
     for sentence in report.sentences(facts):
         console.print(sentence, markup=False, highlight=False)
+    for head, body in report.budgets(facts):
+        curve = _table(*head, right=(1, 2, 3, 4))
+        for point in body:
+            curve.add_row(*map(escape, point))
+        console.print(curve)
     files = [facts["output"], *facts["files"].values()]
     console.print(
         f"wrote {', '.join(map(str, files))} in {facts['seconds']:.1f} s", markup=False, highlight=False

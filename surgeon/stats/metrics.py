@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -24,6 +24,7 @@ Score = Array | float | tuple[Array | float, Array | float]
 """What a metric makes of one batch: values per sample, one value for the batch, or (sums, weights)."""
 
 ENTRY_POINTS = "surgeon.metrics"
+SLACK = 1e-9
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,14 @@ class Metric:
     function: Callable[[Outputs, Any], Score]
     against: str = "labels"
     higher_is_better: bool = True
+
+    def loss(self, before: float, after: float) -> float:
+        """How much worse ``after`` is than ``before``, negative where it is better."""
+        return before - after if self.higher_is_better else after - before
+
+    def within(self, before: float, after: float, max_drop: float) -> bool:
+        """Whether at most ``max_drop`` was lost; what is no number lost everything."""
+        return self.loss(before, after) <= max_drop + SLACK
 
 
 def top1(outputs: Outputs, labels: Array) -> Array:
@@ -258,7 +267,7 @@ def _added(left: Array, right: Array) -> Array:
 
 def _wrap(name: str, function: object) -> Metric:
     if isinstance(function, Metric):
-        return function
+        return replace(function, name=name)  # the name it was found by, so that it is found again
     if not callable(function):
         raise UsageError("not a function", where=name)
     return Metric(
@@ -289,6 +298,16 @@ def _decisions(output: Array) -> Array:
     if output.dtype.kind in "iub":
         return output
     return np.asarray(output.argmax(axis=1 if output.ndim >= 4 else -1))
+
+
+def decides(shape: Sequence[object], dtype: np.dtype[Any]) -> bool:
+    """Whether outputs of a shape (sizes, or names of dimensions) hold decisions that can differ."""
+    sizes = list(shape)
+    while len(sizes) > 2 and sizes[-1] == 1:
+        sizes.pop()
+    if dtype.kind in "iub":
+        return True
+    return len(sizes) > 1 and sizes[1 if len(sizes) >= 4 else -1] != 1
 
 
 def _merged(characters: Array) -> list[int]:

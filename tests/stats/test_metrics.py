@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from distributions import announce
 
-from surgeon.errors import DataError, UsageError
+from surgeon.errors import DataError, PluginError, UsageError
 from surgeon.graph.sessions import session
 from surgeon.stats import metrics
 from surgeon.stats.data import open_data
@@ -98,6 +100,82 @@ def test_without_labels_or_reference(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="original"):
         metrics.evaluate(runner(1.0), data, "mse")
     assert metrics.evaluate(runner(3.0), data, "mse", runner(1.0)) == pytest.approx(4)
+
+
+def test_what_a_change_costs_depends_on_the_direction() -> None:
+    top1, mse = metrics.find_metric("top1"), metrics.find_metric("mse")
+    assert top1.loss(0.9, 0.8) == pytest.approx(0.1)
+    assert mse.loss(0.9, 0.8) == pytest.approx(-0.1)
+    assert top1.within(0.9, 0.8, 0.1)
+    assert not top1.within(0.9, 0.79, 0.1)
+    assert mse.within(0.0, 0.1, 0.1)
+    assert not mse.within(0.0, 0.11, 0.1)
+    assert not mse.within(0.0, float("nan"), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "expected"),
+    [
+        (("N", 10), "float32", True),
+        (("N", 1), "float32", False),
+        (("N",), "float32", False),
+        (("N",), "int64", True),
+        (("N", "T", 30), "float32", True),
+        (("N", 10, 1, 1), "float32", True),
+        (("N", 1, 1, 1), "float32", False),
+        (("N", 1, 32, 32), "float32", False),
+        (("N", 21, 32, 32), "float32", True),
+    ],
+)
+def test_some_outputs_hold_no_decision(shape: tuple[object, ...], dtype: str, expected: bool) -> None:
+    assert metrics.decides(shape, np.dtype(dtype)) == expected
+
+
+def test_metrics_of_plugins_are_found_by_the_name_they_are_announced_under(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "acme_metrics.py").write_text(
+        "from surgeon.stats.metrics import Metric\n"
+        "loss = Metric('another name', lambda outputs, truth: 0.0, higher_is_better=False)\n"
+        "def share(outputs, truth): return 1.0\n"
+    )
+    entries = {"acme_loss": "acme_metrics:loss", "acme_share": "acme_metrics:share"}
+    announce(tmp_path, "acme-metrics", {"surgeon.metrics": entries})
+    monkeypatch.syspath_prepend(str(tmp_path))
+    metrics.installed.cache_clear()
+    try:
+        loss = metrics.find_metric("acme_loss")
+        assert (loss.name, loss.higher_is_better) == ("acme_loss", False)
+        assert metrics.find_metric("acme_share").higher_is_better
+    finally:
+        metrics.installed.cache_clear()
+        sys.modules.pop("acme_metrics", None)
+
+
+def test_plugins_that_take_a_name_or_do_not_load_are_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for entries, said in (({"top1": "os:getcwd"}, "second metric"), ({"broken": "none:f"}, "does not load")):
+        folder = tmp_path / next(iter(entries))
+        announce(folder, "acme-metrics", {"surgeon.metrics": entries})
+        metrics.installed.cache_clear()
+        with monkeypatch.context() as patched:
+            patched.syspath_prepend(str(folder))
+            with pytest.raises(PluginError, match=said):
+                metrics.find_metric("top1")
+    metrics.installed.cache_clear()
+
+
+def test_rates_over_classes_and_texts_stream(tmp_path: Path) -> None:
+    """Segmentation and text errors are sums over all batches, and not means of the batches' means."""
+    pixels = np.eye(4, dtype=np.float32)[np.array([0, 0, 0, 1, 1, 2])]
+    np.savez(tmp_path / "d.npz", x=pixels, labels=np.array([0, 0, 1, 1, 1, 255]))
+    data = open_data(str(tmp_path / "d.npz"), [("x", "float32", ("N", 4))], batch=2)
+    assert metrics.evaluate(runner(1.0), data, "miou") == pytest.approx((2 / 3 + 2 / 3) / 2)
+    np.savez(tmp_path / "t.npz", x=np.array([[1, 2, 3, 3], [1, 1, 1, 1]], np.float32),
+             labels=np.array([[1, 2, 3, 3], [1, 1, -1, -1]]))  # fmt: skip
+    texts = open_data(str(tmp_path / "t.npz"), [("x", "float32", ("N", 4))], batch=1)
+    assert metrics.evaluate(runner(1.0), texts, "cer") == pytest.approx(2 / 6)
 
 
 def test_unknown_names(tmp_path: Path) -> None:

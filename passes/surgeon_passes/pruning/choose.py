@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 TRIES = 4
 
 
+class OutOfReachError(GateError):
+    """No cut within the limits meets the targets."""
+
+
 @dataclass
 class Choice:
     """What is kept of each group, and why others stay whole."""
@@ -92,6 +96,21 @@ def choose(
         return choice
     wanted = goals(targets, model, context)
     return Choice(_to_goals(options, model, candidates, wanted, one_sided=bool(blocked)), reasons)
+
+
+def least_left(
+    options: Prune, model: Model, context: Context, ranking: Ranking, refused: Mapping[str, str], target: str
+) -> float:
+    """The fraction that is left of what a target measures when every group is at its limit; arguments as above."""
+    groups, _ = eligible(options, model, context)
+    groups = [group for group in groups if group.id not in refused]
+    limits = Limits(options.min_keep, options.max_ratio, options.multiple_of)
+    groups, _ = one_factor(model, groups, options.product, lambda group: _can_shrink(options, group, limits))
+    if not groups:
+        return 1.0
+    wished = wishes(model, options.keep, options.drop)
+    candidates = _candidates(model, groups, wished, limits, ranking, None)
+    return _at_limits(model, candidates, goals({target: 1.0}, model, context))[0]
 
 
 def _to_goals(
@@ -187,19 +206,24 @@ def _candidates(
 
 def _unreachable(
     model: Model, candidates: Sequence[Candidate], wanted: Sequence[Goal], *, one_sided: bool
-) -> GateError:
-    least = vars(model.cost.evaluate({each.atom: float(each.least) for each in candidates}))
-    whole = vars(model.cost.evaluate())
+) -> OutOfReachError:
     parts = []
-    for goal in wanted:
-        left = goal.whole - (whole[goal.kind] - least[goal.kind])
+    for goal, left in zip(wanted, _at_limits(model, candidates, wanted), strict=True):
         name = "macs" if goal.name == "latency" else goal.name  # what latency comes to is not known before
-        parts.append(f"{name}={max(left, 0.0) / max(goal.whole, 1.0):.3f}")
+        parts.append(f"{name}={left:.3f}")
     hint = "looser min_keep, max_ratio, multiple_of or exclude, or allow_structural, free more"
     if one_sided:
         hint += "; so does product=both, which lets both factors of a product shrink"
-    return GateError(
+    return OutOfReachError(
         f"the target is out of reach: the most that can be removed within the limits leaves {', '.join(parts)}",
         where="prune",
         hint=hint,
     )
+
+
+def _at_limits(model: Model, candidates: Sequence[Candidate], wanted: Sequence[Goal]) -> list[float]:
+    """The fraction that is left of each goal when every candidate has lost what it may."""
+    least = vars(model.cost.evaluate({each.atom: float(each.least) for each in candidates}))
+    whole = vars(model.cost.evaluate())
+    left = [goal.whole - (whole[goal.kind] - least[goal.kind]) for goal in wanted]
+    return [max(rest, 0.0) / max(goal.whole, 1.0) for goal, rest in zip(wanted, left, strict=True)]
