@@ -177,7 +177,8 @@ class _Judge:
         truth = self._seen(sample.target)
         self.other = None if sample.other is None else sample.other[held]
         self.wanted = truth[held]
-        mean = truth.mean(axis=0)  # of all places: those held out may be few
+        finite = truth[np.isfinite(truth).all(axis=1)]
+        mean = finite.mean(axis=0) if len(finite) else 0.0  # of all places: those held out may be few
         self.energy = float(np.square(self.wanted - mean, dtype=np.float64).sum())
 
     def error(self, weights: Matrix) -> float:
