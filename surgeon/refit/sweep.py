@@ -17,6 +17,7 @@ from surgeon.refit.behind import beside, changed, kept_weight, touched
 from surgeon.refit.carry import get_weight, set_weight
 from surgeon.refit.fit import Effort, Sample, fit
 from surgeon.refit.norms import is_norm, refit_norm
+from surgeon.refit.project import Outcome, Projections
 from surgeon.refit.sampling import Draw, Places
 from surgeon.refit.target import Target, sums_into, target_of
 from surgeon.stats.linear import Linear, linear_views
@@ -39,9 +40,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class Refitted:
-    """What a sweep did: for each operator its relative error before and after, on held-out positions."""
+    """What a sweep did.
+
+    Attributes:
+        errors: For each operator its relative error before and after, on held-out positions.
+        products: For each product of two activations that lost dimensions, and could be projected, how that does.
+    """
 
     errors: dict[str, tuple[float, float]] = field(default_factory=dict)
+    products: dict[str, Outcome] = field(default_factory=dict)
 
 
 def refit(
@@ -98,11 +105,15 @@ class Sweep:
         self.draw, self.effort = draw, effort
         self.outputs = {tensor.name for tensor in smaller.outputs}
         self.nodes = {node.outputs[0].name: node for node in smaller.nodes if node.outputs}
-        dirty = changed(analysis, keep)
+        self.dirty = changed(analysis, keep)
+        self.projections = Projections(analysis, keep, self.nodes, self._is_free)
+        visited = self.dirty | self.projections.makers
         self.work = [
             (op, views)
             for op in analysis.ops
-            if op.node.outputs and op.node.outputs[0].name in dirty and op.node.outputs[0].name in self.nodes
+            if op.node.outputs
+            and op.node.outputs[0].name in visited
+            and op.node.outputs[0].name in self.nodes
             if (views := [view for view in linear_views(op) if self._is_free(view)]) or is_norm(op)
         ]
         self.new = beside(original, analysis, smaller, touched(analysis, keep))
@@ -115,16 +126,18 @@ class Sweep:
 
     def run(self, progress: Callable[[int], None]) -> Refitted:
         """Refit everything that is behind a cut."""
-        result = Refitted()
+        result = Refitted(products=self.projections.outcomes)
         held = [(op, self._may_read(op, views)) for op, views in self.work]
         for _, names in held:  # a target may lie behind operators whose turn comes later
             for name in names:
                 self.old.hold(name)
         for (op, views), (_, names) in zip(self.work, held, strict=True):
             label = op.node.name or op.node.outputs[0].name
-            if is_norm(op):
+            self.projections.project(op.node.outputs[0].name, self.old, self.draw)
+            dirty = op.node.outputs[0].name in self.dirty
+            if is_norm(op) and dirty:
                 result.errors[label] = self._refit_norm(op)
-            for view in views:
+            for view in views if dirty else ():
                 result.errors[label if len(views) == 1 else f"{label}[{view.weight}]"] = self._refit(view)
             self.pending.discard(op.node.outputs[0].name)
             for name in names:
@@ -163,6 +176,7 @@ class Sweep:
     def _may_read(self, op: Op, views: Sequence[Linear]) -> list[str]:
         """Tensors of the original that may be asked for when the operator's turn comes."""
         names = {op.node.outputs[0].name} if is_norm(op) else set()
+        names |= set(self.projections.reads(op.node.outputs[0].name))
         for view in views:
             names |= set(view.target_reads)
             if view.output in self.nodes:
@@ -228,6 +242,9 @@ class Sweep:
     ) -> NDArray[np.float32]:
         """What the original has at ``places``, without what was removed."""
         if target is not None:
+            if (projected := self.projections.transforms.get(target.tensor)) is not None:
+                whole = view.results(self.old.get(target.tensor, batch), places, groups)
+                return (whole @ projected).astype(np.float32)
             return view.results(self._kept(target.tensor, batch), places, groups).astype(np.float32)
         outputs = kept_weight(self.analysis, view, self.keep).any(axis=(0, 1))
         whole = view.target(view.op.node, lambda name: self.old.get(name, batch), places)
