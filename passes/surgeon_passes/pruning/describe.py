@@ -24,6 +24,10 @@ def describe(found: Cut, cutting: Cutting, context: Context) -> None:
             {"node": name, "error_before": before, "error_after": after}
             for name, (before, after) in errors.items()
         ],
+        "products": [
+            {"node": name, "error_selected": each.selected, "error_projected": each.projected}
+            for name, each in (found.refitted.products if found.refitted is not None else {}).items()
+        ],
     }
     measured = cutting.ranking.eliminator
     if measured.curves:
