@@ -11,6 +11,7 @@ consumers on held-out places is taken; deletion is one of them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
@@ -44,6 +45,7 @@ PLACES = Places(per_input=20, fewest=6000, limit_bytes=2**27)
 EFFORT = Effort(strengths=(1e-4, 1e-2), steps=0)
 CLOSE = (0.9, 0.7, 0.5)  # correlations from which on a channel joins one that is kept
 ROUNDS = 20
+MOST_BATCHES = 16  # are looked at
 GAIN = 0.99  # of the error of deletion, or less, makes folding worth it
 TINY = 1e-12
 
@@ -244,7 +246,7 @@ class Merges:
         if each is None:
             return {}
         original.advance(self.reads(maker))
-        trial = _Trial(self, each, original, batches)
+        trial = _Trial(self, each, original, min(batches, MOST_BATCHES))
         kept = self.keep[each.atom]
         deleted = trial.error(np.eye(len(kept))[:, kept], np.eye(len(kept))[:, kept])
         best: tuple[float, Labels] | None = None
@@ -300,9 +302,9 @@ class _Trial:
             columns = kept_weight(merges.analysis, view, merges.keep)[0].any(axis=0)
             chosen, flags, wanted = [], [], []
             for batch in range(batches):
-                whole = original.get((each.makers[-1]).output, batch)
-                places = draw.places_of(view.count(lambda _, w=whole: w), 1, inputs)
-                target = view.target(view.op.node, lambda name, b=batch: original.get(name, b), places)
+                whole = original.get(each.makers[-1].output, batch)  # has the shape of what is read
+                places = draw.places_of(view.count(_only(whole)), 1, inputs)
+                target = view.target(view.op.node, partial(original.get, batch=batch), places)
                 wanted.append(target[:, :, columns].astype(np.float32))
                 flags.append(draw.held_out(batch, len(places)))
                 chosen.append(places)
@@ -321,15 +323,15 @@ class _Trial:
 
     def error(self, means: Matrix, sums: Matrix) -> float:
         """The error of all consumers on held-out places, once fitted to the others."""
-        tensors = [self._seen(self._batch(batch), means) for batch in range(self.batches)]
+        nodes = [self.merges.nodes[_name(view)] for view in self.each.consumers]
+        rows: list[list[Array]] = [[] for _ in nodes]
+        for batch in range(self.batches):
+            read = _only(self._seen(self._batch(batch), means))
+            for k, view in enumerate(self.each.consumers):
+                rows[k].append(view.rows(nodes[k], read, self.places[k][batch]).astype(np.float32))
         total = 0.0
         for k, view in enumerate(self.each.consumers):
-            node = self.merges.nodes[_name(view)]
-            rows = [
-                view.rows(node, lambda _, t=tensor: t, places).astype(np.float32)
-                for tensor, places in zip(tensors, self.places[k], strict=True)
-            ]
-            x = np.concatenate(rows, axis=1)
+            x = np.concatenate(rows[k], axis=1)
             ones = np.full((*x.shape[:2], 1), view.bias is not None, x.dtype)
             sample = Sample(np.concatenate([x, ones], axis=2), self.targets[k], None, self.held[k])
             total += fit(sample, self.merges.folded(view, self.originals, sums), EFFORT).after
@@ -342,17 +344,17 @@ class _Trial:
         """What the consumers read if the producer's channels are ``means``."""
         folded = np.tensordot(result.astype(np.float32), means.astype(np.float32), axes=([self.axis], [0]))
         folded = np.moveaxis(folded, -1, self.axis)
-        folded = folded if self.each.through is None else self.each.through.function(folded)
+        folded = folded if self.each.through is None else np.asarray(self.each.through.function(folded))
         if self.each.depthwise is None:
             return folded
         view, through = self.each.depthwise
         kernels = np.einsum("cto,ck->kto", get_weight(view, self.originals), means).astype(np.float32)
         result = depthwise(view.op.node, folded, kernels, self.old.threads)
-        return result if through is None else through.function(result)
+        return result if through is None else np.asarray(through.function(result))
 
     def _blocks(self, view: Linear) -> Matrix:
         whole = get_weight(view, self.originals)[0][:-1]
-        return whole.reshape(self.each.atom.size, -1, whole.shape[1])
+        return np.asarray(whole.reshape(self.each.atom.size, -1, whole.shape[1]))
 
     def _moments(self) -> Matrix:
         """Of the producer's results around their means, each weighed by the weights that read it."""
@@ -364,6 +366,11 @@ class _Trial:
             total = total + (seen.T @ seen).astype(np.float64)
         scale = np.sqrt(self.importance)
         return np.asarray(total * scale * scale[:, None])
+
+
+def _only(tensor: Array) -> Callable[[str], Array]:
+    """What reads one tensor, whatever its name."""
+    return lambda _: tensor
 
 
 def depthwise(node: gs.Node, x: Array, kernels: Array, threads: int) -> Array:
