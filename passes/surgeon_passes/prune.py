@@ -71,6 +71,8 @@ class Prune(Pass):
         drop: Indices that go, as ``tensor:axis=0-7+12``, whatever the limits; nothing else is removed unless a ratio or
             target is given.
         reconstruct: With data, refit the weights that are left, in closed form, to what the original computes.
+        merge: With data, fold similar channels into their means instead of deleting some of them where that is better on
+            held-out samples.
         steps: With data, cut and refit in so many steps, measuring anew what is left before each.
         schedule: How the cut is spread over the steps: polynomial, 1 - (1 - initial) * (1 - t)^power of it after the part
             t of the steps (PolynomialDecay); constant, all of it in the first (ConstantSparsity).
@@ -105,6 +107,7 @@ class Prune(Pass):
     keep: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     reconstruct: bool = True
+    merge: bool = False
     steps: int = 1
     schedule: Literal["polynomial", "constant"] = "polynomial"
     initial: float = 0.0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from surgeon.refit.behind import beside, kept_weight, touched
+from surgeon.refit.dimensions import dimension_problems
 from surgeon.refit.eliminate import Elimination, eliminate
 from surgeon.refit.sampling import Draw, Places
 from surgeon.refit.target import sums_into
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from surgeon.axes import Atom, Keep
     from surgeon.groups import Group
     from surgeon.refit.carry import Current
+    from surgeon.refit.eliminate import Problem
 
     Array = NDArray[Any]
     Feeds = Sequence[Mapping[str, Array]]
@@ -57,7 +59,7 @@ def error_curves(
     limit_bytes: int = 2**31,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Curve]:
-    """Eliminate every group that is contracted by operators with constant weights.
+    """Eliminate every group that is contracted by operators with constant weights, or by products of activations.
 
     Args:
         analysis: The original.
@@ -78,7 +80,13 @@ def error_curves(
             analysis.graph, analysis.shapes.dtypes, feeds, threads=threads, limit_bytes=limit_bytes
         )
         draw = Draw(np.random.default_rng(seed), PLACES.limited(limit_bytes), len(feeds))
-        return _Walk(analysis, groups, original, current, draw).run(progress or (lambda _: None))
+        walk = _Walk(analysis, groups, original, current, draw)
+        again = Replay(
+            analysis.graph, analysis.shapes.dtypes, feeds, threads=threads, limit_bytes=limit_bytes
+        )
+        atoms = [group.atom for group in groups]
+        walk.problems |= dimension_problems(analysis, atoms, walk.keep, again)
+        return walk.run(progress or (lambda _: None))
 
 
 @dataclass(frozen=True)
@@ -122,6 +130,7 @@ class _Walk:
         self.uses = {group.atom: self._uses(views, group.atom) for group in groups}
         used = {id(use.view) for uses in self.uses.values() for use in uses}
         self.consumers = [view for view in views if id(view) in used]
+        self.problems: dict[Atom, list[tuple[Problem, float]]] = {group.atom: [] for group in groups}
 
     def _uses(self, views: Sequence[Linear], atom: Atom) -> list[_Use]:
         found = []
@@ -146,7 +155,7 @@ class _Walk:
                 self.old.hold(name)
             for name in view.reads:
                 self.new.hold(name)
-        problems: dict[Atom, list[tuple[Elimination, float]]] = {group.atom: [] for group in self.groups}
+        problems = self.problems
         result: dict[str, Curve] = {}
         for view in self.consumers:
             grams, weights, energy = self._measure(view)
@@ -164,10 +173,16 @@ class _Walk:
                         if block is not None
                     ]
                     if use is self.uses[group.atom][-1]:
-                        order, steps = eliminate(problems.pop(group.atom), self._alive(group.atom))
-                        result[group.id] = Curve(tuple(order), tuple(steps))
+                        result[group.id] = self._curve(problems.pop(group.atom), group.atom)
             progress(1)
+        for group in self.groups:  # only multiplied with other activations
+            if problems.get(group.atom):
+                result[group.id] = self._curve(problems.pop(group.atom), group.atom)
         return result
+
+    def _curve(self, problems: list[tuple[Problem, float]], atom: Atom) -> Curve:
+        order, steps = eliminate(problems, self._alive(atom))
+        return Curve(tuple(order), tuple(steps))
 
     def _alive(self, atom: Atom) -> NDArray[np.int64]:
         kept = self.keep.get(atom)

@@ -7,7 +7,7 @@ al., A fast post-training pruning framework for transformers, 2022.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -21,6 +21,16 @@ if TYPE_CHECKING:
     Matrix = NDArray[np.float64]
 
 DAMPING = 1e-3
+
+
+class Problem(Protocol):
+    """What removing indices one by one costs."""
+
+    def costs(self, alive: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The increase of a squared error if one more of the indices ``alive`` is removed, for each."""
+
+    def remove(self, index: int) -> None:
+        """Remove an index."""
 
 
 @dataclass
@@ -74,12 +84,12 @@ class Elimination:
 
 
 def eliminate(
-    problems: Sequence[tuple[Elimination, float]], alive: NDArray[np.int64]
+    problems: Sequence[tuple[Problem, float]], alive: NDArray[np.int64]
 ) -> tuple[list[int], list[float]]:
     """Remove all indices one after the other, each time the one that costs least over all products.
 
     Args:
-        problems: One elimination per consumer, and the energy its error is measured against.
+        problems: One per consumer, and the energy its error is measured against.
         alive: The indices that are there.
 
     Returns:

@@ -34,12 +34,13 @@ TINY = 1e-20
 
 @dataclass
 class Wanted:
-    """What should come out of the second operator, see `surgeon.refit.fit.Sample`."""
+    """What should come out of the second operator, see `surgeon.refit.fit.Sample`; ``biased`` if it can have a bias."""
 
     target: Floats
     other: Floats | None
     held_out: NDArray[np.bool_]
     through: Activation | None
+    biased: bool = True
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class _Search:
     ) -> None:
         self.linked, self.between, self.wanted = linked, between, wanted
         self.first, self.second = first, second
-        self.ones = np.ones((*linked.links.shape[:2], 1), np.float32)
+        self.ones = np.full((*linked.links.shape[:2], 1), wanted.biased, np.float32)
         self.inverse = _inverse(linked.x)
         self.truth = self._seen(wanted.target)
         spread = (self.truth - self.truth.mean(axis=1, keepdims=True))[:, wanted.held_out]

@@ -18,8 +18,10 @@ from surgeon.refit.behind import beside, changed, kept_weight, touched
 from surgeon.refit.carry import get_weight, set_weight
 from surgeon.refit.fit import Effort, Sample, fit
 from surgeon.refit.joint import Wanted, fit_both
+from surgeon.refit.merge import Folding, Merges
 from surgeon.refit.norms import is_norm, refit_norm
 from surgeon.refit.pair import Linked, Pair, pair_before
+from surgeon.refit.project import Outcome, Projections
 from surgeon.refit.sampling import Draw, Places
 from surgeon.refit.target import Target, sums_into, target_of
 from surgeon.stats.linear import Linear, linear_views
@@ -41,9 +43,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class Refitted:
-    """What a sweep did: for each operator its relative error before and after, on held-out positions."""
+    """What a sweep did.
+
+    Attributes:
+        errors: For each operator its relative error before and after, on held-out positions.
+        folded: For each operator whose channels could be folded, how that does.
+        products: For each product of two activations that lost dimensions, and could be projected, how that does.
+    """
 
     errors: dict[str, tuple[float, float]] = field(default_factory=dict)
+    products: dict[str, Outcome] = field(default_factory=dict)
+    folded: dict[str, Folding] = field(default_factory=dict)
 
 
 def refit(
@@ -58,6 +68,7 @@ def refit(
     progress: Callable[[int], None] | None = None,
     places: Places = Places(),  # noqa: B008 - frozen
     effort: Effort = Effort(),  # noqa: B008 - frozen
+    merge: bool = False,
 ) -> Refitted:
     """Refit the weights of ``smaller`` in place.
 
@@ -72,13 +83,15 @@ def refit(
         progress: Called with 1 after each operator.
         places: How many places of each operator are looked at.
         effort: How hard each operator is fitted.
+        merge: Whether similar channels are folded where that is better than deleting some.
     """
     with named_sequences(analysis, smaller):
         original = Replay(
             analysis.graph, analysis.shapes.dtypes, feeds, threads=threads, limit_bytes=limit_bytes
         )
         draw = Draw(np.random.default_rng(seed), places.limited(limit_bytes), original.batches)
-        return Sweep(analysis, smaller, keep, original, draw, effort).run(progress or (lambda _: None))
+        sweep = Sweep(analysis, smaller, keep, original, draw, effort, merge=merge)
+        return sweep.run(progress or (lambda _: None))
 
 
 class Sweep:
@@ -91,20 +104,34 @@ class Sweep:
         original: The run of the original.
         draw: Which places are looked at, of its first batches.
         effort: How hard each operator is fitted.
+        merge: Whether similar channels may be folded.
     """
 
     def __init__(
-        self, analysis: Analysis, smaller: gs.Graph, keep: Keep, original: Replay, draw: Draw, effort: Effort
+        self,
+        analysis: Analysis,
+        smaller: gs.Graph,
+        keep: Keep,
+        original: Replay,
+        draw: Draw,
+        effort: Effort,
+        *,
+        merge: bool = False,
     ) -> None:
         self.analysis, self.graph, self.keep, self.old = analysis, smaller, keep, original
         self.draw, self.effort = draw, effort
         self.outputs = {tensor.name for tensor in smaller.outputs}
         self.nodes = {node.outputs[0].name: node for node in smaller.nodes if node.outputs}
-        dirty = changed(analysis, keep)
+        self.dirty = changed(analysis, keep)
+        self.projections = Projections(analysis, keep, self.nodes, self._is_free)
+        self.merges = Merges(analysis, keep if merge else {}, self.nodes, self._is_free)
+        visited = self.dirty | self.projections.makers | self.merges.makers
         self.work = [
             (op, views)
             for op in analysis.ops
-            if op.node.outputs and op.node.outputs[0].name in dirty and op.node.outputs[0].name in self.nodes
+            if op.node.outputs
+            and op.node.outputs[0].name in visited
+            and op.node.outputs[0].name in self.nodes
             if (views := [view for view in linear_views(op) if self._is_free(view)]) or is_norm(op)
         ]
         self.new = beside(original, analysis, smaller, touched(analysis, keep))
@@ -121,7 +148,8 @@ class Sweep:
             if view.output and self._is_free(view)
         }
         found = {}
-        for view in (view for _, views in self.work for view in views):
+        dirty = [views for op, views in self.work if op.node.outputs[0].name in self.dirty]
+        for view in (view for views in dirty for view in views):
             pair = pair_before(view, makers, self.nodes, self.outputs)
             if pair is not None and pair.first.op.node.outputs[0].name in self.new.made:
                 found[id(view)] = pair
@@ -134,7 +162,7 @@ class Sweep:
 
     def run(self, progress: Callable[[int], None]) -> Refitted:
         """Refit everything that is behind a cut."""
-        result = Refitted()
+        result = Refitted(products=self.projections.outcomes, folded=self.merges.outcomes)
         held = [(op, self._may_read(op, views)) for op, views in self.work]
         for _, names in held:  # a target may lie behind operators whose turn comes later
             for name in names:
@@ -143,9 +171,10 @@ class Sweep:
             self.new.hold(pair.first.reads[0])
         for (op, views), (_, names) in zip(self.work, held, strict=True):
             label = op.node.name or op.node.outputs[0].name
-            if is_norm(op):
+            dirty = self._prepare(op.node.outputs[0].name)
+            if is_norm(op) and dirty:
                 result.errors[label] = self._refit_norm(op)
-            for view in views:
+            for view in views if dirty else ():
                 result.errors[label if len(views) == 1 else f"{label}[{view.weight}]"] = self._refit(view)
             self.pending.discard(op.node.outputs[0].name)
             for name in names:
@@ -189,11 +218,21 @@ class Sweep:
     def _may_read(self, op: Op, views: Sequence[Linear]) -> list[str]:
         """Tensors of the original that may be asked for when the operator's turn comes."""
         names = {op.node.outputs[0].name} if is_norm(op) else set()
+        names |= {
+            *self.projections.reads(op.node.outputs[0].name),
+            *self.merges.reads(op.node.outputs[0].name),
+        }
         for view in views:
             names |= set(view.target_reads)
             if view.output in self.nodes:
                 names |= set(sums_into(self.nodes[view.output].outputs[0]))
         return sorted(names)
+
+    def _prepare(self, maker: str) -> bool:
+        """Let an operator make other channels where that pays; whether it has to be refitted, besides."""
+        self.projections.project(maker, self.old, self.draw)
+        self.projections.transforms |= self.merges.merge(maker, self.old, self.draw.batches)
+        return maker in self.dirty or maker in self.merges.stale
 
     def _ready(self, name: str) -> bool:
         return not self.new.runs([name]) & self.pending
@@ -240,7 +279,13 @@ class Sweep:
             held.append(self.draw.held_out(batch, len(places)))
         wish = np.concatenate(wishes, axis=1)
         other = np.concatenate(others, axis=1) if others else None
-        wanted = Wanted(wish if other is None else wish - other, other, np.concatenate(held), target.through)
+        wanted = Wanted(
+            wish if other is None else wish - other,
+            other,
+            np.concatenate(held),
+            target.through,
+            biased=pair.second.bias is not None,
+        )
         start, best = fit_both(Linked.joined(parts), pair.through, wanted, first, second, self.effort.joint)
         if not best.error < start.error:
             return 1.0
@@ -285,6 +330,11 @@ class Sweep:
     ) -> NDArray[np.float32]:
         """What the original has at ``places``, without what was removed."""
         if target is not None:
+            if (projected := self.projections.transforms.get(target.tensor)) is not None:
+                several = 1 if groups == 1 else len(projected)  # depthwise
+                whole = view.results(self.old.get(target.tensor, batch), places, several)
+                made = whole @ projected if several == 1 else np.einsum("cpo,ck->kpo", whole, projected)
+                return made.astype(np.float32)
             return view.results(self._kept(target.tensor, batch), places, groups).astype(np.float32)
         outputs = kept_weight(self.analysis, view, self.keep).any(axis=(0, 1))
         whole = view.target(view.op.node, lambda name: self.old.get(name, batch), places)

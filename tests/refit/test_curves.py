@@ -72,7 +72,7 @@ def test_steps_are_the_errors_of_refits():
 
 
 def test_groups_without_a_weighted_consumer_have_no_curve():
-    body = "h = Gemm (x, w1) k = Gemm (x, w2) t = Transpose <perm=[1,0]> (k) y = MatMul (h, t)"
+    body = 'h = Gemm (x, w1) k = Gemm (x, w2) y = Einsum <equation="ni,mi->nm"> (h, k)'
     model = build("float[N,6] x", "float[N,N] y", body, {"w1": (6, 8), "w2": (6, 8)})
     _, curves = curves_of(model, np.ones((10, 6), np.float32))
     assert curves == {}

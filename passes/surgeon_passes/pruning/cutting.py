@@ -137,6 +137,7 @@ class Cutting:
                 threads=context.threads,
                 limit_bytes=self.options.memory * 2**20,
                 progress=advance,
+                merge=self.options.merge,
             )
         return after, refitted, time.perf_counter() - started
 

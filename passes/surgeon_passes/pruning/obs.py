@@ -59,7 +59,7 @@ class Eliminator:
     def scores(self, groups: Sequence[Group], current: Current | None) -> dict[str, Floats]:
         """Per group what removing each index adds to the error of the outputs, in the order in which they go best.
 
-        Groups that no operator with constant weights sums over are left out, indices that are gone score nothing.
+        Groups that no product sums over, with weights or other activations, are left out; indices gone score nothing.
         """
         if not self.curves:
             self.curves = self._curves(groups, None)
