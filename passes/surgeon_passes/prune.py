@@ -52,8 +52,8 @@ class Prune(Pass):
             less than the run where a later pass needs its share.
         by: What is to be smallest within ``max_drop``: macs, params, or size (the weight bytes).
         tries: How many cuts are measured at most to find the smallest within ``max_drop``.
-        score: How indices are ranked: auto (obs with data or with made-up inputs to refit to, else l2); obs, the error that is left at the consumers once
-            the others make up for the removal (optimal brain surgeon, needs data); l1, l2, bn_scale, geometric_median, redundancy, random, and with data
+        score: How indices are ranked: auto (obs with data, given or made up for reconstruct, else l2); obs, the error that is
+            left at the consumers once the others make up for the removal (optimal brain surgeon, needs data); l1, l2, bn_scale, geometric_median, redundancy, random, and with data
             activation_norm, apoz, wanda; or a score that a plugin registers as ``surgeon.scores``.
         reduce: How a score is reduced over the tensors of a group: mean, max, sum, or a reduction that a plugin
             registers as ``surgeon.reductions``. What wanda says of several consumers is always added up.

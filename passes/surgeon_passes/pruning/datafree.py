@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Feeds = Mapping[str, NDArray[Any]]
 
 # multiply-accumulates of one run over all samples, of all matrices that are solved, and of one sample
-MOST_MACS, MOST_SOLVING, MOST_ONE = 3e10, 1e12, 1e10
+MOST_MACS, MOST_SOLVING, MOST_ONE = 1e10, 1e12, 1e10
 SAID = (
     "no --data: channels are ranked by and weights refitted to made-up inputs, which costs accuracy; "
     "a few hundred real samples without labels are better"
@@ -80,8 +80,10 @@ def is_better(cutting: Cutting, found: Cut, targets: Mapping[str, float] | None)
     from surgeon_passes.pruning.cutting import Cutting as Another
 
     context, model = cutting.context, cutting.model
-    if found.proved is None or found.refitted is None:
+    if found.proved is None:
         return True
+    if found.refitted is None:  # what was ranked for a refit is no use without
+        return False
     plain = Another(replace(cutting.options, reconstruct=False), model, cutting.graph, context)
     try:
         choice = plain.chosen(targets)
