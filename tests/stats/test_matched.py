@@ -19,7 +19,7 @@ from surgeon_passes.clean import Clean
 def network(shift: float = 0.0, scale: float = 1.0, *, norm: bool = True) -> onnx.ModelProto:
     """A convolution whose inputs have this mean and deviation, normalised by what that makes of its outputs."""
     random = np.random.default_rng(0)
-    weight = random.standard_normal((8, 3, 3, 3)).astype(np.float32)
+    weight = np.abs(random.standard_normal((8, 3, 3, 3))).astype(np.float32)
     mean = weight.sum(axis=(1, 2, 3)) * shift
     spread = scale * np.abs(weight.sum(axis=(1, 2, 3)))  # neighbours in pictures are nearly equal
     arrays = {
