@@ -71,7 +71,7 @@ class Prune(Pass):
         drop: Indices that go, as ``tensor:axis=0-7+12``, whatever the limits; nothing else is removed unless a ratio or
             target is given.
         reconstruct: Refit the weights that are left, in closed form, to what the original computes on the data; without
-            any, on inputs that are made up to suit the model, where that beats magnitude alone.
+            any, and with score auto or obs, on inputs that are made up to suit the model, where that beats magnitude alone.
         steps: With data, cut and refit in so many steps, measuring anew what is left before each.
         schedule: How the cut is spread over the steps: polynomial, 1 - (1 - initial) * (1 - t)^power of it after the part
             t of the steps (PolynomialDecay); constant, all of it in the first (ConstantSparsity).

@@ -43,8 +43,9 @@ def test_a_refit_to_made_up_inputs_beats_magnitude_on_inputs_it_has_not_seen(mak
     assert [text for text in context.warnings if "no --data" in text] == [datafree.SAID]
 
 
-def test_without_reconstruct_nothing_is_made_up_and_nothing_said(tmp_path):
-    _, _, context = pruned(prunable.attention(), tmp_path, reconstruct=False)
+@pytest.mark.parametrize("options", [{"reconstruct": False}, {"score": "l1"}])
+def test_nothing_is_made_up_and_nothing_said_where_it_is_not_wanted(options, tmp_path):
+    _, _, context = pruned(prunable.attention(), tmp_path, **options)
     assert "synthetic" not in context.record
     assert not context.warnings
 

@@ -12,6 +12,7 @@ from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
 from surgeon.stats.linear import linear_views
 from surgeon.stats.matched import BATCHES, EVERY, MOST_SAMPLES, matched_dataset
+from surgeon_passes.pruning.rank import FALLBACK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 # multiply-accumulates of one run over all samples, of all matrices that are solved, and of one sample
 MOST_MACS, MOST_SOLVING, MOST_ONE = 1e10, 1e12, 1e10
+MADE_UP_FOR = ("auto", "obs")
 SAID = (
     "no --data: channels are ranked by and weights refitted to made-up inputs, which costs accuracy; "
     "a few hundred real samples without labels are better"
@@ -37,10 +39,12 @@ INSTEAD = "no --data: channels are ranked by magnitude and nothing is refitted: 
 def with_data(options: Prune, model: Model, context: Context) -> Context:
     """The run itself where it has data or none are wanted, else the run with synthetic data.
 
-    The weights of some models are too many to be found from made-up inputs in reasonable time, some inputs cannot be
-    made up, and some models give no numbers for them; those stay without, with a warning.
+    Who names a score that looks at weights gets that and no more. The weights of some models are too many to be found
+    from made-up inputs in reasonable time, some inputs cannot be made up, and some models give no numbers for them; those
+    stay without, with a warning.
     """
-    if context.data is not None or not options.reconstruct or not model.groups:
+    wanted = options.reconstruct and options.score in MADE_UP_FOR
+    if context.data is not None or not wanted or not model.groups:
         return context
     macs = max(model.cost.evaluate().macs, 1.0)
     solving = sum(float(_inputs(view)) ** 3 for op in model.analysis.ops for view in linear_views(op))
@@ -60,6 +64,11 @@ def with_data(options: Prune, model: Model, context: Context) -> Context:
     return replace(context, data=found.data)
 
 
+def magnitude(options: Prune) -> Prune:
+    """The same options for a plain cut."""
+    return replace(options, score=FALLBACK, reconstruct=False)
+
+
 def cut_checked(cutting: Cutting, targets: Mapping[str, float] | None) -> Cut:
     """Cut to targets; by magnitude and without a refit where one to made-up inputs is no better than that.
 
@@ -71,8 +80,7 @@ def cut_checked(cutting: Cutting, targets: Mapping[str, float] | None) -> Cut:
     found = cutting.to(targets)
     if not cutting.made_up or is_better(cutting, found, targets):
         return found
-    plain = replace(cutting.options, reconstruct=False)
-    return Another(plain, cutting.model, cutting.graph, cutting.context).to(targets)
+    return Another(magnitude(cutting.options), cutting.model, cutting.graph, cutting.context).to(targets)
 
 
 def is_better(cutting: Cutting, found: Cut, targets: Mapping[str, float] | None) -> bool:
@@ -84,7 +92,7 @@ def is_better(cutting: Cutting, found: Cut, targets: Mapping[str, float] | None)
         return True
     if found.refitted is None:  # what was ranked for a refit is no use without
         return False
-    plain = Another(replace(cutting.options, reconstruct=False), model, cutting.graph, context)
+    plain = Another(magnitude(cutting.options), model, cutting.graph, context)
     try:
         choice = plain.chosen(targets)
     except GateError:
