@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # multiply-accumulates of one run over all samples, of all matrices that are solved, and of one sample
 MOST_MACS, MOST_SOLVING, MOST_ONE = 1e10, 1e12, 1e10
+MOST_PARAMETERS = 1.6e7  # without data, large models are cut in little more memory than they take themselves
 MADE_UP_FOR = ("auto", "obs")
 SAID = (
     "no --data: channels are ranked by and weights refitted to made-up inputs, which costs accuracy; "
@@ -46,9 +47,9 @@ def with_data(options: Prune, model: Model, context: Context) -> Context:
     wanted = options.reconstruct and options.score in MADE_UP_FOR
     if context.data is not None or not wanted or not model.groups:
         return context
-    macs = max(model.cost.evaluate().macs, 1.0)
-    solving = sum(float(_inputs(view)) ** 3 for op in model.analysis.ops for view in linear_views(op))
-    if macs > MOST_ONE or solving > MOST_SOLVING:
+    cost = model.cost.evaluate()
+    macs = max(cost.macs, 1.0)
+    if macs > MOST_ONE or cost.params > MOST_PARAMETERS or _solving(model) > MOST_SOLVING:
         context.warn(INSTEAD + "the model is too large to be refitted to made-up inputs")
         return context
     samples = int(min(MOST_SAMPLES, max(BATCHES, MOST_MACS / macs)))
@@ -136,8 +137,11 @@ def _error(ours: list[NDArray[Any]], theirs: list[NDArray[Any]]) -> float:
     return float(np.mean(found[1:] or found))
 
 
-def _inputs(view: Any) -> int:
-    """Rows of the matrices of a product."""
-    node = view.op.node
-    weight = np.broadcast_to(np.int8(0), view.op.dims(view.weight))
-    return int(view.matrices(node, weight).shape[1])
+def _solving(model: Model) -> float:
+    """Multiply-accumulates that it takes to solve for all weights: the cube of the rows of each matrix."""
+    total = 0.0
+    for op in model.analysis.ops:
+        for view in linear_views(op):
+            weight = np.broadcast_to(np.int8(0), op.dims(view.weight))
+            total += float(view.matrices(op.node, weight).shape[1]) ** 3
+    return total
