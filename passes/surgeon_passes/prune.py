@@ -52,8 +52,8 @@ class Prune(Pass):
             less than the run where a later pass needs its share.
         by: What is to be smallest within ``max_drop``: macs, params, or size (the weight bytes).
         tries: How many cuts are measured at most to find the smallest within ``max_drop``.
-        score: How indices are ranked: auto (obs with data, else l2); obs, the error that is left at the consumers once
-            the others make up for the removal (optimal brain surgeon, needs data); l1, l2, bn_scale, geometric_median, redundancy, random, and with data
+        score: How indices are ranked: auto (obs with data, given or made up for reconstruct, else l2); obs, the error that is
+            left at the consumers once the others make up for the removal (optimal brain surgeon, needs data); l1, l2, bn_scale, geometric_median, redundancy, random, and with data
             activation_norm, apoz, wanda; or a score that a plugin registers as ``surgeon.scores``.
         reduce: How a score is reduced over the tensors of a group: mean, max, sum, or a reduction that a plugin
             registers as ``surgeon.reductions``. What wanda says of several consumers is always added up.
@@ -70,7 +70,8 @@ class Prune(Pass):
         keep: Indices that stay, as ``tensor:axis=0-7+12``.
         drop: Indices that go, as ``tensor:axis=0-7+12``, whatever the limits; nothing else is removed unless a ratio or
             target is given.
-        reconstruct: With data, refit the weights that are left, in closed form, to what the original computes.
+        reconstruct: Refit the weights that are left, in closed form, to what the original computes on the data; without
+            any, and with score auto or obs, on inputs that are made up to suit the model, where that beats magnitude alone.
         merge: With data, fold similar channels into their means instead of deleting some of them where that is better on
             held-out samples.
         steps: With data, cut and refit in so many steps, measuring anew what is left before each.
@@ -173,15 +174,16 @@ class Prune(Pass):
 
     def _cut(self, cutting: Cutting, context: Context) -> Cut:
         from surgeon_passes.pruning.budget import cut_within
+        from surgeon_passes.pruning.datafree import cut_checked
 
         targeted = self.has_targets(context)
         if self.ratio is not None or (self.drop and not targeted):
-            return cutting.to(None)
+            return cut_checked(cutting, None)
         if targeted and self.max_drop is not None:
             raise UsageError("give either a target or a budget", where="prune.max_drop")
         allowed = context.max_drop if self.max_drop is None else self.max_drop
         if targeted or allowed is None:
-            return cutting.to(self.targets(context))
+            return cut_checked(cutting, self.targets(context))
         return cut_within(cutting, allowed)
 
     def _check_budget(self, allowed: float) -> None:

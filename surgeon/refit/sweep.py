@@ -27,7 +27,7 @@ from surgeon.refit.target import Target, sums_into, target_of
 from surgeon.stats.linear import Linear, linear_views
 from surgeon.stats.replay import Replay
 from surgeon.stats.sequences import named_sequences, rerun
-from surgeon.stats.weight import FLOATS, is_shared
+from surgeon.stats.weight import FLOATS, is_shared, weight_chain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -246,6 +246,12 @@ class Sweep:
             )
         fed_back = node.outputs[0].name
         wanted = {*view.reads, *((target.other,) if target is not None else ())} - {"", fed_back}
+        if not view.output:  # states are computed anew, from everything the operator reads
+            wanted |= {
+                t.name
+                for t in node.inputs
+                if t.name and not isinstance(t, gs.Constant) and weight_chain(t) is None
+            }
         for name in wanted:
             self.new.hold(name)
         self.old.advance(sorted({target.tensor} if target is not None else view.target_reads))

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/memory.py [GIGABYTES]
 
-Each row is one process of ``surgeon run MODEL --passes prune --set prune.ratio=0.5``: a network that comes with onnx at
+Each row is one process of ``surgeon run MODEL --passes prune{ratio=0.5 reconstruct=false}``: a network that comes with onnx at
 full width, and a stack of layers with external data of GIGABYTES (default 0.5). "idle" is what the interpreter and the
 libraries take before anything is read; "peak" includes it. With latency, onnxruntime's own optimized sessions of both
 models are open side by side. Needs Linux.
@@ -49,7 +49,8 @@ def peak_of(program: str, *arguments: object) -> int:
 
 def row(label: str, path: Path, size: int, idle: int, *options: str) -> None:
     output = path.with_name("out.onnx")
-    arguments = ("run", path, "-o", output, "--passes", "prune", "--set", "prune.ratio=0.5", *options)
+    passes = "prune{ratio=0.5 reconstruct=false}"
+    arguments = ("run", path, "-o", output, "--passes", passes, *options)
     start = time.perf_counter()
     peak = peak_of(RUN, *arguments)
     print(

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from surgeon.graph.weights import DerivedValues, derived
+from surgeon.stats.moments import note_moments
 from surgeon_passes.cleaning.noops import DEFAULT_DOMAINS
 from surgeon_passes.cleaning.wiring import fixed_values, set_output
 
@@ -52,8 +53,11 @@ def fold_batchnorm(wiring: Wiring, shapes: Shapes) -> int:
         layer, affine = _layer_before(wiring, norm), _affine(norm)
         if layer is None or affine is None or not _is_inference(norm, wiring):
             continue
+        result, parameters = norm.outputs[0], [fixed_values(tensor) for tensor in norm.inputs[1:3]]
         if FOLDS[layer.op](wiring, shapes, layer, norm, affine):
             folded.append(norm)
+            scale, shift = (np.asarray(each).astype(np.float64) for each in parameters)
+            note_moments(result, shift, np.abs(scale))  # what makes up data asks for them
     # a MatMul without bias turns its BatchNormalization into an Add, which stays
     wiring.drop([norm for norm in folded if norm.op == "BatchNormalization"])
     return len(folded)

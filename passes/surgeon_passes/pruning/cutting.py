@@ -11,6 +11,7 @@ from surgeon.refit.carry import Current, carry_over
 from surgeon.refit.sweep import refit
 from surgeon.surgery import keep_of
 from surgeon_passes.pruning.choose import Choice, choose
+from surgeon_passes.pruning.datafree import with_data
 from surgeon_passes.pruning.proved import Proved, cut_and_prove
 from surgeon_passes.pruning.rank import Ranking
 
@@ -56,6 +57,7 @@ class Cutting:
         model: The analysed model.
         graph: The model as it came.
         context: The run.
+        measuring: The run with the data that statistics come from, perhaps made-up ones.
     """
 
     options: Prune
@@ -63,10 +65,12 @@ class Cutting:
     graph: Graph
     context: Context
     ranking: Ranking = field(init=False)
+    measuring: Context = field(init=False)
     refused: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.ranking = Ranking(self.options, self.model, self.context)
+        self.measuring = with_data(self.options, self.model, self.context)
+        self.ranking = Ranking(self.options, self.model, self.measuring)
 
     def to(self, targets: Mapping[str, float] | None) -> Cut:
         """Cut to targets, or by the pass's ratio without any; groups whose cut cannot be proved are left alone.
@@ -90,7 +94,7 @@ class Cutting:
             smaller, plan = self.model.cut(choice.kept)
             current, _, seconds = self._refit(smaller, plan.kept(), current)
             spent += seconds
-        choice = choose(self.options, self.model, self.context, self.ranking, targets, self.refused, current)
+        choice = self.chosen(targets, current)
         kept = {name: flags for name, flags in choice.kept.items() if not flags.all()}
         if not kept:
             return Cut(self.graph, choice)
@@ -102,9 +106,22 @@ class Cutting:
         _, refitted, seconds = self._refit(outcome.graph, outcome.plan.kept(), current)
         return Cut(outcome.graph, choice, outcome, refitted, spent + seconds)
 
+    def chosen(self, targets: Mapping[str, float] | None, current: Current | None = None) -> Choice:
+        """What to keep in the end.
+
+        Raises:
+            GateError: The targets cannot be met.
+        """
+        return choose(self.options, self.model, self.context, self.ranking, targets, self.refused, current)
+
+    @property
+    def made_up(self) -> bool:
+        """Whether statistics come from made-up inputs."""
+        return self.measuring is not self.context
+
     @property
     def _reconstructs(self) -> bool:
-        return self.options.reconstruct and self.context.data is not None
+        return self.options.reconstruct and self.measuring.data is not None
 
     def _steps(self) -> int:
         return self.options.steps if self._reconstructs else 1
@@ -132,7 +149,7 @@ class Cutting:
                 model.analysis,
                 smaller,
                 keep,
-                [batch[0] for batch in context.calibration()],
+                [batch[0] for batch in self.measuring.calibration()],
                 seed=context.seed_for("refit"),
                 threads=context.threads,
                 limit_bytes=self.options.memory * 2**20,
