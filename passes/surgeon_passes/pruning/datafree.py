@@ -44,7 +44,8 @@ def with_data(options: Prune, model: Model, context: Context) -> Context:
     from made-up inputs in reasonable time, some inputs cannot be made up, and some models give no numbers for them; those
     stay without, with a warning.
     """
-    wanted = options.reconstruct and options.score in MADE_UP_FOR
+    # a cut cache is an input of another shape: made-up inputs would not fit it
+    wanted = options.reconstruct and options.score in MADE_UP_FOR and not options.cut_cache
     if context.data is not None or not wanted or not model.groups:
         return context
     cost = model.cost.evaluate()
