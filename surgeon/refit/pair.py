@@ -7,7 +7,7 @@ places of the first one they come from, whatever kinds of operators they are.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -89,6 +89,28 @@ def _between(start: gs.Node, end: gs.Tensor) -> tuple[gs.Node, ...]:
     return tuple(found)
 
 
+class Layout(NamedTuple):
+    """The hidden values of a batch numbered from 1, and the place and the channel of each number."""
+
+    numbers: NDArray[np.int64]
+    place: NDArray[np.int64]
+    channel: NDArray[np.int64]
+    channels: int
+
+
+def _layout(pair: Pair, first: gs.Node, read: Read, shape: tuple[int, ...]) -> Layout:
+    size = int(np.prod(shape))
+    numbers = np.arange(1, size + 1, dtype=np.int64).reshape(shape)
+    groups = pair.first.groups(first)
+    count = pair.first.count(lambda name: numbers if name == pair.first.output else read(name))
+    laid = pair.first.results(numbers, np.arange(count), groups)  # [groups, places, outputs]
+    channels = groups * laid.shape[2]
+    place, channel = np.zeros(size + 1, np.int64), np.zeros(size + 1, np.int64)
+    place[laid] = np.arange(count)[None, :, None]
+    channel[laid] = np.arange(channels).reshape(groups, 1, -1)
+    return Layout(numbers, place, channel, channels)
+
+
 @dataclass
 class Linked:
     """Places of both operators of a pair.
@@ -110,24 +132,35 @@ class Linked:
         return int(self.x.shape[1]) * self.channels
 
     @staticmethod
-    def of_batch(pair: Pair, nodes: Mapping[str, gs.Node], read: Read, places: NDArray[np.int64]) -> Linked:
-        """What the pair reads at ``places`` of the second operator's output in one batch."""
+    def of_batch(
+        pair: Pair,
+        nodes: Mapping[str, gs.Node],
+        read: Read,
+        places: NDArray[np.int64],
+        known: dict[tuple[int, ...], Layout],
+    ) -> Linked:
+        """What the pair reads at ``places`` of the second operator's output in one batch.
+
+        Args:
+            pair: The pair.
+            nodes: The nodes of the graph by first output.
+            read: Gives the tensors of the batch.
+            places: The places.
+            known: Layouts of hidden tensors by shape, filled for the next batch.
+        """
         first, second = (nodes[each.op.node.outputs[0].name] for each in (pair.first, pair.second))
         shape = read(pair.hidden).shape
-        size = int(np.prod(shape))
-        numbers = np.arange(1, size + 1, dtype=np.int64).reshape(shape)
+        if shape not in known:
+            known[shape] = _layout(pair, first, read, shape)
+        numbers, place, channel, channels = known[shape]
         wanted = pair.second.rows(second, lambda _: numbers, places)  # 0: padding
-        groups = pair.first.groups(first)
-        count = pair.first.count(lambda name: numbers if name == pair.first.output else read(name))
-        laid = pair.first.results(numbers, np.arange(count), groups)  # [groups, places, outputs]
-        channels = groups * laid.shape[2]
-        place, channel = np.zeros(size + 1, np.int64), np.zeros(size + 1, np.int64)
-        place[laid] = np.arange(count)[None, :, None]
-        channel[laid] = np.arange(channels).reshape(groups, 1, -1)
         there = wanted > 0
-        used, where = np.unique(place[wanted[there]], return_inverse=True)
-        links = np.full(wanted.shape, len(used) * channels, np.int64)
-        links[there] = where * channels + channel[wanted[there]]
+        from_places = place[wanted]
+        needed = np.zeros(len(place), bool)
+        needed[from_places[there]] = True
+        used = np.flatnonzero(needed)
+        rank = np.cumsum(needed) - 1
+        links = np.where(there, rank[from_places] * channels + channel[wanted], len(used) * channels)
         rows = pair.first.rows(first, read, used).astype(np.float32)
         ones = np.full((*rows.shape[:2], 1), pair.first.bias is not None, np.float32)
         return Linked(np.concatenate([rows, ones], axis=2), links, channels)

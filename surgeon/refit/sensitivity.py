@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     Feeds = Sequence[Mapping[str, Array]]
 
 RATIO = 0.6  # of a group is removed
-PROBES = 40  # groups that are tried; what others do is read off their neighbours
+PROBES = 16  # groups that are tried; what others do is read off their neighbours
 PLACES = Places(per_input=6, fewest=3000, limit_bytes=2**27)
-EFFORT = Effort(strengths=(1e-3, 1e-1), steps=0, joint=0)
+EFFORT = Effort(strengths=(1e-2,), steps=0, joint=0)
 
 
 @dataclass(frozen=True)

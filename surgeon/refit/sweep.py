@@ -20,7 +20,7 @@ from surgeon.refit.fit import Effort, Sample, fit
 from surgeon.refit.joint import Wanted, fit_both
 from surgeon.refit.merge import Folding, Merges
 from surgeon.refit.norms import is_norm, refit_norm
-from surgeon.refit.pair import Linked, Pair, pair_before
+from surgeon.refit.pair import Layout, Linked, Pair, pair_before
 from surgeon.refit.project import Outcome, Projections
 from surgeon.refit.sampling import Draw, Places
 from surgeon.refit.target import Target, sums_into, target_of
@@ -272,13 +272,14 @@ class Sweep:
         first, second = get_weight(pair.first, self.nodes), get_weight(pair.second, self.nodes)
         groups, inputs = len(second), max(first.shape[1], second.shape[1])
         parts, wishes, others, held = [], [], [], []
+        known: dict[tuple[int, ...], Layout] = {}
         for batch in range(self.draw.batches):
 
             def read(name: str, batch: int = batch) -> Array:
                 return self.new.get(name, batch)
 
             places = self.draw.runs_of(pair.second.count(read), groups, inputs)
-            parts.append(Linked.of_batch(pair, self.nodes, read, places))
+            parts.append(Linked.of_batch(pair, self.nodes, read, places, known))
             wishes.append(self._wish(pair.second, groups, target, batch, places))
             if target.other:
                 others.append(pair.second.results(read(target.other), places, groups).astype(np.float32))

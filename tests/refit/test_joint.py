@@ -59,7 +59,9 @@ def prepared(name):
 
 def linked_of(pair: Pair, nodes, arrays, places=None):
     count = pair.second.count(arrays.__getitem__)
-    return Linked.of_batch(pair, nodes, arrays.__getitem__, np.arange(count) if places is None else places)
+    return Linked.of_batch(
+        pair, nodes, arrays.__getitem__, np.arange(count) if places is None else places, {}
+    )
 
 
 @pytest.mark.parametrize("name", PAIRS)
