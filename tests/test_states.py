@@ -240,6 +240,21 @@ def test_a_run_reports_the_new_shapes_and_can_be_verified(tmp_path):
     assert verify_files(path, out, plan_path).to_json()["output"]["weights"] == "original"
 
 
+@pytest.mark.parametrize("options", ["ratio=0.5", "ratio=0.5 steps=3", "macs=0.6 multiple_of=1"])
+def test_data_fit_the_original_only_so_that_nothing_is_refitted(tmp_path, options):
+    path, data = tmp_path / "m.onnx", tmp_path / "d.npz"
+    onnx.save(decoder(), path)
+    random = np.random.default_rng(0)
+    shapes = {"x": (8, 3, 5), "old_a": (8, 4, 2, 6), "old_b": (8, 4, 2, 6)}
+    np.savez(
+        data, **{name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    )
+    result = surgeon.run(path, passes=f"prune{{cut_cache=true {options}}}", data=data)
+    record = result.report["passes"][-1]
+    assert record["interface"]
+    assert "reconstruct" not in record
+
+
 def test_a_plan_keeps_what_it_says_of_the_interface(tmp_path):
     plan = Plan("0" * 64, (), {"w": {0: (1, 2)}}, interface={"past": {1: (0, 2)}})
     plan.save(tmp_path / "p.json")

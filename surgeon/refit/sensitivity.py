@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from surgeon.axes import atoms_of
 from surgeon.refit.curves import TINY
 from surgeon.refit.fit import Effort
 from surgeon.refit.sampling import Draw, Places
@@ -79,9 +80,12 @@ def sensitivities(
         progress: Called with 1 after each group.
 
     Returns:
-        A probe per group id, for at most `PROBES` of them, spread evenly over the graph.
+        A probe per group id, for at most `PROBES` of them, spread evenly over the graph. Groups along inputs and outputs
+        of the model have none: nothing could be compared.
     """
-    ordered = in_order(analysis, groups)
+    ends = [t.name for t in (*analysis.graph.inputs, *analysis.graph.outputs)]
+    outside = {atom for name in ends for axis in analysis.axes.get(name) or () for atom in atoms_of(axis)}
+    ordered = in_order(analysis, [group for group in groups if group.atom not in outside])
     chosen = (
         [ordered[k] for k in sorted({round(x) for x in np.linspace(0, len(ordered) - 1, PROBES)})]
         if ordered

@@ -92,6 +92,8 @@ class Cutting:
             if choice is None or _whole(choice):
                 continue
             smaller, plan = self.model.cut(choice.kept)
+            if plan.interface:  # the data fit the original's inputs only
+                break
             current, _, seconds = self._refit(smaller, plan.kept(), current)
             spent += seconds
         choice = self.chosen(targets, current)
