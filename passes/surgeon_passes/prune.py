@@ -169,7 +169,7 @@ class Prune(Pass):
             context.record["interface"] = changed
             context.warn(f"the model's interface has changed: {_in_words(changed)}")
         if found.refitted is not None:
-            describe(found, cutting, context)
+            describe(found.refitted, found, cutting, context)
         return found.graph
 
     def _cut(self, cutting: Cutting, context: Context) -> Cut:

@@ -49,11 +49,13 @@ class Refitted:
         errors: For each operator its relative error before and after, on held-out positions.
         folded: For each operator whose channels could be folded, how that does.
         products: For each product of two activations that lost dimensions, and could be projected, how that does.
+        spilled: How many arrays went to temporary files for lack of memory.
     """
 
     errors: dict[str, tuple[float, float]] = field(default_factory=dict)
     products: dict[str, Outcome] = field(default_factory=dict)
     folded: dict[str, Folding] = field(default_factory=dict)
+    spilled: int = 0
 
 
 def refit(
@@ -180,6 +182,7 @@ class Sweep:
             for name in names:
                 self.old.release(name)
             progress(1)
+        result.spilled = self.old.store.spilled + self.new.store.spilled
         return result
 
     def judged(self) -> list[str]:

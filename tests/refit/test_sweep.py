@@ -167,3 +167,9 @@ def test_labels_are_never_read(score):
         results.append(to_model(Prune(macs=0.5, score=score).run(graph, context)))
         assert context.record["reconstruct"]
     assert results[0] == results[1] == results[2] == results[3]
+
+
+@pytest.mark.parametrize(("limit", "spills"), [(2**31, False), (20_000, True)])
+def test_a_sweep_says_whether_memory_was_enough(limit, spills):
+    _, _, result = refitted(networks.mixed(), every_second, limit_bytes=limit)
+    assert bool(result.spilled) == spills

@@ -8,21 +8,26 @@ import numpy as np
 
 if TYPE_CHECKING:
     from surgeon.passes import Context
+    from surgeon.refit.sweep import Refitted
     from surgeon_passes.pruning.cutting import Cut, Cutting
 
 DIGITS = 4
 
 
-def describe(found: Cut, cutting: Cutting, context: Context) -> None:
+def describe(refitted: Refitted, found: Cut, cutting: Cutting, context: Context) -> None:
     """Record what the refit did, and what was measured before."""
-    errors = found.refitted.errors if found.refitted is not None else {}
-    if not errors:
+    if not refitted.errors:
         context.warn("no weights were refitted: only constants of floats are; expect to lose accuracy")
+    if refitted.spilled:
+        context.warn(
+            f"activations took more than prune.memory ({cutting.options.memory} MB) and went to temporary files, "
+            "which takes longer; fewer samples or more memory avoid it"
+        )
     context.record["reconstruct"] = {
         "seconds": found.seconds,
         "operators": [
             {"node": name, "error_before": before, "error_after": after}
-            for name, (before, after) in errors.items()
+            for name, (before, after) in refitted.errors.items()
         ],
         "folded": [
             {
@@ -31,11 +36,11 @@ def describe(found: Cut, cutting: Cutting, context: Context) -> None:
                 "error_folded": each.folded,
                 "chosen": "folded" if each.better else "deleted",
             }
-            for name, each in (found.refitted.folded if found.refitted is not None else {}).items()
+            for name, each in refitted.folded.items()
         ],
         "products": [
             {"node": name, "error_selected": each.selected, "error_projected": each.projected}
-            for name, each in (found.refitted.products if found.refitted is not None else {}).items()
+            for name, each in refitted.products.items()
         ],
     }
     measured = cutting.ranking.eliminator
