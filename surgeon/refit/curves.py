@@ -178,7 +178,8 @@ class _Walk:
         for group in self.groups:  # only multiplied with other activations
             if problems.get(group.atom):
                 result[group.id] = self._curve(problems.pop(group.atom), group.atom)
-        return result
+        # activations that are no numbers say nothing; such groups rank by something else
+        return {name: curve for name, curve in result.items() if np.isfinite(curve.steps).all()}
 
     def _curve(self, problems: list[tuple[Problem, float]], atom: Atom) -> Curve:
         order, steps = eliminate(problems, self._alive(atom))
@@ -205,7 +206,7 @@ class _Walk:
                 return self.new.get(name, batch)
 
             total = view.count(read)
-            places = self.draw.places_of(total, groups, inputs)
+            places = self.draw.places_of(total, groups, inputs, 0)
             rows = view.rows(node, read, places).astype(np.float32)
             rows = np.concatenate([rows, np.ones((*rows.shape[:2], 1), rows.dtype)], axis=2)
             grams += rows.transpose(0, 2, 1) @ rows
@@ -230,7 +231,8 @@ class _Walk:
             z = self.old.get(self._streams(view)[0], batch)
         else:
             z = view.target(view.op.node, lambda name: self.old.get(name, batch), places)
-        return float(np.square(z - z.mean(), dtype=np.float64).sum())
+        z = z[np.isfinite(z)]  # masks may be infinite
+        return float(np.square(z - z.mean(), dtype=np.float64).sum()) if z.size else 0.0
 
 
 def _blocks(places: NDArray[np.int64], atom: Atom, keep: Keep) -> NDArray[np.int64] | None:

@@ -63,6 +63,8 @@ def pair_before(
     node = nodes[second.op.node.outputs[0].name]
     if len(second.reads) != 1 or not second.output or second.groups(node) > MOST_GROUPS:
         return None
+    if second.op.attribute("alpha", 1.0) != 1.0 and second.op.node.op == "Gemm":
+        return None  # its rows are scaled, and numbers of places must not be
     read = next(t for t in node.inputs if t.name == second.reads[0])
     if read.name in outputs or len(read.outputs) != 1 or len(read.inputs) != 1:
         return None

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 HELD_OUT = 0.15
 RUN = 64
+COPIES = 4  # of the results at each place: wanted, added, predicted, judged
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,10 @@ class Places:
     fewest: int = 40_000
     limit_bytes: int = 2**29
 
-    def wanted(self, groups: int, inputs: int) -> int:
-        """Places for one operator in all batches."""
+    def wanted(self, groups: int, inputs: int, outputs: int) -> int:
+        """Places for one operator in all batches; results are held in several forms."""
         asked = max(self.fewest // min(groups, 20), self.per_input * inputs)
-        return max(2, min(asked, self.limit_bytes // (4 * groups * inputs)))
+        return max(2, min(asked, self.limit_bytes // (4 * groups * (inputs + COPIES * outputs))))
 
     def limited(self, limit_bytes: int) -> Places:
         """The same, within a quarter of what activations may take."""
@@ -46,15 +47,15 @@ class Draw:
     places: Places
     batches: int
 
-    def places_of(self, total: int, groups: int, inputs: int) -> NDArray[np.int64]:
+    def places_of(self, total: int, groups: int, inputs: int, outputs: int) -> NDArray[np.int64]:
         """Some of the ``total`` places of one batch, ascending."""
-        wanted = self.places.wanted(groups, inputs) // self.batches + 1
+        wanted = self.places.wanted(groups, inputs, outputs) // self.batches + 1
         chosen: NDArray[Any] = self.random.choice(total, min(wanted, total), replace=False)
         return np.sort(chosen).astype(np.int64)
 
-    def runs_of(self, total: int, groups: int, inputs: int) -> NDArray[np.int64]:
+    def runs_of(self, total: int, groups: int, inputs: int, outputs: int) -> NDArray[np.int64]:
         """As `places_of`, in runs: neighbours are made of the same places of the operator before."""
-        wanted = self.places.wanted(groups, inputs) // self.batches + 1
+        wanted = self.places.wanted(groups, inputs, outputs) // self.batches + 1
         runs = -(-total // RUN)
         chosen = np.sort(self.random.choice(runs, min(-(-wanted // RUN), runs), replace=False))
         places: NDArray[Any] = (chosen[:, None] * RUN + np.arange(RUN)).ravel()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from surgeon.axes import atoms_of
+from surgeon.errors import SurgeonError
 from surgeon.refit.curves import TINY
 from surgeon.refit.fit import Effort
 from surgeon.refit.sampling import Draw, Places
@@ -100,7 +101,10 @@ def sensitivities(
             if name in analysis.shapes.dtypes:  # sequences have no type and cannot be stored
                 original.hold(name)
         for group in chosen:
-            probe = _probe(analysis, group, curves[group.id], original, seed)
+            try:
+                probe = _probe(analysis, group, curves[group.id], original, seed)
+            except SurgeonError:  # its cut is not a model that runs; the proof will say so if it is chosen
+                probe = None
             if probe is not None:
                 result[group.id] = probe
             if progress:
@@ -136,6 +140,6 @@ def _probe(analysis: Analysis, group: Group, curve: Curve, original: Replay, see
         sweep.new.hold(name)
     sweep.run(lambda _: None)
     outputs = sweep.divergence(judged, range(batches if original.batches > 1 else 0, original.batches))
-    if outputs is None:
+    if outputs is None or not np.isfinite(outputs):
         return None
     return Probe(removed, sum(max(step, 0.0) for step in curve.steps[:removed]), max(outputs, TINY))

@@ -158,9 +158,10 @@ class Sweep:
         return found
 
     def _is_free(self, view: Linear) -> bool:
-        """A shared weight stays one."""
+        """A shared weight stays one, and what the model gives out before its bias is added stays what it is."""
         node = self.nodes[view.op.node.outputs[0].name]
-        return not is_shared(node.inputs[view.weight])
+        inside = view.output in ("", node.outputs[0].name) or node.outputs[0].name not in self.outputs
+        return inside and not is_shared(node.inputs[view.weight])
 
     def run(self, progress: Callable[[int], None]) -> Refitted:
         """Refit everything that is behind a cut."""
@@ -188,12 +189,16 @@ class Sweep:
     def judged(self) -> list[str]:
         """The graph's outputs that are floats, and what the others (decisions, such as ArgMax) are computed from."""
         dtypes, found, left = self.analysis.shapes.dtypes, [], list(self.graph.outputs)
+        seen: set[str] = set()
         while left:
             tensor = left.pop(0)
+            if isinstance(tensor, gs.Constant) or tensor.name in seen:
+                continue
+            seen.add(tensor.name)
             if dtypes.get(tensor.name) in FLOATS:
                 found.append(tensor.name)
             else:
-                left += [t for n in tensor.inputs for t in n.inputs if not isinstance(t, gs.Constant)]
+                left += [t for n in tensor.inputs for t in n.inputs]
         return list(dict.fromkeys(name for name in found if name in self.analysis.axes))
 
     def divergence(self, names: Sequence[str], batches: Iterable[int]) -> float | None:
@@ -210,13 +215,28 @@ class Sweep:
         self.new.advance(names)
         chosen, found = list(batches), []
         for name in names:
-            ours = [np.asarray(self.new.get(name, batch), np.float64) for batch in chosen]
-            theirs = [np.asarray(self._kept(name, batch), np.float64) for batch in chosen]
-            mean = sum(each.sum(axis=0) for each in theirs) / sum(map(len, theirs)) if _alike(theirs) else 0.0
-            error = sum(float(np.square(a - b).sum()) for a, b in zip(ours, theirs, strict=True))
-            energy = sum(float(np.square(b - mean).sum()) for b in theirs)
+            mean = self._mean(name, chosen)
+            error = energy = 0.0
+            for batch in chosen:
+                theirs = np.asarray(self._kept(name, batch), np.float64)
+                there = np.isfinite(theirs)  # masks may be infinite
+                ours, theirs = np.asarray(self.new.get(name, batch))[there], theirs[there]
+                spread = np.broadcast_to(mean, there.shape)[there]
+                error += float(np.square(ours - theirs, dtype=np.float64).sum())
+                energy += float(np.square(theirs - spread).sum())
             found.append(error / max(energy, 1e-12))
         return float(np.mean(found)) if found else None
+
+    def _mean(self, name: str, batches: Sequence[int]) -> Array | float:
+        """The mean of the original's samples, 0 where they have not all one shape."""
+        shapes = {self.old.get(name, batch).shape[1:] for batch in batches}
+        if len(shapes) > 1 or not self.old.get(name, batches[0]).ndim:
+            return 0.0
+        total, count = 0.0, 0
+        for batch in batches:
+            theirs = self._kept(name, batch)
+            total, count = total + theirs.sum(axis=0, dtype=np.float64), count + len(theirs)
+        return np.asarray(total / count)
 
     def _may_read(self, op: Op, views: Sequence[Linear]) -> list[str]:
         """Tensors of the original that may be asked for when the operator's turn comes."""
@@ -281,7 +301,7 @@ class Sweep:
             def read(name: str, batch: int = batch) -> Array:
                 return self.new.get(name, batch)
 
-            places = self.draw.runs_of(pair.second.count(read), groups, inputs)
+            places = self.draw.runs_of(pair.second.count(read), groups, inputs, sum(second.shape[1:]))
             parts.append(Linked.of_batch(pair, self.nodes, read, places, known))
             wishes.append(self._wish(pair.second, groups, target, batch, places))
             if target.other:
@@ -307,7 +327,7 @@ class Sweep:
     def _sample(
         self, view: Linear, node: gs.Node, start: NDArray[np.float64], target: Target | None
     ) -> Sample:
-        groups, inputs, _ = start.shape
+        groups, inputs, outputs = start.shape
         states = rerun(node, self.graph, threads=self.new.threads) if not view.output else None
         xs, wishes, others, held = [], [], [], []
         for batch in range(self.draw.batches):
@@ -317,7 +337,7 @@ class Sweep:
                     return states(read)
                 return self.new.get(name, batch)
 
-            places = self.draw.places_of(view.count(read), groups, inputs)
+            places = self.draw.places_of(view.count(read), groups, inputs, outputs)
             rows = view.rows(node, read, places).astype(np.float32)
             last = np.full((*rows.shape[:2], 1), view.bias is not None, rows.dtype)  # zeros: no bias to find
             xs.append(np.concatenate([rows, last], axis=2))
@@ -373,8 +393,3 @@ class Sweep:
         )
         self.new.release(source)
         return errors
-
-
-def _alike(arrays: Sequence[Array]) -> bool:
-    """Whether samples of all batches have one shape, so that they have a mean."""
-    return arrays[0].ndim > 0 and len({each.shape[1:] for each in arrays}) == 1

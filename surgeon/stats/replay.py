@@ -168,13 +168,14 @@ class Replay:
         """Run nodes once more, for their weights have changed; what is stored of ``name``, which they make, is replaced.
 
         Args:
-            nodes: In topological order; what they read from others has been held.
+            nodes: What they read from others has been held.
             name: The only tensor of theirs that anybody has read or will read.
         """
         made = {tensor.name for node in nodes for tensor in node.outputs}
         sources = sorted({each for node in nodes for each in _reads(node)} - made)
         self.store.drop(name)
-        self._run(list(nodes), sources, [name])
+        wanted = {id(node) for node in nodes}
+        self._run([node for node in self.graph.nodes if id(node) in wanted], sources, [name])
 
     def _needed(self, names: Iterable[str]) -> list[gs.Node]:
         wanted = {name for name in names if name not in self.store and name in self.made}

@@ -218,3 +218,26 @@ def test_a_shortcut_that_was_not_cut_is_read_from_the_original():
     before = current(found, {last.id: np.arange(10) < 8})
     curves = error_curves(found.analysis, found.groups, parts, current=before)
     assert len(curves) == len(found.groups)
+
+
+def test_masked_outputs_do_not_hide_what_a_cut_does():
+    weights = {"w1": (6, 16), "w2": (16, 16), "w3": (16, 5)}
+    body = "h = Gemm (x, w1) r = Relu (h) k = Gemm (r, w2) s = Relu (k) z = Gemm (s, w3) y = Add (z, hidden)"
+    hidden = np.array([0, 0, -np.inf, 0, 0], np.float32)
+    model = build("float[N,6] x", "float[N,5] y", body, {**weights, "hidden": hidden})
+    x = np.random.default_rng(0).standard_normal((400, 6)).astype(np.float32)
+    record = networks.pruned(model, "prune{macs=0.5 multiple_of=1}", {"x": x}).report["passes"][-1]
+    assert record["curves"]
+    for curve in record["curves"].values():
+        assert all(np.isfinite(curve["errors"]))
+        assert 0 < curve["sensitivity"]["outputs"] < np.inf
+
+
+def test_a_model_that_takes_many_samples_at_a_time_is_probed_with_two_batches():
+    weights = {"w1": (12, 16), "w2": (16, 5)}
+    model = build(
+        "float[300,12] x", "float[300,5] y", "h = Gemm (x, w1) r = Relu (h) y = Gemm (r, w2)", weights
+    )
+    x = np.random.default_rng(0).standard_normal((900, 12)).astype(np.float32)
+    record = networks.pruned(model, "prune{ratio=0.5}", {"x": x}).report["passes"][-1]
+    assert record["reconstruct"]["operators"]

@@ -174,3 +174,18 @@ def test_without_places_to_judge_by_nothing_changes():
     wanted = Wanted(target, None, np.zeros(target.shape[1], bool), None)
     start, best = fit_both(linked, pair.through, wanted, first, second)
     assert best is start
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.5, 2.0])
+def test_a_scaled_product_is_no_second_operator(alpha):
+    weights = {"w1": (6, 8), "w2": (8, 3)}
+    body = f"h = Gemm (x, w1) r = Relu (h) y = Gemm <alpha={alpha}> (r, w2)"
+    model = build("float[N,6] x", "float[N,3] y", body, weights)
+    x = np.random.default_rng(0).standard_normal((2000, 6)).astype(np.float32)
+    refitted, cut_only = (
+        networks.relative_error(
+            model, networks.pruned(model, f"prune{{ratio=0.5 {more}}}", {"x": x}).model, x
+        )
+        for more in ("", "reconstruct=false")
+    )
+    assert refitted < 0.75 * cut_only

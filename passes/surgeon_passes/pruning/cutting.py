@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from surgeon.errors import GateError
+from surgeon.errors import GateError, InternalError, UnsupportedModelError
 from surgeon.refit.carry import Current, carry_over
 from surgeon.refit.sweep import refit
 from surgeon.surgery import keep_of
@@ -91,10 +91,14 @@ class Cutting:
             choice = self._choose(_eased(targets, share), share, current)
             if choice is None or _whole(choice):
                 continue
-            smaller, plan = self.model.cut(choice.kept)
-            if plan.interface:  # the data fit the original's inputs only
-                break
-            current, _, seconds = self._refit(smaller, plan.kept(), current)
+            try:
+                smaller, plan = self.model.cut(choice.kept)
+                if plan.interface:  # the data fit the original's inputs only
+                    current = None
+                    break
+                current, _, seconds = self._refit(smaller, plan.kept(), current)
+            except (InternalError, UnsupportedModelError):
+                continue  # the proof of the last step finds the groups that make this cut no model that runs
             spent += seconds
         choice = self.chosen(targets, current)
         kept = {name: flags for name, flags in choice.kept.items() if not flags.all()}
@@ -103,6 +107,8 @@ class Cutting:
         outcome = cut_and_prove(self.model, kept, self.context)
         if not isinstance(outcome, Proved):
             return outcome
+        if self._reconstructs and outcome.plan.interface:
+            self.context.warn("inputs of the model were cut, which the data do not fit: nothing was refitted")
         if not self._reconstructs or outcome.plan.interface:
             return Cut(outcome.graph, choice, outcome)
         _, refitted, seconds = self._refit(outcome.graph, outcome.plan.kept(), current)

@@ -104,10 +104,10 @@ def is_better(cutting: Cutting, found: Cut, targets: Mapping[str, float] | None)
         return True
     graphs = [model.analysis.graph, found.graph, model.cut(kept)[0]]
     errors = _errors(graphs, cutting.measuring, context.threads)
-    better = all(refitted <= magnitude for refitted, magnitude in errors)
+    better = bool(errors) and all(ours <= theirs for ours, theirs in errors)
     facts: Any = context.record["synthetic"]
-    facts["error"] = [refitted for refitted, _ in errors]
-    facts["error_of_magnitude"] = [magnitude for _, magnitude in errors]
+    facts["error"] = [ours for ours, _ in errors]
+    facts["error_of_magnitude"] = [theirs for _, theirs in errors]
     facts["used"] = better
     if not better:
         context.warn(INSTEAD + "on made-up inputs that is closer to the original than a refit")
@@ -117,7 +117,7 @@ def is_better(cutting: Cutting, found: Cut, targets: Mapping[str, float] | None)
 def _errors(graphs: list[Graph], context: Context, threads: int) -> list[tuple[float, float]]:
     """For each family of inputs, the errors of the second and third graph's outputs against the first one's."""
     runners = [session(to_model(graph), threads=threads) for graph in graphs]
-    chosen = {EVERY - 2: 0, EVERY - 1: 1}  # one batch of each family
+    chosen = {EVERY - 2, EVERY - 1}  # one batch of each family
     result = []
     for number, (feeds, _) in enumerate(context.calibration()):
         if number in chosen:

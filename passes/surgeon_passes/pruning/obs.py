@@ -1,8 +1,8 @@
 """The score ``obs``: what removing each index adds to the error of the model's outputs, from calibration data.
 
 Elimination gives each group's error at its consumers, see `surgeon.refit.curves`. What is left of an error at the
-outputs, once everything behind has been refitted, grows slower than the error itself: over five networks the logarithms
-of the two lie on lines of slope 0.8 to 0.9. The height of the line is measured for each group, with one cut of it
+outputs, once everything behind has been refitted, grows slower than the error itself: over the groups of a ResNet-20 the
+logarithms of the two lie on lines of slope 0.8 to 0.9 (plans hardly change between 0.7 and 1). The height of the line is measured for each group, with one cut of it
 alone, see `surgeon.refit.sensitivity`.
 """
 
@@ -100,16 +100,18 @@ class Eliminator:
             )
 
     def _sample(self, groups: int) -> Feeds:
-        """Two to four batches, as many samples as time and memory allow."""
+        """Two batches or more, as many samples as time and memory allow."""
         data = self.context.calibration()
         analysis = self.model.analysis
         largest = sum(4 * prod(dims[1:]) for dims in analysis.shapes.dims.values() if dims)
         macs = max(self.model.cost.evaluate().macs, 1.0) * max(1, min(PROBES, groups))
         affordable = min(self.memory / 2 / max(largest, 1), MOST_MACS / macs, MOST_SAMPLES)
         wanted = max(FEWEST_SAMPLES, int(affordable))
+        batch = data.rebatched(max(1, wanted // 4)).batch  # what the model takes, where it takes no other
+        wanted = max(2, wanted // batch) * batch
         if wanted < data.total():
             _, data = data.split(wanted / data.total(), self.context.seed_for("sensitivity"))
-        return [feeds for feeds, _ in data.rebatched(max(1, wanted // 4))]
+        return [feeds for feeds, _ in data.rebatched(batch)]
 
     def _factors(self, groups: Sequence[Group]) -> dict[str, float]:
         """The height of each group's line; of those that were not tried, between their neighbours'."""
