@@ -71,7 +71,8 @@ class Prune(Pass):
         drop: Indices that go, as ``tensor:axis=0-7+12``, whatever the limits; nothing else is removed unless a ratio or
             target is given.
         reconstruct: Refit the weights that are left, in closed form, to what the original computes on the data; without
-            any, and with score auto or obs, on inputs that are made up to suit the model, where that beats magnitude alone.
+            any, for a target and with score auto or obs, on inputs that are made up to suit the model, where that beats
+            magnitude alone.
         merge: With data, fold similar channels into their means instead of deleting some of them where that is better on
             held-out samples.
         steps: With data, cut and refit in so many steps, measuring anew what is left before each.

@@ -23,7 +23,7 @@ def pruned(model, folder, **options):
     onnx.save(model, str(path))
     graph = load(path)
     context = Context(path, inputs=tuple(graph_inputs(graph)))
-    return Prune(ratio=0.5, **options).run(copy_of(graph), context), graph, context
+    return Prune(macs=0.5, **options).run(copy_of(graph), context), graph, context
 
 
 def error(smaller, graph):

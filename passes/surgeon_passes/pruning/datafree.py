@@ -40,12 +40,14 @@ INSTEAD = "no --data: channels are ranked by magnitude and nothing is refitted: 
 def with_data(options: Prune, model: Model, context: Context) -> Context:
     """The run itself where it has data or none are wanted, else the run with synthetic data.
 
-    Who names a score that looks at weights gets that and no more. The weights of some models are too many to be found
-    from made-up inputs in reasonable time, some inputs cannot be made up, and some models give no numbers for them; those
-    stay without, with a warning.
+    They are wanted for a target. A ratio or indices by name say exactly what goes, and without data the weights that are
+    left stay as they are, so that anyone can compare them with the original's; who names a score that looks at weights
+    gets that and no more. The weights of some models are too many to be found from made-up inputs in reasonable time,
+    some inputs cannot be made up, and some models give no numbers for them; those stay without, with a warning.
     """
+    exact = options.ratio is not None or (options.drop and not options.has_targets(context))
     # a cut cache is an input of another shape: made-up inputs would not fit it
-    wanted = options.reconstruct and options.score in MADE_UP_FOR and not options.cut_cache
+    wanted = options.reconstruct and options.score in MADE_UP_FOR and not options.cut_cache and not exact
     if context.data is not None or not wanted or not model.groups:
         return context
     cost = model.cost.evaluate()
