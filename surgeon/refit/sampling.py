@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,22 +21,25 @@ class Places:
 
     Attributes:
         per_input: For each input of its product ...
-        fewest: ... and at least these; where there are groups, each has its own few weights to find, so fewer do.
+        fewest: ... and at least these; where there are groups, each has its own few weights to find, so fewer do ...
+        entries: ... as long as they are no more numbers than these.
         limit_bytes: Never more than fit in this.
     """
 
     per_input: int = 60
-    fewest: int = 40_000
+    fewest: int = 80_000
+    entries: int = 12_000_000
     limit_bytes: int = 2**29
 
     def wanted(self, groups: int, inputs: int, outputs: int) -> int:
         """Places for one operator in all batches; results are held in several forms."""
-        asked = max(self.fewest // min(groups, 20), self.per_input * inputs)
+        few = min(self.fewest, self.entries // inputs)
+        asked = max(few // min(groups, 20), self.per_input * inputs)
         return max(2, min(asked, self.limit_bytes // (4 * groups * (inputs + COPIES * outputs))))
 
     def limited(self, limit_bytes: int) -> Places:
         """The same, within a quarter of what activations may take."""
-        return Places(self.per_input, self.fewest, min(self.limit_bytes, max(limit_bytes // 4, 2**20)))
+        return replace(self, limit_bytes=min(self.limit_bytes, max(limit_bytes // 4, 2**20)))
 
 
 @dataclass
