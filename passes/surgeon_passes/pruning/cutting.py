@@ -97,8 +97,10 @@ class Cutting:
                     current = None
                     break
                 current, _, seconds = self._refit(smaller, plan.kept(), current)
-            except (InternalError, UnsupportedModelError):
-                continue  # the proof of the last step finds the groups that make this cut no model that runs
+            except (InternalError, UnsupportedModelError) as error:
+                # the proof of the last step finds the groups that make this cut no model that runs
+                self.context.warn(f"a step was left out, its cut does not run: {error.message}")
+                continue
             spent += seconds
         choice = self.chosen(targets, current)
         kept = {name: flags for name, flags in choice.kept.items() if not flags.all()}
