@@ -4,7 +4,8 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from surgeon.ops.emit import Emitter
-from surgeon.ops.op import Axes, Barrier, Op, Ref
+from surgeon.ops.op import Axes, Op, Ref
+from surgeon.ops.operator import Barrier
 from surgeon.ops.registry import RULES, Rule, rule
 
 __all__ = ["RULES", "Axes", "Barrier", "Emitter", "Op", "Ref", "Rule", "rule"]

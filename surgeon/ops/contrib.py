@@ -6,7 +6,8 @@ from surgeon.axes import Atom, Axis, Concat, product
 from surgeon.ops.conv import convolve
 from surgeon.ops.linear import multiply_and_add, multiply_matrices
 from surgeon.ops.norm import keep_mean_square
-from surgeon.ops.op import Axes, Barrier, Op
+from surgeon.ops.op import Axes, Op
+from surgeon.ops.operator import Barrier
 from surgeon.ops.pool import pad
 from surgeon.ops.registry import rule
 from surgeon.ops.scatter import gather_nd

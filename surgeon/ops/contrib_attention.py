@@ -5,7 +5,8 @@ from __future__ import annotations
 from surgeon.axes import Atom, Axis, Concat, product
 from surgeon.ops.attention import Heads, biased, heads_of, rotate, scored
 from surgeon.ops.emit import Emitter
-from surgeon.ops.op import Axes, Barrier, Op
+from surgeon.ops.op import Axes, Op
+from surgeon.ops.operator import Barrier
 from surgeon.ops.registry import rule
 
 DOMAIN = "com.microsoft"

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from surgeon.ops.op import Axes, Barrier, Op
+from surgeon.ops.op import Axes, Op
+from surgeon.ops.operator import Barrier
 from surgeon.ops.registry import rule
 
 if TYPE_CHECKING:

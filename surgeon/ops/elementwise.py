@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from surgeon.ops.op import Axes, Barrier, Op
+from surgeon.ops.op import Axes, Op
+from surgeon.ops.operator import Barrier
 from surgeon.ops.registry import rule
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from surgeon.axes import ONE, Axis
-from surgeon.ops.op import Axes, Barrier, Op
+from surgeon.ops.op import Axes, Op
+from surgeon.ops.operator import Barrier
 from surgeon.ops.registry import rule
 
 

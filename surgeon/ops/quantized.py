@@ -11,7 +11,8 @@ from surgeon.ops.attention import heads_of, scored
 from surgeon.ops.contrib_attention import project
 from surgeon.ops.conv import convolve
 from surgeon.ops.linear import multiply_and_add, multiply_matrices
-from surgeon.ops.op import Axes, Barrier, Op
+from surgeon.ops.op import Axes, Op
+from surgeon.ops.operator import Barrier
 from surgeon.ops.quant import scale_linear
 from surgeon.ops.registry import rule
 

@@ -6,7 +6,8 @@ from math import prod
 
 from surgeon.axes import Atom, product
 from surgeon.ops.conv import convolve
-from surgeon.ops.op import Axes, Barrier, Op
+from surgeon.ops.op import Axes, Op
+from surgeon.ops.operator import Barrier
 from surgeon.ops.registry import rule
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
 
 from surgeon.errors import PluginError
 
@@ -32,13 +32,32 @@ class Rule:
     needs_shapes: bool = True
 
 
-class Rules:
+class Declared(Protocol):
+    """What is declared for an operator, from an opset on."""
+
+    @property
+    def name(self) -> str:
+        """The operator type."""
+
+    @property
+    def domain(self) -> str:
+        """The operator's domain."""
+
+    @property
+    def since(self) -> int:
+        """The first opset of that domain in which it holds."""
+
+
+R = TypeVar("R", bound=Declared)
+
+
+class Rules(Generic[R]):
     """A table of rules; the newest one not newer than the graph's opset is used."""
 
     def __init__(self) -> None:
-        self._rules: dict[tuple[str, str], list[Rule]] = {}
+        self._rules: dict[tuple[str, str], list[R]] = {}
 
-    def add(self, rule: Rule) -> None:
+    def add(self, rule: R) -> None:
         """Add a rule.
 
         Raises:
@@ -51,16 +70,16 @@ class Rules:
         known.append(rule)
         known.sort(key=lambda each: each.since)
 
-    def find(self, name: str, domain: str, opset: int) -> Rule | None:
+    def find(self, name: str, domain: str, opset: int) -> R | None:
         """The rule for an operator at ``opset``, or None when it has none."""
         found = [rule for rule in self._rules.get((domain, name), ()) if rule.since <= opset]
         return found[-1] if found else None
 
-    def __iter__(self) -> Iterator[Rule]:
+    def __iter__(self) -> Iterator[R]:
         return (rule for rules in self._rules.values() for rule in rules)
 
 
-RULES = Rules()
+RULES: Rules[Rule] = Rules()
 
 
 def rule(

@@ -8,7 +8,8 @@ import numpy as np
 
 from surgeon.axes import ONE, Atom, Axis, is_fixed, product
 from surgeon.ops.emit import Emitter
-from surgeon.ops.op import Axes, Barrier, Op
+from surgeon.ops.op import Axes, Op
+from surgeon.ops.operator import Barrier
 from surgeon.ops.registry import rule
 
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from surgeon.axes import Axis, Concat, cut_at, select
 from surgeon.ops.emit import Emitter
-from surgeon.ops.op import Axes, Barrier, Op
+from surgeon.ops.op import Axes, Op
+from surgeon.ops.operator import Barrier
 from surgeon.ops.registry import rule
 
 

@@ -1,0 +1,217 @@
+"""Reverse-mode differentiation of a graph, as a graph: forward nodes, then the vector-Jacobian product of each.
+
+See Griewank and Walther, Evaluating Derivatives (2008), chapter 3.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from surgeon.errors import UnsupportedModelError
+from surgeon.grad.expand import expanded
+from surgeon.grad.registry import DERIVATIVES
+from surgeon.grad.step import Step
+from surgeon.grad.tape import Tape, Value
+from surgeon.graph.copy import copy_of
+from surgeon.graph.order import needs, ordered
+from surgeon.graph.schemas import opsets, standard
+from surgeon.graph.shapes import infer
+from surgeon.ops.operator import Barrier
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+FLOATS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16})
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A graph that computes a loss and its gradients.
+
+    Attributes:
+        graph: Its inputs are those of the original and, by name, the constants that gradients were asked for; its outputs
+            the loss, what was asked to be kept, and the gradients.
+        loss: The name of the loss.
+        of: The output that holds the gradient, by the tensor it belongs to.
+        stopped: Tensors without a gradient, and why: no path to the loss, or none that can be differentiated.
+        partial: Tensors part of whose influence on the loss cannot be differentiated and is left out, and why.
+    """
+
+    graph: gs.Graph
+    loss: str
+    of: Mapping[str, str]
+    stopped: Mapping[str, str] = field(default_factory=dict)
+    partial: Mapping[str, str] = field(default_factory=dict)
+
+
+def gradient(
+    graph: gs.Graph,
+    loss: str | Callable[[Tape], Value],
+    wrt: Sequence[str],
+    *,
+    also: Sequence[str] = (),
+    sizes: Mapping[str, int] | None = None,
+) -> Gradient:
+    """Differentiate a graph.
+
+    Args:
+        graph: It is not changed. What its dynamic dimensions are stays open.
+        loss: The name of a tensor with one element, or what writes it: called with a `Tape` on the copy.
+        wrt: Names of constants, inputs or intermediate tensors.
+        also: Further tensors to be outputs.
+        sizes: Probe sizes for dynamic dimensions, see `surgeon.graph.shapes.infer`.
+
+    Raises:
+        UnsupportedModelError: A name is not in the graph, or names something that is not float.
+    """
+    work = expanded(copy_of(graph))
+    tensors = {tensor.name: tensor for tensor in _tensors(work)}
+    for name in wrt:
+        if name not in tensors:
+            raise UnsupportedModelError("no such tensor", where=name)
+    constants = [tensors[name] for name in wrt if isinstance(tensors[name], gs.Constant)]
+    for tensor in constants:
+        shape, dtype = tensor.shape, tensor.dtype
+        tensor.to_variable(dtype, list(shape))
+        tensor.type = "tensor_type"  # which graphsurgeon forgets
+    work.inputs = [*work.inputs, *constants]
+    tape = Tape(work, infer(work, sizes))
+    if callable(loss):
+        end = loss(tape).tensor
+        work.nodes = ordered([*work.nodes, *tape.nodes])
+        tape.nodes = []
+        tape.shapes = infer(work, sizes)
+    else:
+        end = tensors[loss]
+    for name in wrt:
+        if tape.shapes.dtypes.get(name) not in FLOATS:
+            raise UnsupportedModelError("gradients are taken with respect to floats only", where=name)
+    back = _Backward(work, tape, [tensors[name] for name in wrt])
+    back.run(end)
+    return _finished(work, back, end, wrt, [tensors[name] for name in also])
+
+
+def _tensors(graph: gs.Graph) -> list[gs.Tensor]:
+    return [*graph.inputs, *(t for node in graph.nodes for t in (*needs(node), *node.outputs) if t.name)]
+
+
+class _Backward:
+    """The way back through one graph."""
+
+    def __init__(self, graph: gs.Graph, tape: Tape, wrt: Sequence[gs.Tensor]) -> None:
+        self.graph, self.tape = graph, tape
+        self.versions = opsets(graph)
+        self.active = self._behind(wrt)
+        self.arrived: dict[int, list[Value]] = {}
+        self.lost: dict[int, str] = {}  # tensors part of whose gradient is not known
+
+    def _behind(self, wrt: Sequence[gs.Tensor]) -> set[int]:
+        """Float tensors that depend on what is asked for, by identity."""
+        found = {id(tensor) for tensor in wrt}
+        for node in self.graph.nodes:
+            if any(id(tensor) in found for tensor in needs(node)):
+                found |= {id(t) for t in node.outputs if self._is_float(t)}
+        return found
+
+    def _is_float(self, tensor: gs.Tensor) -> bool:
+        return self.tape.shapes.dtypes.get(tensor.name) in FLOATS
+
+    def total(self, tensor: gs.Tensor) -> Value | None:
+        """The gradient with respect to a tensor, summed over all who read it."""
+        values = self.arrived.get(id(tensor))
+        if not values:
+            return None
+        self.arrived[id(tensor)] = [self.tape.total(values)]
+        return self.arrived[id(tensor)][0]
+
+    def run(self, end: gs.Tensor) -> None:
+        """Walk from the loss to the inputs."""
+        loss, dims = self.tape.value(end), self.tape.shapes.dims.get(end.name)
+        if dims is None or math.prod(dims) != 1:
+            raise UnsupportedModelError(f"a loss has one element, not the shape {dims}", where=end.name)
+        self.arrived[id(end)] = [self.tape.constant(np.ones(dims, loss.dtype))]
+        for node in reversed(list(self.graph.nodes)):
+            wanted = [tensor for tensor in needs(node) if id(tensor) in self.active]
+            reached = any(id(t) in self.arrived for t in node.outputs)
+            unsure = next((self.lost[id(t)] for t in node.outputs if id(t) in self.lost), None)
+            if not wanted or not (reached or unsure):
+                continue
+            if unsure is not None:
+                self._lose(wanted, unsure)
+            if reached:
+                self._back(node, wanted)
+
+    def _back(self, node: gs.Node, wanted: Sequence[gs.Tensor]) -> None:
+        domain = standard(node.domain)
+        opset = self.versions.get(domain, 1)
+        rule = DERIVATIVES.find(node.op, domain, opset)
+        step = Step(node, opset, self.tape, [self.total(tensor) for tensor in node.outputs])
+        if rule is None:
+            self._lose(wanted, f"{step.name}: the operator has no derivative rule")
+            return
+        try:
+            gradients = list(rule.function(step, *step.inputs))[: len(node.inputs)]
+        except Barrier as stop:
+            self._lose(wanted, f"{step.name}: {stop}")
+            return
+        gradients += [None] * (len(node.inputs) - len(gradients))
+        for index, (tensor, found) in enumerate(zip(node.inputs, gradients, strict=True)):
+            if id(tensor) not in self.active:
+                continue
+            if found is None:
+                self._lose([tensor], f"{step.name}: no gradient reaches input {index}")
+                continue
+            whole = step.unbroadcast(found, index) if rule.broadcasts else found
+            self.arrived.setdefault(id(tensor), []).append(whole)
+        inside = [t for t in wanted if all(t is not given for given in node.inputs)]
+        self._lose(inside, f"{step.name}: it is read inside of a body")
+
+    def _lose(self, tensors: Collection[gs.Tensor], why: str) -> None:
+        for tensor in tensors:
+            self.lost.setdefault(id(tensor), why)
+
+
+def _finished(
+    graph: gs.Graph, back: _Backward, end: gs.Tensor, wrt: Sequence[str], also: Sequence[gs.Tensor]
+) -> Gradient:
+    """Outputs are named, and what none of them needs is left out."""
+    tensors = {tensor.name: tensor for tensor in _tensors(graph)}
+    of, outputs, stopped, partial = {}, [], {}, {}
+    for name in wrt:
+        tensor = tensors[name]
+        found, why = back.total(tensor), back.lost.get(id(tensor))
+        if found is None:
+            stopped[name] = why or "the loss does not depend on it"
+            continue
+        if why is not None:
+            partial[name] = why
+        named = gs.Variable(back.tape.name(f"of/{name}"), found.dtype)
+        back.tape.nodes.append(gs.Node("Identity", named.name, {}, [found.tensor], [named]))
+        of[name] = named.name
+        outputs.append(named)
+    nodes = _alive([*graph.nodes, *back.tape.nodes], [end, *also, *outputs])
+    result = gs.Graph(
+        nodes=nodes,
+        inputs=list(graph.inputs),
+        outputs=[end, *also, *outputs],
+        name=graph.name,
+        opset=graph.opset,
+        import_domains=graph.import_domains,
+        ir_version=graph.ir_version,
+    )
+    return Gradient(result, end.name, of, stopped, partial)
+
+
+def _alive(nodes: Sequence[gs.Node], ends: Sequence[gs.Tensor]) -> list[gs.Node]:
+    wanted, kept = {id(tensor) for tensor in ends}, []
+    for node in reversed(nodes):
+        if any(id(tensor) in wanted for tensor in node.outputs):
+            kept.append(node)
+            wanted |= {id(tensor) for tensor in needs(node)}
+    return kept[::-1]

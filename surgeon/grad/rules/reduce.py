@@ -1,0 +1,50 @@
+"""Sums, means, extremes and norms over axes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+from surgeon.grad.registry import derivative
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from surgeon.grad.step import Step
+    from surgeon.grad.tape import Value
+
+    Gradients: TypeAlias = Sequence[Value | None]
+
+
+def _axes(op: Step) -> list[int]:
+    return op.axes([] if op.attribute("noop_with_empty_axes") else None)
+
+
+def _kept(op: Step, value: Value) -> Value:
+    """A value of the output's shape with the axes that were reduced, of size 1."""
+    if op.attribute("keepdims") or not _axes(op):
+        return value
+    return value.unsqueeze(*_axes(op))
+
+
+@derivative("ReduceSum")
+def reduce_sum(op: Step, data: Value, axes: Value | None = None) -> Gradients:
+    """Every element gets the gradient of its sum."""
+    return (_kept(op, op.dy()).expand_as(data),)
+
+
+@derivative("ReduceMean")
+def reduce_mean(op: Step, data: Value, axes: Value | None = None) -> Gradients:
+    """Every element gets its share."""
+    spread = _kept(op, op.dy()).expand_as(data)
+    for axis in _axes(op):
+        size = op.size(0, axis)
+        spread = spread / (size if isinstance(size, int) else size.cast(data.dtype))
+    return (spread,)
+
+
+@derivative("ReduceMax", "ReduceMin")
+def reduce_extreme(op: Step, data: Value, axes: Value | None = None) -> Gradients:
+    """The gradient goes to the element that was chosen, in equal shares to several."""
+    chosen = data.equals(_kept(op, op.y())).cast(data.dtype)
+    count = chosen.sum(_axes(op), keepdims=True)
+    return (chosen * (_kept(op, op.dy()) / count),)
