@@ -20,6 +20,7 @@ from surgeon.errors import UsageError
 
 if TYPE_CHECKING:
     from surgeon.plan import Plan
+    from surgeon.reference import Reference
     from surgeon.stats.chunks import Input
     from surgeon.stats.data import Dataset
 
@@ -112,6 +113,7 @@ class Context:
             the report's top; ``proof_seconds`` is not counted as the pass's own time; ``changed`` overrules the
             pipeline's own idea of whether the pass changed anything.
         plan: What was removed, set by the pass that cut.
+        reference: What the model should still compute: the graph before values were changed, and what of it is left.
         warnings: Every warning so far.
         monitor: Where warnings and progress are shown.
     """
@@ -131,6 +133,7 @@ class Context:
     scratch: Path | None = None
     record: dict[str, object] = field(default_factory=dict)
     plan: Plan | None = None
+    reference: Reference | None = None
     warnings: list[str] = field(default_factory=list)
     monitor: Monitor = field(default_factory=SilentMonitor)
 

@@ -10,6 +10,7 @@ from typing import Any
 from surgeon.errors import PassError, SurgeonError, UsageError
 from surgeon.graph.copy import copy_of
 from surgeon.passes import Context, Graph, Pass
+from surgeon.reference import Reference
 from surgeon.syntax import Call, format_passes
 
 _WEAKEST_FIRST = ("none", "structural", "exact")
@@ -86,6 +87,8 @@ def run_passes(graph: Graph, passes: Sequence[Pass], context: Context, *, debug:
         PassError: A pass failed inside or broke its contract.
     """
     outcome = Outcome(graph)
+    if context.reference is None:
+        context.reference = Reference(copy_of(graph))
     for each in passes:
         context.record = {}
         plan = context.plan

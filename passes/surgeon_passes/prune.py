@@ -152,6 +152,7 @@ class Prune(Pass):
             UsageError: There are no data to hold the accuracy budget against.
         """
         from surgeon.engine import analyse
+        from surgeon.reference import narrowed
         from surgeon_passes.pruning.cutting import Cutting
         from surgeon_passes.pruning.describe import describe
 
@@ -165,6 +166,7 @@ class Prune(Pass):
             return graph
         context.record["certificate"] = found.proved.certificate.to_json()
         context.plan = found.proved.plan
+        context.reference = narrowed(context.reference, model, context.plan)
         changed = _interface(graph, found.graph, context.plan.interface)
         if changed:
             context.record["interface"] = changed

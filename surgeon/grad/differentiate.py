@@ -55,6 +55,7 @@ def gradient(
     loss: str | Callable[[Tape], Value],
     wrt: Sequence[str],
     *,
+    inputs: Sequence[str] = (),
     also: Sequence[str] = (),
     sizes: Mapping[str, int] | None = None,
 ) -> Gradient:
@@ -64,6 +65,7 @@ def gradient(
         graph: It is not changed. What its dynamic dimensions are stays open.
         loss: The name of a tensor with one element, or what writes it: called with a `Tape` on the copy.
         wrt: Names of constants, inputs or intermediate tensors.
+        inputs: Further constants to become inputs.
         also: Further tensors to be outputs.
         sizes: Probe sizes for dynamic dimensions, see `surgeon.graph.shapes.infer`.
 
@@ -72,10 +74,11 @@ def gradient(
     """
     work = expanded(copy_of(graph))
     tensors = {tensor.name: tensor for tensor in _tensors(work)}
-    for name in wrt:
+    for name in (*wrt, *inputs, *also):
         if name not in tensors:
             raise UnsupportedModelError("no such tensor", where=name)
-    constants = [tensors[name] for name in wrt if isinstance(tensors[name], gs.Constant)]
+    given = dict.fromkeys((*wrt, *inputs))
+    constants = [tensors[name] for name in given if isinstance(tensors[name], gs.Constant)]
     for tensor in constants:
         shape, dtype = tensor.shape, tensor.dtype
         tensor.to_variable(dtype, list(shape))

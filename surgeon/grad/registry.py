@@ -20,20 +20,21 @@ Derivative: TypeAlias = "Callable[..., Sequence[Value | None]]"
 
 @dataclass(frozen=True)
 class DerivativeRule:
-    """One rule and where it holds; with ``broadcasts`` its results have the shape of the output."""
+    """One rule and where it holds; see `derivative`."""
 
     name: str
     domain: str
     since: int
     function: Derivative
     broadcasts: bool
+    parameters: tuple[int, ...]
 
 
 DERIVATIVES: Rules[DerivativeRule] = Rules()
 
 
 def derivative(
-    *names: str, domain: str = "", since: int = 1, broadcasts: bool = False
+    *names: str, domain: str = "", since: int = 1, broadcasts: bool = False, parameters: tuple[int, ...] = ()
 ) -> Callable[[Derivative], Derivative]:
     """Declare the derivative of one or several operators.
 
@@ -43,11 +44,12 @@ def derivative(
         since: The first opset of that domain in which the rule holds.
         broadcasts: Whether inputs are broadcast to the output's shape: the rule then returns gradients of that shape,
             and what was repeated is summed up for it.
+        parameters: The inputs that are learned where they are constants.
     """
 
     def declare(function: Derivative) -> Derivative:
         for name in names:
-            DERIVATIVES.add(DerivativeRule(name, domain, since, function, broadcasts))
+            DERIVATIVES.add(DerivativeRule(name, domain, since, function, broadcasts, parameters))
         return function
 
     return declare

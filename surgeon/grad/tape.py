@@ -210,6 +210,10 @@ class Tape:
         known = tensor.dtype if kind is None else onnx.helper.tensor_dtype_to_np_dtype(kind)
         return Value(self, tensor, np.dtype(np.float32 if known is None else known))
 
+    def find(self, name: str) -> Value:
+        """A tensor of the graph, by name."""
+        return self.value(self.graph.tensors()[name])
+
     def constant(self, array: NDArray[Any]) -> Value:
         """A constant; equal small ones are one."""
         key = (
@@ -280,6 +284,10 @@ class Tape:
             return self.op("Where", condition, yes, no, dtype=like.dtype)
         chosen = condition.cast(like.dtype)
         return chosen * yes + (1 - chosen) * no
+
+    def only(self, condition: Value, value: Value) -> Value:
+        """A value where a condition holds, else zero: in onnxruntime a product takes a quarter of the time of Where."""
+        return value * condition.cast(value.dtype)
 
     def shape_of(self, value: Value) -> Value:
         """The sizes of the axes of a value: a constant where none of them is dynamic."""

@@ -23,6 +23,7 @@ LAYERS = [
         "cost",
         "tally",
         "plan",
+        "reference",
         "surgery",
         "states",
         "narrow",

@@ -73,7 +73,7 @@ def cos(op: Step, x: Value) -> Gradients:
 @derivative("Relu")
 def relu(op: Step, x: Value) -> Gradients:
     """1 where x is positive."""
-    return (op.tape.where(op.y() > 0, op.dy(), 0.0),)
+    return (op.tape.only(op.y() > 0, op.dy()),)
 
 
 @derivative("LeakyRelu")
@@ -98,7 +98,7 @@ def sigmoid(op: Step, x: Value) -> Gradients:
 def hard_sigmoid(op: Step, x: Value) -> Gradients:
     """The slope alpha where y is strictly between 0 and 1."""
     slope, y = op.dy() * float(op.attribute("alpha")), op.y()
-    return (op.tape.where(y > 0, op.tape.where(y < 1, slope, 0.0), 0.0),)
+    return (op.tape.only(y > 0, op.tape.only(y < 1, slope)),)
 
 
 @derivative("HardSwish")
@@ -152,9 +152,9 @@ def clip(op: Step, x: Value, low: Value | None = None, high: Value | None = None
     least, most = (op.attribute(name) if b is None else b for name, b in (("min", low), ("max", high)))
     gradient = op.dy()
     if least is not None:
-        gradient = op.tape.where(x < least, 0.0, gradient)
+        gradient = op.tape.only(x > least, gradient)
     if most is not None:
-        gradient = op.tape.where(x > most, 0.0, gradient)
+        gradient = op.tape.only(x < most, gradient)
     return (gradient,)
 
 

@@ -58,7 +58,7 @@ def _window(op: Step, large: Sequence[int], small: Sequence[int]) -> Window:
     return window
 
 
-@derivative("Conv")
+@derivative("Conv", parameters=(1, 2))
 def conv(op: Step, x: Value, w: Value, b: Value | None = None) -> Gradients:
     """https://onnx.ai/onnx/operators/onnx__Conv.html; see Dumoulin and Visin, arXiv 1603.07285, for the transpose."""
     window = _window(op, op.dims(0)[2:], op.out_dims()[2:])
@@ -89,7 +89,7 @@ def _spread(op: Step, w: Value, window: Window) -> Value:
     return spread.slice(axes, window.before, ends)
 
 
-@derivative("ConvTranspose")
+@derivative("ConvTranspose", parameters=(1, 2))
 def conv_transpose(op: Step, x: Value, w: Value, b: Value | None = None) -> Gradients:
     """https://onnx.ai/onnx/operators/onnx__ConvTranspose.html."""
     window = _window(op, op.out_dims()[2:], op.dims(0)[2:])

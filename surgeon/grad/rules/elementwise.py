@@ -56,11 +56,11 @@ def power(op: Step, x: Value, y: Value) -> Gradients:
     return op.dy() * exponent * x ** (exponent - 1), by_exponent if y.dtype == x.dtype else None
 
 
-@derivative("PRelu", broadcasts=True)
+@derivative("PRelu", broadcasts=True, parameters=(1,))
 def prelu(op: Step, x: Value, slope: Value) -> Gradients:
     """Of x where it is positive, else slope · x."""
     negative = x < 0
-    return op.tape.where(negative, op.dy() * slope, op.dy()), op.tape.where(negative, op.dy() * x, 0.0)
+    return op.tape.where(negative, op.dy() * slope, op.dy()), op.tape.only(negative, op.dy() * x)
 
 
 @derivative("Max", "Min", broadcasts=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     Gradients: TypeAlias = Sequence[Value | None]
 
 
-@derivative("MatMul")
+@derivative("MatMul", parameters=(0, 1))
 def matmul(op: Step, a: Value, b: Value) -> Gradients:
     """Gradients are dA = dY Bᵀ and dB = Aᵀ dY; axes in front are broadcast, and vectors are matrices with an axis of size 1."""
     left, right = len(op.dims(0)), len(op.dims(1))
@@ -52,7 +52,7 @@ def _fitted(op: Step, gradient: Value, index: int) -> Value:
     return gradient.sum(range(extra)) if extra else gradient
 
 
-@derivative("Gemm")
+@derivative("Gemm", parameters=(0, 1, 2))
 def gemm(op: Step, a: Value, b: Value, c: Value | None = None) -> Gradients:
     """Y = α A' B' + β C, where A' and B' may be transposed."""
     alpha, beta = op.attribute("alpha"), op.attribute("beta")

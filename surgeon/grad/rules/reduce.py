@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, TypeAlias
 
 from surgeon.grad.registry import derivative
@@ -35,11 +36,13 @@ def reduce_sum(op: Step, data: Value, axes: Value | None = None) -> Gradients:
 @derivative("ReduceMean")
 def reduce_mean(op: Step, data: Value, axes: Value | None = None) -> Gradients:
     """Every element gets its share."""
-    spread = _kept(op, op.dy()).expand_as(data)
-    for axis in _axes(op):
-        size = op.size(0, axis)
-        spread = spread / (size if isinstance(size, int) else size.cast(data.dtype))
-    return (spread,)
+    share = _kept(op, op.dy())
+    sizes = [op.size(0, axis) for axis in _axes(op)]
+    share = share / math.prod(size for size in sizes if isinstance(size, int))
+    for size in sizes:
+        if not isinstance(size, int):
+            share = share / size.cast(data.dtype)
+    return (share.expand_as(data),)
 
 
 @derivative("ReduceMax", "ReduceMin")

@@ -1,0 +1,63 @@
+"""The model that a smaller one is measured against: its graph, and what of its tensors the smaller one still has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from surgeon.surgery import axis_masks, keep_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import onnx_graphsurgeon as gs
+    from numpy.typing import NDArray
+
+    from surgeon.engine import Model
+    from surgeon.plan import Plan
+
+    Masks: TypeAlias = Mapping[str, Mapping[int, NDArray[np.bool_]]]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A graph and what is left of its tensors.
+
+    Attributes:
+        graph: As it was before anything was cut or changed in value.
+        kept: For each tensor that shrank, per axis which positions are left.
+    """
+
+    graph: gs.Graph
+    kept: Masks = field(default_factory=dict)
+
+    def left(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
+        """What is left of a tensor of the graph."""
+        for axis, flags in self.kept.get(name, {}).items():
+            array = np.compress(flags, array, axis=axis)
+        return array
+
+
+def narrowed(reference: Reference | None, model: Model, plan: Plan) -> Reference:
+    """The reference after one more cut.
+
+    Args:
+        reference: What it was before; None: the model itself.
+        model: What was cut.
+        plan: How.
+    """
+    keep = keep_of(plan.kept(), {group.id: group.atom for group in model.groups})
+    kept = {name: masks for name, axes in model.analysis.axes.items() if (masks := axis_masks(axes, keep))}
+    if reference is None or not reference.kept:
+        return Reference(model.analysis.graph, kept)
+    earlier = dict(reference.kept)
+    for name, masks in kept.items():
+        before = dict(earlier.get(name, {}))
+        for axis, flags in masks.items():
+            whole = before.get(axis, np.ones(len(flags), bool)).copy()
+            whole[whole] = flags
+            before[axis] = whole
+        earlier[name] = before
+    return Reference(reference.graph, earlier)

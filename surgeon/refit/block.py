@@ -1,0 +1,251 @@
+"""Training a changed graph block by block, each towards what the original has there.
+
+Blocks are visited in order; each reads what the blocks before it, as trained, put out. The loss is the squared error of
+what a block puts out, relative to its variance. A block stays as it was unless that is better on held-out samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from surgeon.grad.blocks import Block, find_blocks
+from surgeon.grad.objective import Objective
+from surgeon.grad.parameters import parameters_of
+from surgeon.grad.samples import Samples
+from surgeon.grad.train import Course, State, train
+from surgeon.graph.schemas import opsets
+from surgeon.graph.shapes import Shapes, infer
+from surgeon.graph.weights import peek
+from surgeon.stats.replay import Replay
+from surgeon.stats.weight import FLOATS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from surgeon.grad.tape import Tape, Value
+    from surgeon.reference import Reference
+
+    Array = NDArray[Any]
+
+TARGET = "surgeon/target/"
+HELD_OUT = 0.125
+SAME = 1e-8  # relative error below which a block has nothing to learn
+
+
+@dataclass
+class Reconstructed:
+    """What training did.
+
+    Attributes:
+        errors: Per block, named after the last tensor it puts out, the relative error on held-out samples before and after.
+        kept: Blocks that are better than they were.
+        stopped: Parameters that cannot be trained, and why.
+        spilled: How many arrays went to temporary files for lack of memory.
+    """
+
+    errors: dict[str, tuple[float, float]] = field(default_factory=dict)
+    kept: list[str] = field(default_factory=list)
+    stopped: dict[str, str] = field(default_factory=dict)
+    spilled: int = 0
+
+
+def reconstruct(
+    graph: gs.Graph,
+    reference: Reference,
+    feeds: Sequence[Mapping[str, Array]],
+    course: Course,
+    *,
+    threads: int = 1,
+    limit_bytes: int = 2**31,
+    excluded: Callable[[str], bool] = lambda _: False,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Reconstructed:
+    """Train the blocks of a graph, in place.
+
+    Args:
+        graph: The smaller graph.
+        reference: What it should compute.
+        feeds: Batches of inputs, without labels.
+        course: How each block is trained.
+        threads: Threads for onnxruntime.
+        limit_bytes: Activations held in memory, per graph.
+        excluded: Whether a node or tensor, by name, is to be left alone.
+        progress: Called with 1 after every step of a block.
+    """
+    return _Reconstruction(graph, reference, feeds, course, threads, limit_bytes, excluded).run(progress)
+
+
+def changed_blocks(graph: gs.Graph) -> list[Block]:
+    """The blocks of a graph."""
+    shapes = infer(graph)
+    return find_blocks(graph, _carrying(graph, shapes))
+
+
+class _Reconstruction:
+    def __init__(
+        self,
+        graph: gs.Graph,
+        reference: Reference,
+        feeds: Sequence[Mapping[str, Array]],
+        course: Course,
+        threads: int,
+        limit_bytes: int,
+        excluded: Callable[[str], bool],
+    ) -> None:
+        self.graph, self.reference, self.course = graph, reference, course
+        self.threads, self.excluded, self.limit = threads, excluded, limit_bytes
+        self.shapes = infer(graph)
+        self.versions = opsets(graph)
+        self.blocks = find_blocks(graph, _carrying(graph, self.shapes))
+        options: dict[str, Any] = {"threads": threads, "limit_bytes": limit_bytes}
+        self.new = Replay(graph, self.shapes.dtypes, feeds, **options)
+        whole = infer(reference.graph)
+        self.old = Replay(reference.graph, whole.dtypes, feeds, **options)
+        self.found = Reconstructed()
+
+    def run(self, progress: Callable[[int], None]) -> Reconstructed:
+        for number, block in enumerate(self.blocks):
+            targets = [name for name in block.makes if name in self.old.made]
+            parameters = self._parameters(block)
+            readable = all(name in self.shapes.dtypes for name in block.reads)
+            if targets and parameters and readable:
+                self._train(number, block, targets, parameters, progress)
+            else:
+                progress(self.course.steps)
+        self.found.spilled = self.old.store.spilled + self.new.store.spilled
+        return self.found
+
+    def _parameters(self, block: Block) -> dict[str, gs.Constant]:
+        """Constants that the block alone reads, and that nobody wants left alone."""
+        inside = {id(node) for node in block.nodes}
+        return {
+            name: constant
+            for name, constant in parameters_of(block.nodes, self.versions).items()
+            if constant.dtype == np.float32
+            and all(id(user) in inside for user in constant.outputs)
+            and not self.excluded(name)
+            and not any(self.excluded(user.name) for user in constant.outputs)
+        }
+
+    def _train(
+        self,
+        number: int,
+        block: Block,
+        targets: Sequence[str],
+        parameters: Mapping[str, gs.Constant],
+        progress: Callable[[int], None],
+    ) -> None:
+        for name in block.reads:
+            self.new.hold(name)
+        for name in targets:
+            self.old.hold(name)
+        self.old.advance(targets)
+        self.new.advance(block.reads)
+        samples = Samples.of(
+            [*block.reads, *(TARGET + name for name in targets)],
+            self._tensor,
+            self.new.batches,
+            rows=all(self._has_samples_first(name) for name in (*block.reads, *targets)),
+        )
+        learn, held = samples.split(HELD_OUT, np.random.default_rng(self.course.seed))
+        energy = {name: self._variance(name) for name in targets}
+        objective = Objective(
+            _alone(self.graph, block, targets),
+            lambda tape: _loss(tape, energy),
+            list(parameters),
+            rows=samples.rows,
+            threads=self.threads,
+        )
+        start = {name: np.array(peek(constant)) for name, constant in parameters.items()}
+        state = self._trained(number, objective, start, samples, learn, held, progress)
+        label = targets[-1]
+        self.found.errors[label] = (state.before, state.loss)
+        self.found.stopped |= objective.stopped
+        if state.improved:
+            self.found.kept.append(label)
+            for name, constant in parameters.items():
+                constant.values = state.best[name]
+        for name in block.reads:
+            self.new.release(name)
+        for name in targets:
+            self.old.release(name)
+
+    def _trained(
+        self,
+        number: int,
+        objective: Objective,
+        start: dict[str, Array],
+        samples: Samples,
+        learn: Array,
+        held: Array,
+        progress: Callable[[int], None],
+    ) -> State:
+        course = replace(self.course, seed=self.course.seed + number)
+        untrained = objective.value(start, samples.take(held, course.most))
+        if not untrained > SAME:
+            progress(course.steps)
+            course = replace(course, steps=0)
+        return train(objective, start, samples, learn, held, course, progress=progress)
+
+    def _tensor(self, name: str, batch: int) -> Array:
+        if name.startswith(TARGET):
+            name = name.removeprefix(TARGET)
+            return self.reference.left(name, self.old.get(name, batch))
+        return self.new.get(name, batch)
+
+    def _has_samples_first(self, name: str) -> bool:
+        """Whether the first axis of a tensor is that of the samples: as long as the inputs' at the probe sizes."""
+        dims, dynamic = self.shapes.dims.get(name), self.shapes.dynamic.get(name)
+        first = self.graph.inputs[0].name
+        whole = self.shapes.dims.get(first)
+        return bool(dims and dynamic and whole and dynamic[0] and dims[0] == whole[0])
+
+    def _variance(self, name: str) -> float:
+        """The mean over samples and channels of the squared distance from the mean."""
+        total = square = 0.0
+        count = 0
+        for batch in range(self.old.batches):
+            values = np.asarray(self._tensor(TARGET + name, batch), np.float64)
+            values = values[np.isfinite(values)]
+            total, square, count = total + values.sum(), square + np.square(values).sum(), count + values.size
+        return max(float(square / count - (total / count) ** 2), 1e-12)
+
+
+def _carrying(graph: gs.Graph, shapes: Shapes) -> set[str]:
+    """Float tensors that depend on the graph's inputs."""
+    from surgeon.graph.order import needs, ordered
+
+    found = {tensor.name for tensor in graph.inputs}
+    for node in ordered(graph.nodes):
+        if any(tensor.name in found for tensor in needs(node)):
+            found |= {tensor.name for tensor in node.outputs}
+    return {name for name in found if shapes.dtypes.get(name) in FLOATS}
+
+
+def _alone(graph: gs.Graph, block: Block, targets: Sequence[str]) -> gs.Graph:
+    """A block as a graph: its inputs are what it reads, and the targets."""
+    tensors = graph.tensors()
+    read = [tensors[name] for name in block.reads]
+    wanted = [gs.Variable(TARGET + name, np.float32, None) for name in targets]
+    return gs.Graph(
+        nodes=list(block.nodes),
+        inputs=[*read, *wanted],
+        outputs=[tensors[name] for name in targets],
+        opset=graph.opset,
+        import_domains=graph.import_domains,
+        ir_version=graph.ir_version,
+    )
+
+
+def _loss(tape: Tape, energy: Mapping[str, float]) -> Value:
+    terms = []
+    for name, variance in energy.items():
+        difference = tape.find(name) - tape.find(TARGET + name)
+        terms.append((difference * difference).mean() * (1 / (variance * len(energy))))
+    return tape.total(terms)
