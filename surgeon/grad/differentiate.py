@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 
 from surgeon.errors import UnsupportedModelError
 from surgeon.grad.expand import expanded
+from surgeon.grad.recurrent import written_out
 from surgeon.grad.registry import DERIVATIVES
 from surgeon.grad.step import Step
 from surgeon.grad.tape import Tape, Value
@@ -72,7 +73,7 @@ def gradient(
     Raises:
         UnsupportedModelError: A name is not in the graph, or names something that is not float.
     """
-    work = expanded(copy_of(graph))
+    work = expanded(written_out(copy_of(graph), sizes))
     tensors = {tensor.name: tensor for tensor in _tensors(work)}
     for name in wrt:
         if name not in tensors:

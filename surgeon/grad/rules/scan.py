@@ -116,6 +116,8 @@ class _Return:
         """The node, and from its outputs the gradient with respect to each tensor that is read."""
         op, tape = self.op, self.tape
         ends = [tape.op("Identity", slope).tensor for slope in slopes]
+        for k, end in zip(self.wanted, ends, strict=True):
+            end.shape = _sizes(tape, self.begins[k])
         graph = gs.Graph(
             nodes=alive([*tape.graph.nodes, *tape.nodes], ends),
             inputs=[*(value.tensor for value in carried), *(each.inside for each in streams)],
@@ -160,10 +162,16 @@ def _copied(body: gs.Graph, tape: Tape) -> dict[int, gs.Tensor]:
 
 def _twin(tape: Tape, tensor: gs.Tensor) -> gs.Tensor:
     """A tensor of another name of which the same is known."""
-    twin = gs.Variable(tape.name(tensor.name), tape.value(tensor).dtype)
     shapes = tape.shapes
+    twin = gs.Variable(tape.name(tensor.name), tape.value(tensor).dtype, _sizes(tape, tensor))
     tables: list[dict[str, Any]] = [shapes.dims, shapes.dtypes, shapes.dynamic, shapes.values]
     for table in tables:
         if tensor.name in table:
             table[twin.name] = table[tensor.name]
     return twin
+
+
+def _sizes(tape: Tape, tensor: gs.Tensor) -> list[int | None] | None:
+    """The shape as far as it is the same for all inputs; onnxruntime wants to know at least the rank."""
+    dims, dynamic = tape.shapes.dims.get(tensor.name), tape.shapes.dynamic.get(tensor.name, ())
+    return None if dims is None else [None if open_ else size for size, open_ in zip(dims, dynamic, strict=True)]
