@@ -293,8 +293,11 @@ class Tape:
         """
         if isinstance(size, int):
             return self.constant(np.arange(size, dtype=np.int64))
+        if self.opset < SELECTS:
+            raise Barrier(f"counting up to a size needs opset {SELECTS}")
         if self.opset < COUNTS:
-            raise Barrier(f"counting up to a size needs opset {COUNTS}")
+            ones = self.filled(1, size, np.float32)
+            return self.op("NonZero", ones, dtype=np.int64).reshape([-1])
         zero, one = (self.constant(np.asarray(each, np.int64)) for each in (0, 1))
         return self.op("Range", zero, size.reshape([]), one)
 
