@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from zoo import read
@@ -19,11 +20,12 @@ from surgeon.grad.differentiate import alive
 from surgeon.graph.load import from_model
 from surgeon.graph.order import every_node
 from surgeon.graph.save import to_model
-from surgeon.graph.sessions import run, session
+from surgeon.graph.sessions import run, session, with_outputs
+from surgeon.graph.shapes import infer
 from surgeon.probes import probe_feeds
 
 Array = NDArray[Any]
-WIDTHS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4)  # of a step, relative to each weight's size
+WIDTHS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)  # of a step, relative to the size of each weight
 DIRECTIONS = 3
 FLOAT = np.dtype(np.float32)
 
@@ -45,20 +47,16 @@ class Comparison:
 
 def compare(path: Path, seed: int = 0) -> Comparison:
     """Differentiate a network with respect to all of its matrices and kernels, and compare."""
-    model = read(path)
-    graph = from_model(model, path)
-    feeds, outputs = _first_that_runs(model, path)
+    graph = from_model(read(path), path)
+    ends = _ends(graph)
+    weights, feeds, outputs = _lively(graph, ends)
     spreads = [float(np.sqrt(np.mean(np.square(each, dtype=np.float64)))) or 1.0 for each in outputs]
-    weights = {
-        tensor.name: np.array(tensor.values)
-        for node in every_node(graph)
-        for tensor in node.inputs
-        if isinstance(tensor, gs.Constant) and tensor.dtype == FLOAT and len(tensor.shape) > 1
-    }
 
     def loss(tape: Tape) -> Value:
-        ends = zip([tape.value(tensor) for tensor in tape.graph.outputs], spreads, strict=True)
-        return tape.total([tape.op("Sin", y * (1 / s) + 0.5).mean() for y, s in ends if y.dtype == FLOAT])
+        known = {tensor.name: tensor for node in tape.graph.nodes for tensor in node.outputs}
+        values = [tape.value(known[name]) for name in ends]
+        scaled = [y * (1 / spread) + 0.5 for y, spread in zip(values, spreads, strict=True)]
+        return tape.total([tape.op("Sin", each).mean() for each in scaled])
 
     found = gradient(graph, loss, list(weights))
     if not found.of:
@@ -98,13 +96,50 @@ def _error(evaluate: Any, weights: Mapping[str, Array], gradients: Mapping[str, 
     return min(errors) / abs(slope)
 
 
-def _first_that_runs(model: Any, path: Path) -> tuple[dict[str, Array], list[Array]]:
-    original = session(model)
-    for feeds in reversed(list(probe_feeds(analyse(from_model(model, path)).analysis))):
+def _ends(graph: gs.Graph) -> list[str]:
+    """Float outputs; of integers the floats they are chosen by, and of what may be saturated what it is made of."""
+    kinds, found = infer(graph).dtypes, []
+    for output in graph.outputs:
+        tensor = output
+        while kinds[tensor.name] != onnx.TensorProto.FLOAT or tensor.inputs[0].op in ("Softmax", "Sigmoid"):
+            tensor = tensor.inputs[0].inputs[0]
+        found.append(tensor.name)
+    return found
+
+
+def _lively(graph: gs.Graph, ends: list[str]) -> tuple[dict[str, Array], dict[str, Array], list[Array]]:
+    """Matrices and kernels with which outputs are finite and none is zero; inputs that are accepted, and the outputs."""
+    random = np.random.default_rng(0)
+    held = {
+        tensor.name: tensor
+        for node in every_node(graph)
+        for tensor in node.inputs
+        if isinstance(tensor, gs.Constant) and tensor.dtype == FLOAT and len(tensor.shape) > 1
+    }
+    for tensor in held.values():
+        if not np.any(tensor.values):
+            tensor.values = (0.05 * random.standard_normal(tensor.shape)).astype(FLOAT)
+    for node in graph.nodes:
+        if node.op == "BatchNormalization" and isinstance(node.inputs[4], gs.Constant):
+            node.inputs[4].values = np.abs(node.inputs[4].values)  # the zoo's are random
+    for _ in range(8):
+        feeds, outputs = _first_that_runs(graph, ends)
+        if all(np.isfinite(each).all() for each in outputs):
+            break
+        for tensor in held.values():
+            tensor.values = tensor.values * FLOAT.type(0.7)
+    return {name: np.array(tensor.values) for name, tensor in held.items()}, feeds, outputs
+
+
+def _first_that_runs(graph: gs.Graph, ends: list[str]) -> tuple[dict[str, Array], list[Array]]:
+    original = session(with_outputs(to_model(graph), ends))
+    places = [[output.name for output in original.get_outputs()].index(name) for name in ends]
+    for feeds in reversed(list(probe_feeds(analyse(graph).analysis))):
         try:
-            return feeds, run(original, feeds)
+            outputs = run(original, feeds)
         except (UnsupportedModelError, DataError):
             continue
+        return feeds, [outputs[place] for place in places]
     raise AssertionError("no inputs are accepted")
 
 
