@@ -240,6 +240,13 @@ class Tape:
         self._taken = set(shapes.dims) | {t.name for t in graph.tensors().values()}
         self._constants: dict[tuple[Any, ...], Value] = {}
 
+    def inside(self, body: gs.Graph) -> Tape:
+        """A tape for a body of a node: names differ from those outside."""
+        tape = Tape(body, self.shapes, self.prefix)
+        self._taken |= tape._taken
+        tape._taken, tape.opset = self._taken, self.opset
+        return tape
+
     def name(self, stem: str) -> str:
         """A name that is not taken."""
         name, number = f"{self.prefix}/{stem}", 1

@@ -76,11 +76,11 @@ def check(
     }
 
     def graph_in(kind: str) -> gs.Graph:
-        texts = [text.replace("T[", f"{kind}[") for text in (inputs, outputs)]
+        *texts, nodes = (text.replace("T[", f"{kind}[") for text in (inputs, outputs, body))
         held = {name: _typed(values[name], kind) for name in weights or {}}
         code = str(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(TYPES[kind])))
         return from_model(
-            build(*texts, body.replace("<to=T>", f"<to={code}>"), held, opset=opset, domains=domains)
+            build(*texts, nodes.replace("<to=T>", f"<to={code}>"), held, opset=opset, domains=domains)
         )
 
     kind = "double" if reference else "float"
