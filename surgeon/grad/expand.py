@@ -35,19 +35,31 @@ def expanded(graph: gs.Graph) -> gs.Graph:
     versions = opsets(graph)
     taken = {tensor.name for node in every_node(graph) for tensor in (*node.inputs, *node.outputs)}
     taken |= {tensor.name for tensor in graph.inputs}
-    tried: set[int] = set()
+    _cast(graph)
+    tried: dict[int, gs.Node] = {}
     for _ in range(DEPTH):
         candidates = [node for node in graph.nodes if id(node) not in tried and _defined(node, versions)]
         if not candidates:
             break
         shapes = infer(graph)
         for node in candidates:
-            tried.add(id(node))
+            tried[id(node)] = node
             found = _body(node, versions, shapes)
             if found is not None:
                 _replace(graph, node, found, taken)
-    graph.nodes = ordered(graph.nodes)
+    _cast(graph)
     return graph
+
+
+def _cast(graph: gs.Graph) -> None:
+    """Types that are taken from another tensor are written out: that tensor's value does not matter."""
+    found = [node for node in graph.nodes if node.op == "CastLike" and not standard(node.domain)]
+    shapes = infer(graph) if found else None
+    for node in found:
+        kind = shapes.dtypes.get(node.inputs[1].name) if shapes is not None else None
+        if kind:
+            node.op, node.attrs = "Cast", {**node.attrs, "to": kind}
+            node.inputs = node.inputs[:1]
 
 
 def _defined(node: gs.Node, versions: dict[str, int]) -> bool:
@@ -69,6 +81,7 @@ def _body(node: gs.Node, versions: dict[str, int], shapes: Shapes) -> gs.Graph |
     if function is None or not _fits(function, versions):
         return None
     function.domain, function.name = _HERE, node.op
+    _give_defaults(node, call, function, versions)
     for entry in function.opset_import:
         entry.version = versions.get(standard(entry.domain), entry.version)
     call.domain, call.op_type = _HERE, node.op
@@ -79,8 +92,12 @@ def _body(node: gs.Node, versions: dict[str, int], shapes: Shapes) -> gs.Graph |
         [_entry(name, shapes) for name in inputs],
         [_entry(tensor.name, shapes) for tensor in node.outputs if tensor.name],
     )
-    imports = [onnx.helper.make_opsetid(domain, version) for domain, version in {**versions, _HERE: 1}.items()]
-    model = onnx.helper.make_model(message, opset_imports=imports, functions=[function], ir_version=IR_VERSION)
+    imports = [
+        onnx.helper.make_opsetid(domain, version) for domain, version in {**versions, _HERE: 1}.items()
+    ]
+    model = onnx.helper.make_model(
+        message, opset_imports=imports, functions=[function], ir_version=IR_VERSION
+    )
     try:
         return from_model(model)
     except UnsupportedModelError:
@@ -111,6 +128,18 @@ def _definition(
         max(found), call.SerializeToString(), types
     )
     return onnx.FunctionProto.FromString(text) if text else None
+
+
+def _give_defaults(
+    node: gs.Node, call: onnx.NodeProto, function: onnx.FunctionProto, versions: Mapping[str, int]
+) -> None:
+    """Write what the schema gives attributes that are left out: a function does not know."""
+    schema = schema_of(node.op, node.domain, versions.get(standard(node.domain), 1))
+    given = {attribute.name for attribute in call.attribute}
+    for name in set(function.attribute) - given:
+        default = schema.attributes[name].default_value if schema is not None else None
+        if default is not None and default.type:
+            call.attribute.append(default)
 
 
 def _entry(name: str, shapes: Shapes) -> onnx.ValueInfoProto:

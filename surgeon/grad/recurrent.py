@@ -116,7 +116,9 @@ class _Layer:
 
     def outputs(self) -> list[Value]:
         """Every state, then the last of each kind."""
-        runs = [self._run(place, walk) for place, walk in enumerate(DIRECTIONS[self.op.attribute("direction")])]
+        runs = [
+            self._run(place, walk) for place, walk in enumerate(DIRECTIONS[self.op.attribute("direction")])
+        ]
         *lasts, every = ([run[k] for run in runs] for k in range(self.states + 1))
         whole = self._joined(every, 1)
         if self.batched:

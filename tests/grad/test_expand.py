@@ -20,20 +20,21 @@ def test_swish():
         check("T[N,3] x", "T[N,3] y", f"y = Swish {alpha} (x)", {"x": (4, 3)}, opset=24, runtime=False)
 
 
-@pytest.mark.parametrize("opset", [13, 17, 18, 21])
-def test_mean_variance_normalization(opset):
-    body = "y = MeanVarianceNormalization (x)"
-    check("T[N,3,4,5] x", "T[N,3,4,5] y", body, {"x": (2, 3, 4, 5)}, opset=opset)
-    body = "y = MeanVarianceNormalization <axes=[1,2]> (x)"
-    check("T[N,3,4,5] x", "T[N,3,4,5] y", body, {"x": (2, 3, 4, 5)}, opset=opset)
-
-
 def test_rotary_embedding():
     weights = {"c": (6, 2), "s": (6, 2), "p": np.array([[0, 3, 1], [5, 2, 2]])}
     body = "y = RotaryEmbedding (x, c, s, p)"
-    check("T[N,4,3,4] x", "T[N,4,3,4] y", body, {"x": (2, 4, 3, 4)}, weights, opset=23, runtime=False)
+    check(
+        "T[2,4,3,4] x",
+        "T[2,4,3,4] y",
+        body,
+        {"x": (2, 4, 3, 4)},
+        weights,
+        opset=23,
+        wrt=["x"],
+        reference=False,
+    )
     body = "y = RotaryEmbedding <num_heads=2, interleaved=1> (x, c, s, p)"
-    check("T[N,3,8] x", "T[N,3,8] y", body, {"x": (2, 3, 8)}, weights, opset=23, runtime=False)
+    check("T[2,3,8] x", "T[2,3,8] y", body, {"x": (2, 3, 8)}, weights, opset=23, wrt=["x"], reference=False)
 
 
 @pytest.mark.parametrize("opset", [23, 24])
@@ -62,7 +63,7 @@ def test_losses(reduction, opset):
         body = f'y = {op} <reduction="{reduction}"> (x, l)'
         check("T[N,3] x, int64[N] l", f"T[{y}] y", body, {"x": (4, 3), "l": labels["l"]}, **options)
         body = f'y = {op} <reduction="{reduction}", ignore_index=1> (x, l, w)'
-        check("T[N,3] x", f"T[{y}] y", body, {"x": (4, 3)}, labels, **options)
+        check("T[4,3] x", f"T[{y}] y", body, {"x": (4, 3)}, labels, **options)
 
 
 @pytest.mark.parametrize("sizes", [(3, 7), (6, 2)])
@@ -80,11 +81,6 @@ def test_names_stay_unique_and_interfaces_as_they_were():
     assert len(names) == len(set(names))
     assert {"a", "b", "y"} <= set(names)
     assert [node.op for node in graph.nodes] == ["Swish"] * 3
-
-
-def test_what_cannot_be_expanded_stays():
-    graph = from_model(build("float[N,3] x", "float[N,3] y", "y = MeanVarianceNormalization (x)", opset=9))
-    assert [node.op for node in expanded(copy_of(graph)).nodes] == ["MeanVarianceNormalization"]
 
 
 def test_tests_are_not_expanded():

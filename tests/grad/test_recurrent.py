@@ -15,7 +15,9 @@ GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 S, N, I, H = 4, 2, 3, 2
 
 
-def layer(op, attributes="", *, direction="forward", given="", lengths=None, peepholes=False, layout=0, **options):
+def layer(
+    op, attributes="", *, direction="forward", given="", lengths=None, peepholes=False, layout=0, **options
+):
     """Checks one operator; ``given`` names what else it is given, of B, h and c."""
     ways, gates = 2 if direction == "bidirectional" else 1, GATES[op]
     state = (N, ways, H) if layout else (ways, N, H)
@@ -29,7 +31,9 @@ def layer(op, attributes="", *, direction="forward", given="", lengths=None, pee
     outputs = "y, yh, yc" if op == "LSTM" else "y, yh"
     x, dims = ((N, S, I), "N,S") if layout else ((S, N, I), "S,N")
     more = f", layout={layout}" if layout else ""
-    body = f'{outputs} = {op} <hidden_size={H}, direction="{direction}"{attributes}{more}> ({",".join(names)})'
+    body = (
+        f'{outputs} = {op} <hidden_size={H}, direction="{direction}"{attributes}{more}> ({",".join(names)})'
+    )
     last = f"T[{'N' if layout else ways},{ways if layout else 'N'},{H}] yh"
     y = f"N,S,{ways},{H}" if layout else f"S,{ways},N,{H}"
     declared = f"T[{y}] y, {last}" + (f", {last.replace('yh', 'yc')}" if op == "LSTM" else "")
@@ -65,7 +69,9 @@ def test_sequences_of_several_lengths(op):
 
 def test_other_activations():
     layer("RNN", ', activations=["Relu"]', given="B")
-    layer("LSTM", ', activations=["Sigmoid","Relu","Tanh","Sigmoid","Tanh","Tanh"]', direction="bidirectional")
+    layer(
+        "LSTM", ', activations=["Sigmoid","Relu","Tanh","Sigmoid","Tanh","Tanh"]', direction="bidirectional"
+    )
 
 
 def test_what_is_not_written_out_is_told():

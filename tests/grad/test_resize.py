@@ -47,7 +47,9 @@ def test_resize_of_other_ranks(mode):
 @pytest.mark.parametrize("mode", ["nearest", "linear"])
 @pytest.mark.parametrize("given", [(1.0, 1.0, 2.0, 2.0), (1.0, 1.0, 1.5, 0.6)])
 def test_resize_of_all_opsets(mode, inputs, given, opset):
-    body = 'y = Resize <mode="{}"> (x, {})'.format(mode, "s" if opset == 10 else "f, s" if opset < 13 else ", s")
+    body = 'y = Resize <mode="{}"> (x, {})'.format(
+        mode, "s" if opset == 10 else "f, s" if opset < 13 else ", s"
+    )
     resize("", given, inputs=inputs, opset=opset, body=body)
 
 

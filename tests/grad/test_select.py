@@ -46,7 +46,11 @@ def test_gather_of_one_place_by_many():
 
 def test_gather_elements():
     body = "y = GatherElements <axis=1> (x, i)"
-    check("T[2,4] x", "T[2,4] y", body, {"x": (2, 4)}, {"i": IDS})
+    for opset in (11, 13, 21):
+        check("T[N,4] x, int64[N,4] i", "T[N,4] y", body, {"x": (2, 4), "i": IDS}, opset=opset)
+    body0, ids = "y = GatherElements <axis=0> (x, i)", np.clip(IDS, 0, 1)
+    for opset in (11, 21):
+        check("T[2,4] x", "T[2,4] y", body0, {"x": (2, 4)}, {"i": ids}, opset=opset)
     check("T[N,M] x, int64[N,L] i", "T[N,L] y", body, {"x": (2, 5), "i": IDS})
 
 

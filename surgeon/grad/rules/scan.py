@@ -174,4 +174,6 @@ def _twin(tape: Tape, tensor: gs.Tensor) -> gs.Tensor:
 def _sizes(tape: Tape, tensor: gs.Tensor) -> list[int | None] | None:
     """The shape as far as it is the same for all inputs; onnxruntime wants to know at least the rank."""
     dims, dynamic = tape.shapes.dims.get(tensor.name), tape.shapes.dynamic.get(tensor.name, ())
-    return None if dims is None else [None if open_ else size for size, open_ in zip(dims, dynamic, strict=True)]
+    return (
+        None if dims is None else [None if open_ else size for size, open_ in zip(dims, dynamic, strict=True)]
+    )
