@@ -210,8 +210,9 @@ class _Layer:
 
 
 def _split(value: Value, count: int) -> list[Value]:
-    told = {"num_outputs": count} if value.tape.opset >= HAS_OUTPUTS else {}
-    return value.tape.ops("Split", value, outputs=count, axis=-1, **told)
+    if value.tape.opset < HAS_OUTPUTS:
+        return value.tape.ops("Split", value, outputs=count, axis=-1)
+    return value.tape.ops("Split", value, outputs=count, axis=-1, num_outputs=count)
 
 
 def _lstm(weights: Weights, given: Value, states: Sequence[Value]) -> list[Value]:

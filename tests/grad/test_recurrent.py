@@ -12,7 +12,7 @@ from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-S, N, I, H = 4, 2, 3, 2
+STEPS, BATCH, SIZE, HIDDEN = 4, 2, 3, 2
 
 
 def layer(
@@ -20,24 +20,22 @@ def layer(
 ):
     """Checks one operator; ``given`` names what else it is given, of B, h and c."""
     ways, gates = 2 if direction == "bidirectional" else 1, GATES[op]
-    state = (N, ways, H) if layout else (ways, N, H)
-    weights = {"w": (ways, gates * H, I), "r": (ways, gates * H, H)}
-    weights |= {"b": (ways, 2 * gates * H)} if "B" in given else {}
+    state = (BATCH, ways, HIDDEN) if layout else (ways, BATCH, HIDDEN)
+    weights = {"w": (ways, gates * HIDDEN, SIZE), "r": (ways, gates * HIDDEN, HIDDEN)}
+    weights |= {"b": (ways, 2 * gates * HIDDEN)} if "B" in given else {}
     weights |= {name: state for name in "hc" if name in given}
     weights |= {"l": np.asarray(lengths, np.int32)} if lengths else {}
-    weights |= {"p": (ways, 3 * H)} if peepholes else {}
+    weights |= {"p": (ways, 3 * HIDDEN)} if peepholes else {}
     names = ["x", *(name if name in weights else "" for name in ("w", "r", "b", "l", "h", "c", "p"))]
     names = names if op == "LSTM" else names[:6]
     outputs = "y, yh, yc" if op == "LSTM" else "y, yh"
-    x, dims = ((N, S, I), "N,S") if layout else ((S, N, I), "S,N")
+    x, dims = ((BATCH, STEPS, SIZE), "N,S") if layout else ((STEPS, BATCH, SIZE), "S,N")
     more = f", layout={layout}" if layout else ""
-    body = (
-        f'{outputs} = {op} <hidden_size={H}, direction="{direction}"{attributes}{more}> ({",".join(names)})'
-    )
-    last = f"T[{'N' if layout else ways},{ways if layout else 'N'},{H}] yh"
-    y = f"N,S,{ways},{H}" if layout else f"S,{ways},N,{H}"
+    body = f'{outputs} = {op} <hidden_size={HIDDEN}, direction="{direction}"{attributes}{more}> ({",".join(names)})'
+    last = f"T[{'N' if layout else ways},{ways if layout else 'N'},{HIDDEN}] yh"
+    y = f"N,S,{ways},{HIDDEN}" if layout else f"S,{ways},N,{HIDDEN}"
     declared = f"T[{y}] y, {last}" + (f", {last.replace('yh', 'yc')}" if op == "LSTM" else "")
-    return check(f"T[{dims},{I}] x", declared, body, {"x": x}, weights, reference=False, **options)
+    return check(f"T[{dims},{SIZE}] x", declared, body, {"x": x}, weights, reference=False, **options)
 
 
 @pytest.mark.parametrize("op", GATES)
@@ -86,16 +84,16 @@ def test_what_is_not_written_out_is_told():
 def test_like_torch(op):
     torch = pytest.importorskip("torch")
     size, steps, order = 5, 6, {"LSTM": [0, 3, 1, 2], "GRU": [1, 0, 2], "RNN": [0]}[op]
-    module = getattr(torch.nn, op)(I, size)
+    module = getattr(torch.nn, op)(SIZE, size)
     names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
     held = [getattr(module, name).detach().numpy() for name in names]
     held = [np.concatenate([np.split(each, len(order))[k] for k in order])[None] for each in held]
     weights = {"w": held[0], "r": held[1], "b": np.concatenate(held[2:], 1)}
     more = ", linear_before_reset=1" if op == "GRU" else ""
     body = f"y, h = {op} <hidden_size={size}{more}> (x, w, r, b)\ns = Sin (y)\nl = ReduceSum <keepdims=0> (s)"
-    graph = from_model(build(f"float[S,N,{I}] x", "float l", body, weights))
+    graph = from_model(build(f"float[S,N,{SIZE}] x", "float l", body, weights))
     found = gradient(graph, "l", ["x", "w", "r", "b"])
-    x = torch.randn(steps, 3, I, requires_grad=True)
+    x = torch.randn(steps, 3, SIZE, requires_grad=True)
     y, _ = module(x)
     y.sin().sum().backward()
     feeds = {"x": x.detach().numpy(), **weights}

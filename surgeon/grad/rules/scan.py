@@ -115,8 +115,13 @@ class _Return:
     ) -> Gradients:
         """The node, and from its outputs the gradient with respect to each tensor that is read."""
         op, tape = self.op, self.tape
-        ends = [tape.op("Identity", slope).tensor for slope in slopes]
-        for k, end in zip(self.wanted, ends, strict=True):
+        made = {id(tensor) for node in tape.nodes for tensor in node.outputs}
+        ends: list[gs.Tensor] = []
+        for k, slope in zip(self.wanted, slopes, strict=True):
+            # onnxruntime 1.32 mixes up names when it removes an Identity in front of an output that is read elsewhere
+            again = id(slope.tensor) not in made or any(slope.tensor is end for end in ends)
+            end = tape.op("Identity", slope).tensor if again else slope.tensor
+            ends.append(end)
             end.shape = _sizes(tape, self.begins[k])
         graph = gs.Graph(
             nodes=alive([*tape.graph.nodes, *tape.nodes], ends),
