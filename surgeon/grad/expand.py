@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from surgeon.errors import UnsupportedModelError
 from surgeon.grad.registry import DERIVATIVES
 from surgeon.graph.load import from_model
-from surgeon.graph.order import bodies, every_node, ordered
+from surgeon.graph.order import bodies, every_node
 from surgeon.graph.proto import node_proto
 from surgeon.graph.schemas import node_schema, opsets, schema_of, standard
 from surgeon.graph.shapes import infer
@@ -67,8 +67,8 @@ def _defined(node: gs.Node, versions: dict[str, int]) -> bool:
     domain = standard(node.domain)
     if DERIVATIVES.find(node.op, domain, versions.get(domain, 1)) is not None or bodies(node):
         return False
-    schema = node_schema(node, versions)
-    return schema is not None and (schema.has_function or schema.has_context_dependent_function)
+    schema: Any = node_schema(node, versions)  # onnx's types do not tell of definitions
+    return schema is not None and bool(schema.has_function or schema.has_context_dependent_function)
 
 
 def _body(node: gs.Node, versions: dict[str, int], shapes: Shapes) -> gs.Graph | None:
@@ -110,13 +110,12 @@ def _definition(
     """The newest that is not newer than the graph."""
     domain = standard(node.domain)
     version = versions.get(domain, 1)
-    schema = schema_of(node.op, domain, version)
-    if schema is None:
-        return None
+    schema: Any = schema_of(node.op, domain, version)
     found = [each for each in schema.function_opset_versions if each <= version]
     if found:
-        text = schema.get_function_with_opset_version(max(found))
-        return onnx.FunctionProto.FromString(text) if isinstance(text, bytes) else text
+        plain: bytes = schema.get_function_with_opset_version(max(found))
+        function: onnx.FunctionProto = onnx.FunctionProto.FromString(plain)
+        return function
     found = [each for each in schema.context_dependent_function_opset_versions if each <= version]
     if not found:
         return None
@@ -124,7 +123,7 @@ def _definition(
         (_entry(tensor.name, shapes).type if tensor.name else onnx.TypeProto()).SerializeToString()
         for tensor in node.inputs
     ]
-    text = schema.get_context_dependent_function_with_opset_version(
+    text: bytes = schema.get_context_dependent_function_with_opset_version(
         max(found), call.SerializeToString(), types
     )
     return onnx.FunctionProto.FromString(text) if text else None
