@@ -10,7 +10,7 @@ ACTIVATIONS = (
     *("Relu", "LeakyRelu <alpha=0.2>", "Elu <alpha=0.7>", "Sigmoid", "HardSigmoid <alpha=0.3, beta=0.4>"),
     *("HardSwish", "Tanh", "Erf", "Gelu", 'Gelu <approximate="tanh">', "Softplus", "Mish"),
     *("Selu", "Selu <alpha=1.2, gamma=0.8>", "Celu <alpha=0.6>", "ThresholdedRelu <alpha=0.3>", "Softsign"),
-    *("Shrink <lambd=0.4, bias=0.1>", "Identity", "Neg", "Abs", "Exp", "Sin", "Cos", "Reciprocal"),
+    *("Shrink <lambd=0.4, bias=0.1>", "Identity", "Neg", "Abs", "Exp", "Reciprocal"),
 )
 
 
