@@ -43,6 +43,22 @@ def add(zeros: Value, indices: Value, updates: Value, axis: int) -> Value:
     return zeros.tape.op("ScatterElements", zeros, indices, updates, axis=axis, reduction="add")
 
 
+def add_along(x: Value, indices: Value, dy: Value, axis: int, rank: int, size: Size) -> Value:
+    """The gradient of taking one element of an axis for every place of the others.
+
+    Raises:
+        Barrier: The opset cannot do it.
+    """
+    tape = x.tape
+    if tape.opset >= ADDS:
+        return add(x.zeros(), indices, dy, axis)
+    if tape.opset < SCATTERS:
+        raise Barrier(f"gradients of a selection that depends on data need opset {SCATTERS}")
+    spread = (tape.one_hot(indices, size, dy.dtype) * dy.unsqueeze(rank)).sum([axis])
+    order = [*range(axis), rank - 1, *range(axis, rank - 1)]
+    return spread.transpose(*order)
+
+
 def back_to_positions(x: Value, positions: Value, dy: Value) -> Value:
     """Gradients added up at positions in the data, which are counted over all of its axes."""
     flat = add(x.zeros().reshape([-1]), positions.reshape([-1]), dy.reshape([-1]), 0)

@@ -67,7 +67,7 @@ def test_rms_normalization(axis):
     scale = (4,) if axis == -1 else (3, 4)
     body = f"y = RMSNormalization <axis={axis}> (x, s)"
     check("T[N,3,4] x", "T[N,3,4] y", body, {"x": (2, 3, 4)}, {"s": scale}, opset=23, reference=False)
-    body = body.replace("RMS", "SimplifiedLayer")
+    body = body.replace("RMSNormalization", "SimplifiedLayerNormalization")
     check("T[N,3,4] x", "T[N,3,4] y", body, {"x": (2, 3, 4)}, {"s": scale}, opset=17, reference=False)
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from grad.oracle import check
-from ops.oracle import ints
+from ops.oracle import build, ints
+
+from surgeon.grad import gradient
+from surgeon.graph.load import from_model
 
 IDS = np.array([[0, 2, 2, -1], [3, 0, 1, 2]])
 
@@ -46,7 +49,11 @@ def test_gather_of_one_place_by_many():
 
 def test_gather_elements():
     body = "y = GatherElements <axis=1> (x, i)"
-    check("T[2,4] x", "T[2,4] y", body, {"x": (2, 4)}, {"i": IDS})
+    for opset in (11, 13, 21):
+        check("T[N,4] x, int64[N,4] i", "T[N,4] y", body, {"x": (2, 4), "i": IDS}, opset=opset)
+    body0, ids = "y = GatherElements <axis=0> (x, i)", np.clip(IDS, 0, 1)
+    for opset in (11, 21):
+        check("T[2,4] x", "T[2,4] y", body0, {"x": (2, 4)}, {"i": ids}, opset=opset)
     check("T[N,M] x, int64[N,L] i", "T[N,L] y", body, {"x": (2, 5), "i": IDS})
 
 
@@ -95,3 +102,25 @@ def test_scatter_nd(reduction):
     body = f'y = ScatterND <reduction="{reduction}"> (x, i, u)'
     ids = ints(2, 0).reshape(2, 1)
     check("T[3,4] x, T[2,4] u", "T[3,4] y", body, {"x": (3, 4), "u": (2, 4)}, {"i": ids})
+
+
+@pytest.mark.parametrize(
+    ("body", "opset", "reason"),
+    [
+        ("y = Gather (x, i)", 8, "Gather y: gradients of a selection that depends on data need opset 9"),
+        (
+            "y = GatherND (x, i)",
+            13,
+            "GatherND y: adding up gradients at places that depend on data needs opset 16",
+        ),
+        ('y = ScatterElements <reduction="mul"> (x, j, x)', 18, "ScatterElements y: it reduces by mul"),
+        ('y = ScatterND <reduction="mul"> (x, j, x)', 18, "ScatterND y: it reduces by mul"),
+    ],
+)
+def test_what_cannot_be_done_is_told(body, opset, reason):
+    inputs = (
+        "float[4,4] x, int64[1,2] i, int64[4,4] j" if "ND (x, j" not in body else "float[4,4] x, int64[4,1] j"
+    )
+    graph = from_model(build(inputs, "float[N,M] y", body, opset=opset))
+    found = gradient(graph, lambda tape: tape.value(tape.graph.outputs[0]).sum(), ["x"])
+    assert found.stopped["x"] == reason

@@ -58,18 +58,6 @@ def log(op: Step, x: Value) -> Gradients:
     return (op.dy() / x,)
 
 
-@derivative("Sin")
-def sin(op: Step, x: Value) -> Gradients:
-    """The cosine."""
-    return (op.dy() * op.tape.op("Cos", x),)
-
-
-@derivative("Cos")
-def cos(op: Step, x: Value) -> Gradients:
-    """Minus the sine."""
-    return (-op.dy() * op.tape.op("Sin", x),)
-
-
 @derivative("Relu")
 def relu(op: Step, x: Value) -> Gradients:
     """1 where x is positive."""

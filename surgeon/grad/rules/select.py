@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias
 
 from surgeon.grad.registry import derivative
-from surgeon.grad.scatter import add, back_to_axis, back_to_positions, positions_of, put
+from surgeon.grad.scatter import ADDS, add_along, back_to_axis, back_to_positions, positions_of, put
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +31,12 @@ def gather(op: Step, data: Value, indices: Value) -> Gradients:
 @derivative("GatherElements")
 def gather_elements(op: Step, data: Value, indices: Value) -> Gradients:
     """The same, element by element."""
-    return (add(data.zeros(), indices, op.dy(), int(op.attribute("axis"))),)
+    rank = len(op.dims(0))
+    axis = int(op.attribute("axis")) % rank
+    others = [k for k in range(rank) if k != axis]
+    if op.opset < ADDS and any(op.dims(0)[k] != op.dims(1)[k] for k in others):
+        op.stop(f"it leaves places out, which needs opset {ADDS}")
+    return (add_along(data, indices, op.dy(), axis, rank, op.size(0, axis)),)
 
 
 @derivative("GatherND")
