@@ -15,17 +15,20 @@ import onnx_graphsurgeon as gs
 
 from surgeon.errors import UnsupportedModelError
 from surgeon.grad.expand import expanded
+from surgeon.grad.recurrent import written_out
 from surgeon.grad.registry import DERIVATIVES
 from surgeon.grad.step import Step
 from surgeon.grad.tape import Tape, Value
 from surgeon.graph.copy import copy_of
-from surgeon.graph.order import needs, ordered
+from surgeon.graph.order import every_node, needs, ordered
 from surgeon.graph.schemas import opsets, standard
 from surgeon.graph.shapes import infer
 from surgeon.ops.operator import Barrier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from surgeon.grad.registry import DerivativeRule
 
 FLOATS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16})
 
@@ -72,7 +75,7 @@ def gradient(
     Raises:
         UnsupportedModelError: A name is not in the graph, or names something that is not float.
     """
-    work = expanded(copy_of(graph))
+    work = expanded(written_out(copy_of(graph), sizes))
     tensors = {tensor.name: tensor for tensor in _tensors(work)}
     for name in (*wrt, *inputs, *also):
         if name not in tensors:
@@ -95,32 +98,54 @@ def gradient(
     for name in wrt:
         if tape.shapes.dtypes.get(name) not in FLOATS:
             raise UnsupportedModelError("gradients are taken with respect to floats only", where=name)
-    back = _Backward(work, tape, [tensors[name] for name in wrt])
-    back.run(end)
+    back = Backward(work, tape, [tensors[name] for name in wrt])
+    back.begin(end)
+    back.walk()
     return _finished(work, back, end, wrt, [tensors[name] for name in also])
 
 
 def _tensors(graph: gs.Graph) -> list[gs.Tensor]:
-    return [*graph.inputs, *(t for node in graph.nodes for t in (*needs(node), *node.outputs) if t.name)]
+    return [
+        *graph.inputs,
+        *(t for node in every_node(graph) for t in (*node.inputs, *node.outputs) if t.name),
+    ]
 
 
-class _Backward:
-    """The way back through one graph."""
+class Backward:
+    """The way back through one graph, or one body.
+
+    Attributes:
+        active: Tensors that gradients are wanted of, and what depends on them; by identity.
+        lost: Why part of a tensor's gradient is not known, by identity.
+    """
 
     def __init__(self, graph: gs.Graph, tape: Tape, wrt: Sequence[gs.Tensor]) -> None:
         self.graph, self.tape = graph, tape
         self.versions = opsets(graph)
         self.active = self._behind(wrt)
         self.arrived: dict[int, list[Value]] = {}
-        self.lost: dict[int, str] = {}  # tensors part of whose gradient is not known
+        self.lost: dict[int, str] = {}
 
     def _behind(self, wrt: Sequence[gs.Tensor]) -> set[int]:
         """Float tensors that depend on what is asked for, by identity."""
         found = {id(tensor) for tensor in wrt}
         for node in self.graph.nodes:
-            if any(id(tensor) in found for tensor in needs(node)):
-                found |= {id(t) for t in node.outputs if self._is_float(t)}
+            read = [tensor for tensor in needs(node) if id(tensor) in found]
+            if read:
+                found |= {id(t) for t in node.outputs if self._is_float(t) or self._is_rounded(node, t, read)}
         return found
+
+    def _is_rounded(self, node: gs.Node, output: gs.Tensor, read: Sequence[gs.Tensor]) -> bool:
+        """Whether an integer output stands for real numbers: it was rounded here, or is made of what was."""
+        kinds = self.tape.shapes.dtypes
+        if any(kinds.get(t.name) == kinds.get(output.name) for t in read if not self._is_float(t)):
+            return True
+        rule = self._rule(node)
+        return rule is not None and rule.rounds and output is node.outputs[0]
+
+    def _rule(self, node: gs.Node) -> DerivativeRule | None:
+        domain = standard(node.domain)
+        return DERIVATIVES.find(node.op, domain, self.versions.get(domain, 1))
 
     def _is_float(self, tensor: gs.Tensor) -> bool:
         return self.tape.shapes.dtypes.get(tensor.name) in FLOATS
@@ -133,12 +158,23 @@ class _Backward:
         self.arrived[id(tensor)] = [self.tape.total(values)]
         return self.arrived[id(tensor)][0]
 
-    def run(self, end: gs.Tensor) -> None:
-        """Walk from the loss to the inputs."""
+    def begin(self, end: gs.Tensor) -> None:
+        """Start from a loss.
+
+        Raises:
+            UnsupportedModelError: It has more than one element.
+        """
         loss, dims = self.tape.value(end), self.tape.shapes.dims.get(end.name)
         if dims is None or math.prod(dims) != 1:
             raise UnsupportedModelError(f"a loss has one element, not the shape {dims}", where=end.name)
-        self.arrived[id(end)] = [self.tape.constant(np.ones(dims, loss.dtype))]
+        self.arrive(end, self.tape.constant(np.ones(dims, loss.dtype)))
+
+    def arrive(self, tensor: gs.Tensor, gradient: Value) -> None:
+        """Add to the gradient with respect to a tensor."""
+        self.arrived.setdefault(id(tensor), []).append(gradient)
+
+    def walk(self) -> None:
+        """Walk from where gradients arrived to the inputs."""
         for node in reversed(list(self.graph.nodes)):
             wanted = [tensor for tensor in needs(node) if id(tensor) in self.active]
             reached = any(id(t) in self.arrived for t in node.outputs)
@@ -151,29 +187,25 @@ class _Backward:
                 self._back(node, wanted)
 
     def _back(self, node: gs.Node, wanted: Sequence[gs.Tensor]) -> None:
-        domain = standard(node.domain)
-        opset = self.versions.get(domain, 1)
-        rule = DERIVATIVES.find(node.op, domain, opset)
-        step = Step(node, opset, self.tape, [self.total(tensor) for tensor in node.outputs])
+        rule, opset = self._rule(node), self.versions.get(standard(node.domain), 1)
+        step = Step(node, opset, self.tape, [self.total(tensor) for tensor in node.outputs], self.active)
         if rule is None:
             self._lose(wanted, f"{step.name}: the operator has no derivative rule")
             return
         try:
-            gradients = list(rule.function(step, *step.inputs))[: len(node.inputs)]
+            gradients = list(rule.function(step, *step.inputs))[: len(step.reads)]
         except Barrier as stop:
             self._lose(wanted, f"{step.name}: {stop}")
             return
-        gradients += [None] * (len(node.inputs) - len(gradients))
-        for index, (tensor, found) in enumerate(zip(node.inputs, gradients, strict=True)):
+        gradients += [None] * (len(step.reads) - len(gradients))
+        for index, (tensor, found) in enumerate(zip(step.reads, gradients, strict=True)):
             if id(tensor) not in self.active:
                 continue
             if found is None:
-                self._lose([tensor], f"{step.name}: no gradient reaches input {index}")
+                where = f"input {index}" if index < len(node.inputs) else "what its body reads"
+                self._lose([tensor], f"{step.name}: no gradient reaches {where}")
                 continue
-            whole = step.unbroadcast(found, index) if rule.broadcasts else found
-            self.arrived.setdefault(id(tensor), []).append(whole)
-        inside = [t for t in wanted if all(t is not given for given in node.inputs)]
-        self._lose(inside, f"{step.name}: it is read inside of a body")
+            self.arrive(tensor, step.unbroadcast(found, index) if rule.broadcasts else found)
 
     def _lose(self, tensors: Collection[gs.Tensor], why: str) -> None:
         for tensor in tensors:
@@ -181,7 +213,7 @@ class _Backward:
 
 
 def _finished(
-    graph: gs.Graph, back: _Backward, end: gs.Tensor, wrt: Sequence[str], also: Sequence[gs.Tensor]
+    graph: gs.Graph, back: Backward, end: gs.Tensor, wrt: Sequence[str], also: Sequence[gs.Tensor]
 ) -> Gradient:
     """Outputs are named, and what none of them needs is left out."""
     tensors = {tensor.name: tensor for tensor in _tensors(graph)}
@@ -198,7 +230,7 @@ def _finished(
         back.tape.nodes.append(gs.Node("Identity", named.name, {}, [found.tensor], [named]))
         of[name] = named.name
         outputs.append(named)
-    nodes = _alive([*graph.nodes, *back.tape.nodes], [end, *also, *outputs])
+    nodes = alive([*graph.nodes, *back.tape.nodes], [end, *also, *outputs])
     result = gs.Graph(
         nodes=nodes,
         inputs=list(graph.inputs),
@@ -211,7 +243,8 @@ def _finished(
     return Gradient(result, end.name, of, stopped, partial)
 
 
-def _alive(nodes: Sequence[gs.Node], ends: Sequence[gs.Tensor]) -> list[gs.Node]:
+def alive(nodes: Sequence[gs.Node], ends: Sequence[gs.Tensor]) -> list[gs.Node]:
+    """Those of the nodes, which are in order, that tensors depend on."""
     wanted, kept = {id(tensor) for tensor in ends}, []
     for node in reversed(nodes):
         if any(id(tensor) in wanted for tensor in node.outputs):

@@ -31,7 +31,7 @@ def parameters_of(nodes: Iterable[gs.Node], versions: Mapping[str, int]) -> dict
     for node in nodes:
         for tensor in _learned(node, versions):
             constant = _stored(tensor)
-            if constant is not None and constant.dtype in (np.float32, np.float64, np.float16):
+            if constant is not None:
                 found[constant.name] = constant
     return found
 
@@ -61,9 +61,9 @@ def _declared(node: gs.Node, versions: Mapping[str, int]) -> list[gs.Tensor]:
 
 
 def _stored(tensor: gs.Tensor) -> gs.Constant | None:
-    """The constant that a tensor is, or is a view of."""
+    """The constant of floats that a tensor is, or is a view of."""
     while not isinstance(tensor, gs.Constant):
         if len(tensor.inputs) != 1 or tensor.inputs[0].op not in CARRIERS:
             return None
         tensor = tensor.inputs[0].inputs[0]
-    return tensor
+    return tensor if np.dtype(tensor.dtype).kind == "f" else None

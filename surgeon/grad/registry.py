@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 #: The vector-Jacobian product of one operator. Called with its `Step` and its inputs, named as the ONNX operator page
 #: names them (None where an optional input is absent); returns the gradient with respect to each input (trailing ones
-#: may be left out), None where there is none: the input is not differentiable, or the slope is zero almost everywhere.
+#: may be left out, and those of tensors that bodies capture follow), None where there is none: the input is not differentiable, or the slope is zero almost everywhere.
 #: A rule that cannot say raises Barrier.
 Derivative: TypeAlias = "Callable[..., Sequence[Value | None]]"
 
@@ -27,6 +27,7 @@ class DerivativeRule:
     since: int
     function: Derivative
     broadcasts: bool
+    rounds: bool
     parameters: tuple[int, ...]
 
 
@@ -34,7 +35,12 @@ DERIVATIVES: Rules[DerivativeRule] = Rules()
 
 
 def derivative(
-    *names: str, domain: str = "", since: int = 1, broadcasts: bool = False, parameters: tuple[int, ...] = ()
+    *names: str,
+    domain: str = "",
+    since: int = 1,
+    broadcasts: bool = False,
+    rounds: bool = False,
+    parameters: tuple[int, ...] = (),
 ) -> Callable[[Derivative], Derivative]:
     """Declare the derivative of one or several operators.
 
@@ -44,12 +50,13 @@ def derivative(
         since: The first opset of that domain in which the rule holds.
         broadcasts: Whether inputs are broadcast to the output's shape: the rule then returns gradients of that shape,
             and what was repeated is summed up for it.
+        rounds: Whether gradients pass through its integer outputs, as if they had not been rounded.
         parameters: The inputs that are learned where they are constants.
     """
 
     def declare(function: Derivative) -> Derivative:
         for name in names:
-            DERIVATIVES.add(DerivativeRule(name, domain, since, function, broadcasts, parameters))
+            DERIVATIVES.add(DerivativeRule(name, domain, since, function, broadcasts, rounds, parameters))
         return function
 
     return declare

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from surgeon.graph.order import captured
 from surgeon.ops.operator import Operator
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     import onnx_graphsurgeon as gs
 
@@ -22,11 +23,16 @@ class Step(Operator):
         inputs: The operator's inputs; None where an optional one is absent.
         outputs: Its outputs.
         arriving: The gradient of the loss with respect to each output; None where the loss does not depend on it.
+        reads: Tensors in the order of the gradients a rule returns: the inputs, then what bodies capture.
+        active: Tensors that gradients are wanted of, by identity.
     """
 
-    def __init__(self, node: gs.Node, opset: int, tape: Tape, arriving: Sequence[Value | None]) -> None:
+    def __init__(
+        self, node: gs.Node, opset: int, tape: Tape, arriving: Sequence[Value | None], active: Collection[int]
+    ) -> None:
         super().__init__(node, opset, tape.shapes)
-        self.tape, self.arriving = tape, arriving
+        self.tape, self.arriving, self.active = tape, arriving, active
+        self.reads = [*node.inputs, *captured(node)]
         self.inputs = [tape.value(tensor) if tensor.name else None for tensor in node.inputs]
         self.outputs = [tape.value(tensor) for tensor in node.outputs]
 

@@ -11,6 +11,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from surgeon.ops.operator import Barrier
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -26,8 +28,10 @@ INPUT_AXES = 13  # the opset from which ReduceSum and Unsqueeze take their axes 
 INPUT_AXES_OF_ALL = 18  # and from which every reduction does
 INPUT_BOUNDS = 10  # Slice
 INPUT_PADS = 11  # Pad
-SELECTS = 9  # from which there are Where and ConstantOfShape
+SELECTS = 9  # from which there are Where, ConstantOfShape and Sign
 EXPANDS = 8  # from which there is Expand
+EQUAL_FLOATS = 11  # from which Equal compares floats
+COUNTS = 11  # from which there is Range
 SMALL = 64  # elements of constants that are looked up
 
 
@@ -84,7 +88,16 @@ class Value:
 
     def equals(self, other: Operand) -> Value:
         """Where both are the same."""
+        if self.tape.opset < EQUAL_FLOATS and self.dtype.kind == "f":
+            apart = self.tape.op("Or", self > other, self < other)
+            return self.tape.op("Not", apart)
         return self.tape.op("Equal", self, self._like(other), dtype=np.bool_)
+
+    def sign(self) -> Value:
+        """1, 0 or −1."""
+        if self.tape.opset < SELECTS:
+            return (self > 0).cast(self.dtype) - (self < 0).cast(self.dtype)
+        return self.tape.op("Sign", self)
 
     def cast(self, dtype: Any) -> Value:
         """The same with another element type."""
@@ -120,6 +133,10 @@ class Value:
         """The largest over ``axes``, or over all."""
         return self._reduced("ReduceMax", axes, keepdims=keepdims, since=INPUT_AXES_OF_ALL)
 
+    def product(self, axes: Sequence[int]) -> Value:
+        """The product over ``axes``, which stay with size 1."""
+        return self._reduced("ReduceProd", axes, keepdims=True, since=INPUT_AXES_OF_ALL)
+
     def _reduced(self, name: str, axes: Sequence[int] | None, *, keepdims: bool, since: int) -> Value:
         if axes is not None and not axes:
             return self
@@ -142,21 +159,50 @@ class Value:
         ends: Sequence[Size],
         steps: Sequence[int] | None = None,
     ) -> Value:
-        """Part of some axes; steps need opset 10."""
+        """Part of some axes.
+
+        Raises:
+            Barrier: The opset cannot do it.
+        """
         tape = self.tape
         if tape.opset < INPUT_BOUNDS:
-            return tape.op("Slice", self, axes=list(axes), starts=list(starts), ends=list(ends))
+            return self._early_slice(axes, starts, ends, steps or [1] * len(starts))
         more = [] if steps is None else [tape.integers(steps)]
         return tape.op("Slice", self, tape.sizes(starts), tape.sizes(ends), tape.integers(axes), *more)
 
-    def pad(self, before: Sequence[int], after: Sequence[int]) -> Value:
-        """Zeros around every axis."""
+    def _early_slice(
+        self, axes: Sequence[int], starts: Sequence[Size], ends: Sequence[Size], steps: Sequence[int]
+    ) -> Value:
+        """Bounds are attributes, and there are no steps."""
+        result = self
+        for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+            if isinstance(start, Value) or isinstance(end, Value):
+                raise Barrier(f"slices that depend on sizes need opset {INPUT_BOUNDS}")
+            if step == 1:
+                result = self.tape.op("Slice", result, axes=[axis], starts=[start], ends=[end])
+            else:
+                result = result.gather(self.tape.integers(range(start, end, step)), axis)
+        return result
+
+    def pad(self, before: Sequence[Size], after: Sequence[Size]) -> Value:
+        """Zeros around every axis.
+
+        Raises:
+            Barrier: The opset cannot do it.
+        """
         pads = [*before, *after]
-        if not any(pads):
+        fixed = [each for each in pads if isinstance(each, int)]
+        if len(fixed) == len(pads) and not any(fixed):
             return self
-        if self.tape.opset < INPUT_PADS:
-            return self.tape.op("Pad", self, pads=pads)
-        return self.tape.op("Pad", self, self.tape.integers(pads))
+        if self.tape.opset >= INPUT_PADS:
+            return self.tape.op("Pad", self, self.tape.sizes(pads))
+        if len(fixed) < len(pads):
+            raise Barrier(f"padding that depends on sizes needs opset {INPUT_PADS}")
+        return self.tape.op("Pad", self, pads=fixed)
+
+    def gather(self, indices: Value, axis: int = 0) -> Value:
+        """What is at these places of an axis."""
+        return self.tape.op("Gather", self, indices, axis=axis)
 
     def shape(self) -> Value:
         """The sizes of the axes, int64."""
@@ -164,14 +210,13 @@ class Value:
 
     def size(self, axis: int) -> Value:
         """The size of one axis, int64 with one element."""
-        return self.tape.op("Gather", self.shape(), self.tape.integers([axis]), axis=0)
+        return self.shape().gather(self.tape.integers([axis]))
 
     def zeros(self) -> Value:
         """Zeros of the same shape."""
         if self.tape.opset < SELECTS:
             return self * 0.0
-        zero = gs.Constant("value", np.zeros(1, self.dtype))
-        return self.tape.op("ConstantOfShape", self.shape(), dtype=self.dtype, value=zero)
+        return self.tape.filled(0, self.shape(), self.dtype)
 
     def _like(self, other: Operand) -> Value:
         if isinstance(other, Value):
@@ -194,6 +239,13 @@ class Tape:
         self.nodes: list[gs.Node] = []
         self._taken = set(shapes.dims) | {t.name for t in graph.tensors().values()}
         self._constants: dict[tuple[Any, ...], Value] = {}
+
+    def inside(self, body: gs.Graph) -> Tape:
+        """A tape for a body of a node: names differ from those outside."""
+        tape = Tape(body, self.shapes, self.prefix)
+        self._taken |= tape._taken
+        tape._taken, tape.opset = self._taken, self.opset
+        return tape
 
     def name(self, stem: str) -> str:
         """A name that is not taken."""
@@ -236,6 +288,35 @@ class Tape:
             return self.integers([size for size in sizes if isinstance(size, int)])
         parts = [size if isinstance(size, Value) else self.integers([size]) for size in sizes]
         return parts[0] if len(parts) == 1 else self.op("Concat", *parts, axis=0)
+
+    def range(self, size: Size) -> Value:
+        """0, 1, … up to a size, int64.
+
+        Raises:
+            Barrier: The opset cannot do it.
+        """
+        if isinstance(size, int):
+            return self.constant(np.arange(size, dtype=np.int64))
+        if self.opset < SELECTS:
+            raise Barrier(f"counting up to a size needs opset {SELECTS}")
+        if self.opset < COUNTS:
+            ones = self.filled(1, size, np.float32)
+            return self.op("NonZero", ones, dtype=np.int64).reshape([-1])
+        zero, one = (self.constant(np.asarray(each, np.int64)) for each in (0, 1))
+        return self.op("Range", zero, size.reshape([]), one)
+
+    def filled(self, number: Number, sizes: Value | Sequence[Size], dtype: Any) -> Value:
+        """One number in every place; needs opset 9."""
+        shape = sizes if isinstance(sizes, Value) else self.sizes(sizes)
+        value = gs.Constant("value", np.asarray([number], dtype))
+        return self.op("ConstantOfShape", shape, dtype=dtype, value=value)
+
+    def one_hot(self, indices: Value, size: Size, dtype: Any) -> Value:
+        """Rows of an identity matrix: ``[..., size]``; needs opset 9."""
+        depth = self.constant(np.asarray(size, np.int64)) if isinstance(size, int) else size.reshape([])
+        return self.op(
+            "OneHot", indices.cast(np.int64), depth, self.constant(np.asarray([0, 1], dtype)), dtype=dtype
+        )
 
     def op(
         self,

@@ -76,11 +76,11 @@ def check(
     }
 
     def graph_in(kind: str) -> gs.Graph:
-        texts = [text.replace("T[", f"{kind}[") for text in (inputs, outputs)]
+        *texts, nodes = (text.replace("T[", f"{kind}[") for text in (inputs, outputs, body))
         held = {name: _typed(values[name], kind) for name in weights or {}}
         code = str(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(TYPES[kind])))
         return from_model(
-            build(*texts, body.replace("<to=T>", f"<to={code}>"), held, opset=opset, domains=domains)
+            build(*texts, nodes.replace("<to=T>", f"<to={code}>"), held, opset=opset, domains=domains)
         )
 
     kind = "double" if reference else "float"
@@ -89,8 +89,8 @@ def check(
     floats = [name for name in values if values[name].dtype.kind == "f"]
     asked = floats if wrt is None else list(wrt)
     found = gradient(exact, _loss, asked)
-    assert not found.stopped
-    assert not found.partial
+    assert found.stopped == {}
+    assert found.partial == {}
     model = to_model(found.graph)
     evaluator = onnx.reference.ReferenceEvaluator(model, new_ops=[Erf]) if reference else session(model)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 from grad.oracle import check
+from hypothesis import given, settings
+from hypothesis import strategies as some
 
 
 def conv(op, x, w, attributes="", *, y="", bias=True, dynamic=False):
     rank = len(x)
-    names = ",".join("NCHW"[k] if dynamic and k != 1 else str(size) for k, size in enumerate(x))
+    names = ",".join("NCHWD"[k] if dynamic and k != 1 else str(size) for k, size in enumerate(x))
     groups = int(attributes.split("group=")[1].split(",")[0]) if "group=" in attributes else 1
     outputs = w[0] if op == "Conv" else w[1] * groups
     out = ",".join(["N", str(outputs), *"PQR"[: rank - 2]])
@@ -82,3 +84,18 @@ def test_conv_transpose(attributes, dynamic):
 def test_conv_transpose_to_a_given_size():
     conv("ConvTranspose", (2, 3, 4, 5), (3, 4, 3, 3), "strides=[2,2], output_shape=[8,10]")
     conv("ConvTranspose", (2, 3, 4, 5), (3, 4, 3, 3), 'strides=[2,2], auto_pad="SAME_UPPER"')
+
+
+@given(some.data())
+@settings(max_examples=25, deadline=None)
+def test_any_conv(data):
+    rank = data.draw(some.integers(1, 3))
+    op = data.draw(some.sampled_from(["Conv", "ConvTranspose"]))
+    draw = lambda low, high: [data.draw(some.integers(low, high)) for _ in range(rank)]  # noqa: E731
+    kernel, strides, dilations = draw(1, 3), draw(1, 3), draw(1, 2)
+    pads = [min(pad, taps - 1) for pad, taps in zip(draw(0, 2) + draw(0, 2), kernel * 2, strict=True)]
+    group = data.draw(some.integers(1, 2))
+    sizes = {"group": group, "strides": strides, "dilations": dilations, "pads": pads}
+    text = ", ".join(f"{name}={str(each).replace(' ', '')}" for name, each in sizes.items())
+    w = (4, 2 // group, *kernel) if op == "Conv" else (2, 4 // group, *kernel)
+    conv(op, (2, 2, *draw(5, 7)), w, text, dynamic=data.draw(some.booleans()))

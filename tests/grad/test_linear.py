@@ -43,5 +43,11 @@ def test_gemm(turned_a, turned_b, bias):
     check(f"T[{a[0]},{a[1]}] a", "T[4,5] y", body, {"a": a}, {"b": b, "c": bias})
 
 
+@pytest.mark.parametrize("opset", [7, 9, 11])
+def test_gemm_of_older_opsets(opset):
+    body = "y = Gemm <alpha=0.5, transB=1> (a, b, c)"
+    check("T[4,3] a", "T[4,5] y", body, {"a": (4, 3)}, {"b": (5, 3), "c": (5,)}, opset=opset)
+
+
 def test_gemm_without_bias():
     check("T[N,3] a", "T[N,5] y", "y = Gemm (a, b)", {"a": (4, 3)}, {"b": (3, 5)})

@@ -10,11 +10,16 @@ from pathlib import Path
 import pytest
 
 import surgeon
+from surgeon.grad import DERIVATIVES
 from surgeon.ops import RULES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-OP_TESTS = REPOSITORY / "tests" / "ops"
+OP_TESTS, GRAD_TESTS = REPOSITORY / "tests" / "ops", REPOSITORY / "tests" / "grad"
+TESTED = [
+    ("rule", REPOSITORY / "surgeon" / "ops", OP_TESTS, RULES),
+    ("derivative", REPOSITORY / "surgeon" / "grad" / "rules", GRAD_TESTS, DERIVATIVES),
+]
 ENTRY_POINTS = [
     (group, name, target)
     for group, found in PROJECT["entry-points"].items()
@@ -22,17 +27,20 @@ ENTRY_POINTS = [
 ]
 
 
-def test_every_rule_is_tested():
+@pytest.mark.parametrize(("decorator", "room", "tests", "rules"), TESTED)
+def test_every_rule_is_tested(decorator, room, tests, rules):
     words = set()
-    for path in OP_TESTS.glob("*.py"):
+    for path in tests.glob("*.py"):
         words |= set(re.findall(r"\w+", path.read_text(encoding="utf-8")))
-    assert sorted({rule.name for rule in RULES} - words) == []
+    assert sorted({rule.name for rule in rules} - words) == []
 
 
-def test_tests_of_rules_mirror_the_families():
-    files = (REPOSITORY / "surgeon" / "ops").glob("*.py")
-    families = {path.stem for path in files if "\n@rule(" in path.read_text(encoding="utf-8")}
-    missing = [name for name in sorted(families) if not list(OP_TESTS.glob(f"test_{name}*.py"))]
+@pytest.mark.parametrize(("decorator", "room", "tests", "rules"), TESTED)
+def test_tests_of_rules_mirror_the_families(decorator, room, tests, rules):
+    families = {
+        path.stem for path in room.glob("*.py") if f"\n@{decorator}(" in path.read_text(encoding="utf-8")
+    }
+    missing = [name for name in sorted(families) if not list(tests.glob(f"test_{name}*.py"))]
     assert missing == []
 
 

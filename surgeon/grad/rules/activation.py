@@ -31,7 +31,7 @@ def neg(op: Step, x: Value) -> Gradients:
 @derivative("Abs")
 def absolute(op: Step, x: Value) -> Gradients:
     """The sign."""
-    return (op.dy() * op.tape.op("Sign", x),)
+    return (op.dy() * x.sign(),)
 
 
 @derivative("Sqrt")
@@ -58,18 +58,6 @@ def log(op: Step, x: Value) -> Gradients:
     return (op.dy() / x,)
 
 
-@derivative("Sin")
-def sin(op: Step, x: Value) -> Gradients:
-    """The cosine."""
-    return (op.dy() * op.tape.op("Cos", x),)
-
-
-@derivative("Cos")
-def cos(op: Step, x: Value) -> Gradients:
-    """Minus the sine."""
-    return (-op.dy() * op.tape.op("Sin", x),)
-
-
 @derivative("Relu")
 def relu(op: Step, x: Value) -> Gradients:
     """1 where x is positive."""
@@ -86,6 +74,38 @@ def leaky_relu(op: Step, x: Value) -> Gradients:
 def elu(op: Step, x: Value) -> Gradients:
     """Slope y + alpha where x is negative."""
     return (op.tape.where(x < 0, op.dy() * (op.y() + float(op.attribute("alpha"))), op.dy()),)
+
+
+@derivative("Selu")
+def selu(op: Step, x: Value) -> Gradients:
+    """Slope gamma where x is positive, else y + alpha gamma."""
+    gamma, alpha = float(op.attribute("gamma")), float(op.attribute("alpha"))
+    return (op.dy() * op.tape.where(x > 0, gamma, op.y() + alpha * gamma),)
+
+
+@derivative("Celu")
+def celu(op: Step, x: Value) -> Gradients:
+    """1 where x is positive, else y / alpha + 1."""
+    return (op.dy() * op.tape.where(x > 0, 1.0, op.y() / float(op.attribute("alpha")) + 1.0),)
+
+
+@derivative("ThresholdedRelu")
+def thresholded_relu(op: Step, x: Value) -> Gradients:
+    """1 above alpha."""
+    return (op.tape.where(x > float(op.attribute("alpha")), op.dy(), 0.0),)
+
+
+@derivative("Shrink")
+def shrink(op: Step, x: Value) -> Gradients:
+    """1 where x is farther from zero than lambd."""
+    return (op.tape.where(op.tape.op("Abs", x) > float(op.attribute("lambd")), op.dy(), 0.0),)
+
+
+@derivative("Softsign")
+def softsign(op: Step, x: Value) -> Gradients:
+    """1 / (1 + |x|)²."""
+    away = op.tape.op("Abs", x) + 1.0
+    return (op.dy() / (away * away),)
 
 
 @derivative("Sigmoid")

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     Gradients: TypeAlias = Sequence[Value | None]
 
+OPTIONAL_BIAS = 11  # the opset from which Gemm needs no C
+
 
 @derivative("MatMul", parameters=(0, 1))
 def matmul(op: Step, a: Value, b: Value) -> Gradients:
@@ -60,6 +62,11 @@ def gemm(op: Step, a: Value, b: Value, c: Value | None = None) -> Gradients:
     turned_a, turned_b = bool(op.attribute("transA")), bool(op.attribute("transB"))
 
     def product(left: Value, right: Value, *, left_turned: bool, right_turned: bool) -> Value:
+        if op.opset < OPTIONAL_BIAS:
+            left, right = (
+                v.transpose(1, 0) if t else v for v, t in ((left, left_turned), (right, right_turned))
+            )
+            return left @ right
         return op.tape.op("Gemm", left, right, transA=int(left_turned), transB=int(right_turned))
 
     if turned_a:
