@@ -168,13 +168,13 @@ def mish(op: Step, x: Value) -> Gradients:
 
 @derivative("Clip")
 def clip(op: Step, x: Value, low: Value | None = None, high: Value | None = None) -> Gradients:
-    """1 within the bounds, which are attributes in older opsets."""
+    """1 strictly within the bounds, so that what is exactly zero has no slope, as with Relu."""
     least, most = (op.attribute(name) if b is None else b for name, b in (("min", low), ("max", high)))
     gradient = op.dy()
     if least is not None:
-        gradient = op.tape.where(x < least, 0.0, gradient)
+        gradient = op.tape.where(x > least, gradient, 0.0)
     if most is not None:
-        gradient = op.tape.where(x > most, 0.0, gradient)
+        gradient = op.tape.where(x < most, gradient, 0.0)
     return (gradient,)
 
 
