@@ -51,3 +51,9 @@ def test_gemm_of_older_opsets(opset):
 
 def test_gemm_without_bias():
     check("T[N,3] a", "T[N,5] y", "y = Gemm (a, b)", {"a": (4, 3)}, {"b": (3, 5)})
+
+
+@pytest.mark.parametrize("opset", [8, 9, 11, 13])
+def test_gemm_of_old(opset):
+    body = "y = Gemm <transB=1> (a, b, c)"
+    check("T[N,3] a", "T[N,5] y", body, {"a": (4, 3)}, {"b": (5, 3), "c": (5,)}, opset=opset)

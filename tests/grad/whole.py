@@ -56,7 +56,12 @@ def compare(path: Path, seed: int = 0) -> Comparison:
         known = {tensor.name: tensor for node in tape.graph.nodes for tensor in node.outputs}
         values = [tape.value(known[name]) for name in ends]
         scaled = [y * (1 / spread) + 0.5 for y, spread in zip(values, spreads, strict=True)]
-        return tape.total([tape.op("Sin", each).mean() for each in scaled])
+        # means of means, for millions of numbers are too many to add up in single precision
+        ranks = [len(tape.shapes.dims[name] or ()) for name in ends]
+        bent = [tape.op("Sin", each) for each in scaled]
+        return tape.total(
+            [(y.mean([rank - 1]) if rank > 1 else y).mean() for y, rank in zip(bent, ranks, strict=True)]
+        )
 
     found = gradient(graph, loss, list(weights))
     if not found.of:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
+import numpy as np
+
 from surgeon.grad.registry import derivative
 
 if TYPE_CHECKING:
@@ -13,8 +15,6 @@ if TYPE_CHECKING:
     from surgeon.grad.tape import Value
 
     Gradients: TypeAlias = Sequence[Value | None]
-
-OPTIONAL_BIAS = 11  # the opset from which Gemm needs no C
 
 
 @derivative("MatMul", parameters=(0, 1))
@@ -62,12 +62,8 @@ def gemm(op: Step, a: Value, b: Value, c: Value | None = None) -> Gradients:
     turned_a, turned_b = bool(op.attribute("transA")), bool(op.attribute("transB"))
 
     def product(left: Value, right: Value, *, left_turned: bool, right_turned: bool) -> Value:
-        if op.opset < OPTIONAL_BIAS:
-            left, right = (
-                v.transpose(1, 0) if t else v for v, t in ((left, left_turned), (right, right_turned))
-            )
-            return left @ right
-        return op.tape.op("Gemm", left, right, transA=int(left_turned), transB=int(right_turned))
+        nothing = [] if op.opset >= 11 else [op.tape.constant(np.zeros(1, left.dtype))]  # C was required
+        return op.tape.op("Gemm", left, right, *nothing, transA=int(left_turned), transB=int(right_turned))
 
     if turned_a:
         da = product(b, dy, left_turned=turned_b, right_turned=True)
