@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -13,7 +14,7 @@ from surgeon.grad.optimizer import Optimizer, OptimizerName, ScheduleName, rate_
 from surgeon.grad.samples import Samples, drawn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
     Arrays: TypeAlias = dict[str, Array]
-    Augment = Callable[[dict[str, Array], np.random.Generator], dict[str, Array]]
+    Feeds: TypeAlias = dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ def train(
     course: Course,
     *,
     judge: Callable[[Arrays], float] | None = None,
-    augment: Augment | None = None,
+    augment: Callable[..., Mapping[str, Array]] | None = None,
+    teach: Callable[[Feeds], Feeds] = dict,
     checkpoint: Path | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> State:
@@ -107,14 +109,15 @@ def train(
         held: Numbers of those to judge by.
         course: How.
         judge: What is judged by, smaller being better; by default the objective on the held-out samples.
-        augment: Changes what is fed, given a generator of its own for every step.
+        augment: Changes what is fed: called with it and, as ``random``, a generator for the step.
+        teach: Adds to what is fed what can only be said of it after that, such as what another model makes of it.
         checkpoint: A file to write after every evaluation, and to take up where it is there.
         progress: Called with 1 after every step.
     """
     if judge is None:
 
         def judge(values: Arrays) -> float:
-            return objective.value(values, samples.take(held, course.most))
+            return objective.value(values, _taught(samples.take(held, course.most), None, teach))
 
     state = _started(parameters, judge, course) if checkpoint is None else None
     if state is None:
@@ -125,10 +128,12 @@ def train(
     while state.optimizer.steps < course.steps and state.waited < course.patience:
         step = state.optimizer.steps
         chosen = drawn(learn, course.batch, course.seed, step)
-        pieces = samples.take(chosen, course.most)
-        if augment is not None:
-            random = np.random.default_rng((course.seed, step, 1))
-            pieces = ((count, augment(feeds, random)) for count, feeds in list(pieces))
+        vary = (
+            None
+            if augment is None
+            else partial(augment, random=np.random.default_rng((course.seed, step, 1)))
+        )
+        pieces = _taught(samples.take(chosen, course.most), vary, teach)
         loss, gradients = objective.gradients(state.parameters, pieces)
         recent.append(loss)
         rate = course.rate * rate_at(course.schedule, step, course.steps)
@@ -140,6 +145,15 @@ def train(
             if checkpoint is not None:
                 save(state, course, checkpoint)
     return state
+
+
+def _taught(
+    pieces: Iterable[tuple[int, Feeds]],
+    vary: Callable[[Feeds], Mapping[str, Array]] | None,
+    teach: Callable[[Feeds], Feeds],
+) -> Iterator[tuple[int, Feeds]]:
+    for count, feeds in pieces:
+        yield count, teach(feeds if vary is None else {**feeds, **vary(feeds)})
 
 
 def _started(parameters: Mapping[str, Array], judge: Callable[[Arrays], float], course: Course) -> State:

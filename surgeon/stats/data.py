@@ -41,6 +41,7 @@ class _Origin:
     read: Callable[[], Iterator[Chunk]]
     count: int | None = None
     labelled: bool | None = None
+    augment: sources.Augment | None = None
     notes: Notes = field(default_factory=Notes)
 
 
@@ -83,6 +84,11 @@ class Dataset:
         if self._count is None and self._origin.count is not None:
             self._count = self._selection.size(self._origin.count)
         return self._count
+
+    @property
+    def augment(self) -> sources.Augment | None:
+        """What varies samples for training: the function ``augment`` of a data file, or None."""
+        return self._origin.augment
 
     @property
     def has_labels(self) -> bool:
@@ -216,7 +222,9 @@ def open_data(
     """
     known = inputs_of(inputs)
     source = sources.open_source(str(spec), known, preprocess)
-    dataset = Dataset(str(spec), known, _Origin(source.read, source.count), batch=batch)
+    dataset = Dataset(
+        str(spec), known, _Origin(source.read, source.count, augment=source.augment), batch=batch
+    )
     next(iter(dataset), None)  # what does not fit is said now, not in the middle of a run
     return dataset
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from surgeon.stats import images
 from surgeon.stats.chunks import Array, Chunk, Input
 from surgeon.suggest import did_you_mean
 
+#: Makes varied samples of a batch: called with the feeds, first axis samples, and a seeded generator ``random``.
+Augment: TypeAlias = "Callable[..., Mapping[str, Array]]"
+
 _PYTHON = re.compile(r"(?P<path>.+\.py)(?::(?P<name>\w+))?")
 _IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _ROWS = 64  # samples read at a time from a memory-mapped array
@@ -27,10 +30,11 @@ _ROWS = 64  # samples read at a time from a memory-mapped array
 
 @dataclass(frozen=True)
 class Source:
-    """Something that yields chunks from the start each time it is read."""
+    """Something that yields chunks from the start each time it is read; ``augment`` varies what it yields."""
 
     read: Callable[[], Iterator[Chunk]]
     count: int | None = None
+    augment: Augment | None = None
 
 
 def open_source(spec: str, inputs: Sequence[Input], preprocess: str | None) -> Source:
@@ -107,7 +111,8 @@ def _open_callable(path: Path, name: str | None, inputs: Sequence[Input]) -> Sou
     where = f"{path}:{name}"
     if inspect.isgenerator(produce):
         raise DataError("a generator runs only once", where=where, hint="name the function that makes it")
-    return Source(lambda: _read_callable(produce, where, inputs))
+    augment = getattr(module, "augment", None)
+    return Source(lambda: _read_callable(produce, where, inputs), augment=augment)
 
 
 def _read_callable(produce: Any, where: str, inputs: Sequence[Input]) -> Iterator[Chunk]:

@@ -1,0 +1,129 @@
+"""Training a graph end to end: the setting that distillation and fine-tuning share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from surgeon.grad.objective import Objective
+from surgeon.grad.parameters import parameters_of
+from surgeon.grad.samples import Samples
+from surgeon.grad.train import Course, State, train
+from surgeon.graph.copy import copy_of
+from surgeon.graph.schemas import opsets
+from surgeon.graph.shapes import infer
+from surgeon.graph.weights import peek
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from surgeon.grad.tape import Tape, Value
+
+    Array = NDArray[Any]
+    Feeds = dict[str, Array]
+
+HELD_OUT = 0.125
+
+
+@dataclass
+class Trained:
+    """What training did.
+
+    Attributes:
+        state: Where it ended.
+        stopped: Parameters that cannot be trained, and why.
+    """
+
+    state: State
+    stopped: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is learned from what.
+
+    Attributes:
+        feeds: Batches of inputs, and perhaps of labels.
+        loss: Writes the loss; what is fed beside the inputs are inputs of the tape's graph.
+        taught: Names of what ``teach`` adds.
+        teach: Adds to what is fed what can be said of it only when it is known.
+        augment: Varies what is fed, see `surgeon.stats.sources.Augment`.
+    """
+
+    feeds: Sequence[Mapping[str, Array]]
+    loss: Callable[[Tape], Value]
+    taught: Sequence[str] = ()
+    teach: Callable[[Feeds], Feeds] = dict
+    augment: Callable[..., Mapping[str, Array]] | None = None
+
+
+def train_whole(
+    graph: gs.Graph,
+    lesson: Lesson,
+    course: Course,
+    *,
+    threads: int = 1,
+    excluded: Callable[[str], bool] = lambda _: False,
+    checkpoint: Path | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Trained:
+    """Train all parameters of a graph, in place; it stays as it was unless held-out samples are better off.
+
+    Args:
+        graph: The graph.
+        lesson: What is learned.
+        course: How.
+        threads: Threads for onnxruntime.
+        excluded: Whether a node or tensor, by name, is to be left alone.
+        checkpoint: A file to write after every evaluation, and to take up where it is there.
+        progress: Called with 1 after every step.
+    """
+    parameters = {
+        name: constant
+        for name, constant in parameters_of(graph.nodes, opsets(graph)).items()
+        if constant.dtype == np.float32
+        and not excluded(name)
+        and not any(excluded(user.name) for user in constant.outputs)
+    }
+    names = list(lesson.feeds[0])
+    samples = Samples.of(
+        names, lambda name, batch: lesson.feeds[batch][name], len(lesson.feeds), rows=_apart(graph)
+    )
+    work = copy_of(graph)
+    known = {tensor.name for tensor in work.inputs}
+    more = [name for name in (*names, *lesson.taught) if name not in known]
+    work.inputs = [*work.inputs, *(gs.Variable(name, np.float32, None) for name in more)]
+    objective = Objective(work, lesson.loss, list(parameters), rows=samples.rows, threads=threads)
+    learn, held = samples.split(HELD_OUT, np.random.default_rng(course.seed))
+    start = {name: np.array(peek(constant)) for name, constant in parameters.items()}
+    state = train(
+        objective,
+        start,
+        samples,
+        learn,
+        held,
+        course,
+        augment=lesson.augment,
+        teach=lesson.teach,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    if state.improved:
+        for name, constant in parameters.items():
+            constant.values = state.best[name]
+    return Trained(state, objective.stopped)
+
+
+def _apart(graph: gs.Graph) -> bool:
+    """Whether the first axis of every input and output is that of the samples."""
+    shapes = infer(graph)
+    ends = [*graph.inputs, *graph.outputs]
+    first = [(shapes.dims.get(t.name) or (0,))[0] for t in ends if shapes.dims.get(t.name)]
+    dynamic = [shapes.dynamic[t.name][0] for t in ends if shapes.dims.get(t.name)]
+    return len(first) == len(ends) and all(dynamic) and len(set(first)) == 1
