@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
+from zipfile import BadZipFile
 
 import numpy as np
 
-from surgeon.errors import UsageError
+from surgeon.errors import DataError, UsageError
 from surgeon.grad.optimizer import Optimizer, OptimizerName, ScheduleName, rate_at
 from surgeon.grad.samples import Samples, drawn
 
@@ -107,18 +109,26 @@ def train(
         held: Numbers of those to judge by.
         course: How.
         judge: What is judged by, smaller being better; by default the objective on the held-out samples.
-        augment: Changes what is fed, given a generator of its own for every step.
+        augment: Gives what is fed instead, and leaves the arrays it gets as they are; with a generator for every step.
         checkpoint: A file to write after every evaluation, and to take up where it is there.
         progress: Called with 1 after every step.
+
+    Raises:
+        DataError: There is nothing to learn from, or nothing to judge by.
+        UsageError: The checkpoint is of another run, or no checkpoint.
     """
+    if len(learn) == 0 or (judge is None and len(held) == 0):
+        raise DataError(
+            f"{len(learn)} samples to learn from and {len(held)} to judge by are too few",
+            hint="give at least two samples",
+        )
     if judge is None:
 
         def judge(values: Arrays) -> float:
             return objective.value(values, samples.take(held, course.most))
 
-    state = _started(parameters, judge, course) if checkpoint is None else None
-    if state is None:
-        state = load(checkpoint, course) or _started(parameters, judge, course)
+    identity = _identity(course, parameters, learn, held)
+    state = load(checkpoint, course, identity) or _started(parameters, judge, course)
     every = max(course.steps // max(course.evaluations, 1), 1)
     progress(state.optimizer.steps)
     recent: list[float] = []
@@ -128,17 +138,18 @@ def train(
         pieces = samples.take(chosen, course.most)
         if augment is not None:
             random = np.random.default_rng((course.seed, step, 1))
-            pieces = ((count, augment(feeds, random)) for count, feeds in list(pieces))
-        loss, gradients = objective.gradients(state.parameters, pieces)
-        recent.append(loss)
+            pieces = ((count, augment(feeds, random)) for count, feeds in pieces)
         rate = course.rate * rate_at(course.schedule, step, course.steps)
-        state.optimizer.step(state.parameters, gradients, rate)
+        with np.errstate(over="ignore", invalid="ignore"):  # a run may diverge: it is not accepted then
+            loss, gradients = objective.gradients(state.parameters, pieces)
+            state.optimizer.step(state.parameters, gradients, rate)
+        recent.append(loss)
         progress(1)
         if (step + 1) % every == 0 or step + 1 == course.steps:
             _judge(state, judge(state.parameters), float(np.mean(recent)))
             recent = []
             if checkpoint is not None:
-                save(state, course, checkpoint)
+                save(state, identity, checkpoint)
     return state
 
 
@@ -160,13 +171,23 @@ def _copied(values: Mapping[str, Array]) -> Arrays:
     return {name: value.copy() for name, value in values.items()}
 
 
-def save(state: State, course: Course, path: Path) -> None:
+def _identity(course: Course, parameters: Mapping[str, Array], learn: Array, held: Array) -> str:
+    """What has to be the same for a checkpoint to be taken up: options, start and division of the samples."""
+    digest = hashlib.sha256()
+    for name, values in (*sorted(parameters.items()), ("learn", learn), ("held", held)):
+        array = np.asarray(values)
+        digest.update(f"{name}:{array.dtype}:{array.shape}:".encode())
+        digest.update(array.tobytes())
+    return f"{course!r} {digest.hexdigest()}"
+
+
+def save(state: State, identity: str, path: Path) -> None:
     """Write a checkpoint, whole or not at all."""
     arrays = {f"parameters/{name}": value for name, value in state.parameters.items()}
     arrays |= {f"best/{name}": value for name, value in state.best.items()}
     arrays |= {f"memory/{name}": value for name, value in state.optimizer.memory.items()}
     facts = {
-        "course": repr(course),
+        "identity": identity,
         "steps": state.optimizer.steps,
         "before": state.before,
         "loss": state.loss,
@@ -179,23 +200,23 @@ def save(state: State, course: Course, path: Path) -> None:
     draft.replace(path)
 
 
-def load(path: Path | None, course: Course) -> State | None:
+def load(path: Path | None, course: Course, identity: str) -> State | None:
     """Read a checkpoint; None where there is none.
 
     Raises:
-        UsageError: It is of another course, or no checkpoint.
+        UsageError: It is of another run, or no checkpoint.
     """
     if path is None or not path.exists():
         return None
     try:
         with np.load(path) as file:
-            facts = json.loads(str(file["facts"]))
+            facts = dict(json.loads(str(file["facts"])))
             arrays = {name: file[name] for name in file.files if name != "facts"}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
         raise UsageError(f"not a checkpoint: {error}", where=str(path)) from error
-    if facts["course"] != repr(course):
+    if facts.get("identity") != identity:
         raise UsageError(
-            "the checkpoint is of a run with other options",
+            "the checkpoint is of a run with other options, weights or data",
             where=str(path),
             hint="remove it, or use the same",
         )
