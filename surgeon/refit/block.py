@@ -17,6 +17,7 @@ from surgeon.grad.objective import Objective
 from surgeon.grad.parameters import parameters_of
 from surgeon.grad.samples import Samples
 from surgeon.grad.train import Course, State, train
+from surgeon.graph.order import needs, ordered
 from surgeon.graph.schemas import opsets
 from surgeon.graph.shapes import Shapes, infer
 from surgeon.graph.weights import peek
@@ -81,10 +82,9 @@ def reconstruct(
     return _Reconstruction(graph, reference, feeds, course, threads, limit_bytes, excluded).run(progress)
 
 
-def changed_blocks(graph: gs.Graph) -> list[Block]:
+def find_trainable(graph: gs.Graph) -> list[Block]:
     """The blocks of a graph."""
-    shapes = infer(graph)
-    return find_blocks(graph, _carrying(graph, shapes))
+    return find_blocks(graph, _carrying(graph, infer(graph)))
 
 
 class _Reconstruction:
@@ -219,8 +219,6 @@ class _Reconstruction:
 
 def _carrying(graph: gs.Graph, shapes: Shapes) -> set[str]:
     """Float tensors that depend on the graph's inputs."""
-    from surgeon.graph.order import needs, ordered
-
     found = {tensor.name for tensor in graph.inputs}
     for node in ordered(graph.nodes):
         if any(tensor.name in found for tensor in needs(node)):
