@@ -21,6 +21,22 @@ if TYPE_CHECKING:
 
 AHEAD = 6  # weighted operators; a branch of known networks, say with squeeze and excitation, has no more
 FEWEST = 2
+# what the last block goes on through: to where its branch joins the others, but not into what is made of the result
+JOINING = frozenset(
+    {
+        "Add",
+        "Sum",
+        "Sub",
+        "Mul",
+        "Reshape",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Flatten",
+        "Identity",
+        "Cast",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +59,7 @@ def find_blocks(graph: gs.Graph, floats: Collection[str], fewest: int = FEWEST) 
 
     A place between two nodes is a boundary where no place within the next weighted operators is crossed by fewer
     tensors; of those with the same operators before and after, the last. Nodes behind the last weighted operator are
-    in no block: there is nothing to learn in them.
+    in no block, for there is nothing to learn in them, but for those by which its branch joins the others.
 
     Args:
         graph: The graph.
@@ -56,7 +72,7 @@ def find_blocks(graph: gs.Graph, floats: Collection[str], fewest: int = FEWEST) 
         return []
     last = max(k for k, node in enumerate(nodes) if parameters_of([node], versions))
     crossing = _crossing(nodes, graph.outputs, floats)
-    ends = _ends(places, last, crossing, fewest)
+    ends = _ends(places, _joined(nodes, last, crossing, floats), crossing, fewest)
     result, start = [], 0
     for end in ends:
         result.append(_block(nodes, start, end, graph.outputs, floats))
@@ -93,6 +109,17 @@ def _crossing(nodes: Sequence[gs.Node], outputs: Sequence[gs.Tensor], floats: Co
         count += change[k]
         result.append(count)
     return result
+
+
+def _joined(nodes: Sequence[gs.Node], last: int, crossing: Sequence[int], floats: Collection[str]) -> int:
+    """The last place of all: the first of the narrowest behind the last operator."""
+    end = last
+    for k in range(last + 1, len(nodes)):
+        if nodes[k].op not in JOINING and any(tensor.name in floats for tensor in nodes[k].outputs):
+            break
+        if 0 < crossing[k] < crossing[end]:
+            end = k
+    return end
 
 
 def _ends(places: Sequence[int], last: int, crossing: Sequence[int], fewest: int) -> list[int]:
