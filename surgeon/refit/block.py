@@ -242,7 +242,7 @@ class _Reconstruction:
             values = np.asarray(self._tensor(TARGET + name, batch), np.float64)
             values = values[np.isfinite(values)]
             total, square, count = total + values.sum(), square + np.square(values).sum(), count + values.size
-        return max(float(square / count - (total / count) ** 2), 1e-12)
+        return max(float(square / count - (total / count) ** 2), 1e-12) if count else 1.0
 
 
 def _carrying(graph: gs.Graph, shapes: Shapes) -> set[str]:

@@ -174,32 +174,19 @@ def detector() -> onnx.ModelProto:
     return build(f"{IMAGE} x", outputs, body, weights)
 
 
-def masked() -> onnx.ModelProto:
-    """Token numbers, and integers made of floats that two blocks read."""
-    body = """
-    e = Gather (table, ids)
-    a = MatMul (e, w1)
-    b = Relu (a)
-    c = MatMul (b, w2)
-    k = ArgMax <axis=2, keepdims=1> (c)
-    kf = Cast <to=1> (k)
-    d = Add (c, kf)
-    f = MatMul (d, w3)
-    g = Relu (f)
-    h = MatMul (g, w4)
-    i = Add (h, d)
-    j = MatMul (i, w5)
-    l = Relu (j)
-    m = MatMul (l, w6)
-    n = Cast <to=1> (k)
-    y = Add (m, n)
-    """
-    return build(
-        "int64[N,T] ids",
-        "float[N,T,6] y",
-        body,
-        {"table": (9, 6), **{f"w{k}": (6, 6) for k in range(1, 7)}},
-    )
+def masked(length: int = 5) -> onnx.ModelProto:
+    """Token numbers, and integers made of floats that blocks far apart read."""
+    body, weights = ["s0 = Gather (table, ids)"], {"table": (9, 6), "far": np.float32(0.1)}
+    for k in range(length):
+        body.append(f"a{k} = MatMul (s{k}, v{k})\nb{k} = Relu (a{k})\nc{k} = MatMul (b{k}, w{k})")
+        # the first is made of what a block puts out; and read again two blocks later
+        if k == 1:
+            body.append("top = ArgMax <axis=2, keepdims=1> (s1)")
+        near = f"f{k} = Cast <to=1> (top)\ng{k} = Mul (f{k}, far)" if k in (1, 3) else f"g{k} = Relu (s{k})"
+        body.append(f"{near}\ns{k + 1} = Add (c{k}, g{k})")
+        weights |= {f"v{k}": (6, 6), f"w{k}": (6, 6)}
+    body.append(f"y = Identity (s{length})")
+    return build("int64[N,T] ids", "float[N,T,6] y", "\n".join(body), weights)
 
 
 EVERY = {
