@@ -8,7 +8,7 @@ from grad.learning import objective, perceptron, regression, values_of
 from ops.oracle import build
 
 from surgeon.errors import DataError
-from surgeon.grad.memory import activation_bytes
+from surgeon.grad.memory import ROOM, activation_bytes
 from surgeon.grad.objective import BATCH, COMPILED
 from surgeon.graph.load import from_model
 
@@ -145,11 +145,9 @@ def test_as_many_samples_as_fit_into_memory(limit):
     of = objective(graph)
     most = of.most(data, limit)
     found, _ = of._of(data, of.parameters)
-    assert (
-        activation_bytes(found.graph, BATCH, most) <= limit < activation_bytes(found.graph, BATCH, most + 1)
-    )
-    # a sample's inputs, hidden values and outputs, there and back, are more than its forward values alone
-    assert most < limit / (4 * (8 + 8 + 2))
+    few, more = (activation_bytes(found.graph, BATCH, size) for size in (most, most + 1))
+    assert few <= limit / ROOM < more
+    assert most < limit / (4 * (8 + 2))  # a sample's hidden values and outputs at least
 
 
 def test_at_least_one_sample_runs():
