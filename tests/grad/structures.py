@@ -25,15 +25,18 @@ def residual(length: int = 4) -> onnx.ModelProto:
         f"d{k} = Add (c{k}, s{k})\ns{k + 1} = Relu (d{k})"
         for k in range(length)
     )
-    body = f"s0 = Identity (x)\n{body}\ny = Identity (s{length})"
+    body = f"s0 = Conv (x, w)\n{body}\ny = Identity (s{length})"
     return build(
-        f"{IMAGE} x", f"{IMAGE} y", body, {f"{n}{k}": KERNEL for k in range(length) for n in ("v", "w")}
+        f"{IMAGE} x",
+        f"{IMAGE} y",
+        body,
+        {"w": (4, 4, 1, 1)} | {f"{n}{k}": KERNEL for k in range(length) for n in ("v", "w")},
     )
 
 
 def squeezed(length: int = 3) -> onnx.ModelProto:
     """Bottlenecks whose middle is scaled by what two products make of its mean."""
-    body, weights = ["s0 = Identity (x)"], {}
+    body, weights = ["s0 = Conv (x, w)"], {"w": (4, 4, 1, 1)}
     for k in range(length):
         body.append(f"""
         a{k} = Conv (s{k}, u{k})
@@ -55,12 +58,16 @@ def squeezed(length: int = 3) -> onnx.ModelProto:
     return build(f"{IMAGE} x", f"{IMAGE} y", "\n".join(body), weights)
 
 
-def transformer(length: int = 2) -> onnx.ModelProto:
-    """Pre-norm, with heads cut out by the sizes that arrive."""
-    body: list[str] = ["s0 = Identity (x)"]
+def transformer(length: int = 2, *, padded: bool = False) -> onnx.ModelProto:
+    """Pre-norm, with heads cut out by the sizes that arrive; perhaps with a mask of minus infinities for all layers."""
+    body: list[str] = ["s0 = MatMul (x, w)"]
+    if padded:
+        body.append(
+            "gap = Sub (one, real)\ngaps = Unsqueeze (gap, middle)\nis = Greater (gaps, half)\nmask = Where (is, never, zero)"
+        )
     weights: dict[str, Any] = {
         "heads": np.array([2, 4]), "flat": np.array([8]), "first": np.array([0]), "third": np.array([2]),
-        "scale": np.float32(0.5),
+        "scale": np.float32(0.5), "w": (8, 8),
     }  # fmt: skip
     for k in range(length):
         body.append(f"""
@@ -79,7 +86,8 @@ def transformer(length: int = 2) -> onnx.ModelProto:
         kt{k} = Transpose <perm=[0,2,3,1]> (kr{k})
         vt{k} = Transpose <perm=[0,2,1,3]> (vr{k})
         qk{k} = MatMul (qt{k}, kt{k})
-        sc{k} = Mul (qk{k}, scale)
+        sb{k} = Mul (qk{k}, scale)
+        sc{k} = {"Add (sb" + str(k) + ", mask)" if padded else "Identity (sb" + str(k) + ")"}
         p{k} = Softmax (sc{k})
         o{k} = MatMul (p{k}, vt{k})
         ot{k} = Transpose <perm=[0,2,1,3]> (o{k})
@@ -95,7 +103,15 @@ def transformer(length: int = 2) -> onnx.ModelProto:
         weights |= {f"{n}{k}": (8, 8) for n in ("wq", "wk", "wv", "wo")}
         weights |= {f"g{k}": (8,), f"h{k}": (8,), f"wu{k}": (8, 12), f"bu{k}": (12,), f"wd{k}": (12, 8)}
     body.append(f"y = Identity (s{length})")
-    return build("float[N,T,8] x", "float[N,T,8] y", "\n".join(body), weights)
+    if not padded:
+        return build("float[N,T,8] x", "float[N,T,8] y", "\n".join(body), weights)
+    numbers = {"one": 1, "half": 0.5, "never": -np.inf, "zero": 0}
+    weights |= {name: np.float32(number) for name, number in numbers.items()} | {"middle": np.array([1, 2])}
+    return build("float[N,T,8] x, float[N,T] real", "float[N,T,8] y", "\n".join(body), weights)
+
+
+def padded() -> onnx.ModelProto:
+    return transformer(padded=True)
 
 
 def unet() -> onnx.ModelProto:
@@ -190,7 +206,7 @@ def masked(length: int = 5) -> onnx.ModelProto:
 
 
 EVERY = {
-    "chain": chain, "residual": residual, "squeezed": squeezed, "transformer": transformer, "unet": unet,
+    "chain": chain, "residual": residual, "squeezed": squeezed, "transformer": transformer, "padded": padded, "unet": unet,
     "dense": dense, "two_inputs": two_inputs, "detector": detector, "masked": masked,
 }  # fmt: skip
 
@@ -205,4 +221,7 @@ def feeds(model: onnx.ModelProto, samples: int = 3, seed: int = 0) -> dict[str, 
         whole = kind.elem_type == onnx.TensorProto.INT64
         drawn = random.integers(0, 9, shape) if whole else random.standard_normal(shape).astype(np.float32)
         result[value.name] = drawn
+    if "real" in result:
+        result["real"] = (np.abs(result["real"]) < 1).astype(np.float32)
+        result["real"][:, 0] = 1
     return result

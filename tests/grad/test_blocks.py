@@ -8,7 +8,10 @@ import onnx_graphsurgeon as gs
 import pytest
 from grad import structures
 from grad.structures import EVERY
+from zoo import read
 
+from surgeon.engine import analyse
+from surgeon.errors import SurgeonError
 from surgeon.grad.blocks import find_blocks
 from surgeon.grad.parameters import parameters_of, weighted
 from surgeon.graph.load import from_model
@@ -16,6 +19,7 @@ from surgeon.graph.save import to_model
 from surgeon.graph.schemas import opsets
 from surgeon.graph.sessions import run, session, with_outputs
 from surgeon.graph.shapes import infer
+from surgeon.probes import probe_feeds
 from surgeon.refit.block import find_trainable
 
 NAMES = list(EVERY)
@@ -45,7 +49,10 @@ def block_graph(graph, block):
 @pytest.mark.parametrize("name", NAMES)
 def test_blocks_one_after_the_other_compute_what_the_graph_does(name):
     model, graph, blocks = found(name)
-    values = structures.feeds(model)
+    composes(graph, blocks, structures.feeds(model))
+
+
+def composes(graph, blocks, values):
     made = [tensor for block in blocks for tensor in block.makes]
     whole = session(with_outputs(to_model(graph), made))
     expected = dict(zip((o.name for o in whole.get_outputs()), run(whole, values), strict=True))
@@ -93,8 +100,9 @@ def test_squeeze_and_excitation_stays_whole():
     assert [block.makes for block in blocks] == [("s1",), ("s2",), ("s3",)]
 
 
-def test_attention_and_feed_forward_are_apart():
-    _, _, blocks = found("transformer")
+@pytest.mark.parametrize("name", ["transformer", "padded"])
+def test_attention_and_feed_forward_are_apart_and_masks_belong_to_nobody(name):
+    _, _, blocks = found(name)
     assert [block.makes for block in blocks] == [("t0",), ("s1",), ("t1",), ("s2",)]
     assert all(block.reads for block in blocks)
 
@@ -134,6 +142,33 @@ def test_blocks_can_be_larger():
     floats = {tensor.name for node in graph.nodes for tensor in node.outputs} | {"x"}
     assert len(find_blocks(graph, floats, fewest=4)) == 2
     assert len(find_blocks(graph, floats, fewest=9)) == 1
+
+
+ZOO = (
+    *("bert_tiny.dynamo", "fpn_retina.dynamo", "gru_crnn.legacy", "llama_tiny.dynamo", "mamba.dynamo"),
+    *(
+        "shufflenet_v2_x1_0.dynamo",
+        "t5_tiny.dynamo",
+        "torch_transformer_encoder.dynamo",
+        "unet_upsample.legacy",
+    ),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ZOO)
+def test_blocks_of_real_networks_compute_what_the_network_does(name, shared):
+    path = shared / "zoo" / f"{name}.onnx"
+    graph = from_model(read(path), path)
+    runner = session(to_model(graph))
+    for values in probe_feeds(analyse(graph).analysis):
+        try:
+            run(runner, values)
+        except SurgeonError:
+            continue
+        composes(graph, find_trainable(graph), dict(values))
+        return
+    raise AssertionError("no inputs are accepted")
 
 
 def test_nothing_to_learn_is_no_block():

@@ -40,7 +40,7 @@ def noisy(model, size=0.1, seed=0, *, only=lambda name: True):
     random = np.random.default_rng(seed)
     graph = from_model(model)
     for name, constant in constants(graph).items():
-        if only(name) and np.dtype(constant.dtype).kind == "f":
+        if only(name) and np.dtype(constant.dtype).kind == "f" and constant.shape:
             values = peek(constant)
             off = size * np.sqrt(np.mean(np.square(values, dtype=np.float64)))
             constant.values = np.asarray(values + off * random.standard_normal(values.shape), values.dtype)
