@@ -17,10 +17,26 @@ from surgeon.graph.order import needs, ordered
 from surgeon.graph.schemas import opsets
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 AHEAD = 6  # weighted operators; a branch of known networks, say with squeeze and excitation, has no more
 FEWEST = 2
+# what the last block goes on through: to where its branch joins the others, but not into what is made of the result
+JOINING = frozenset(
+    {
+        "Add",
+        "Sum",
+        "Sub",
+        "Mul",
+        "Reshape",
+        "Transpose",
+        "Squeeze",
+        "Unsqueeze",
+        "Flatten",
+        "Identity",
+        "Cast",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -29,8 +45,8 @@ class Block:
 
     Attributes:
         nodes: In order.
-        reads: Names of float tensors from outside that they read, no constants.
-        makes: Names of float tensors that they make and that others or the graph's outputs need.
+        reads: Names of tensors from outside that they read, no constants.
+        makes: Names of float tensors that they make, that depend on weights, and that others or the graph's outputs need.
     """
 
     nodes: tuple[gs.Node, ...]
@@ -42,8 +58,8 @@ def find_blocks(graph: gs.Graph, floats: Collection[str], fewest: int = FEWEST) 
     """Cut a graph into blocks.
 
     A place between two nodes is a boundary where no place within the next weighted operators is crossed by fewer
-    tensors; of those with the same operators before and after, the last. Nodes behind the last weighted operator are
-    in no block: there is nothing to learn in them.
+    tensors that depend on weights (masks and the like do not, and may be read anywhere); of those with the same operators before and after, the last. Nodes behind the last weighted operator are
+    in no block, for there is nothing to learn in them, but for those by which its branch joins the others.
 
     Args:
         graph: The graph.
@@ -55,8 +71,9 @@ def find_blocks(graph: gs.Graph, floats: Collection[str], fewest: int = FEWEST) 
     if not places:
         return []
     last = max(k for k, node in enumerate(nodes) if parameters_of([node], versions))
+    floats = _weighed(nodes, versions) & set(floats)
     crossing = _crossing(nodes, graph.outputs, floats)
-    ends = _ends(places, last, crossing, fewest)
+    ends = _ends(places, _joined(nodes, last, crossing, floats), crossing, fewest)
     result, start = [], 0
     for end in ends:
         result.append(_block(nodes, start, end, graph.outputs, floats))
@@ -76,6 +93,15 @@ def _ordered(graph: gs.Graph) -> list[gs.Node]:
     return [*fixed, *rest]
 
 
+def _weighed(nodes: Sequence[gs.Node], versions: Mapping[str, int]) -> set[str]:
+    """Names of tensors that depend on weights."""
+    found: set[str] = set()
+    for node in nodes:
+        if any(tensor.name in found for tensor in needs(node)) or parameters_of([node], versions):
+            found |= {tensor.name for tensor in node.outputs}
+    return found
+
+
 def _crossing(nodes: Sequence[gs.Node], outputs: Sequence[gs.Tensor], floats: Collection[str]) -> list[int]:
     """For each node, how many float tensors made by it or before are read after it."""
     last = {tensor.name: len(nodes) for tensor in outputs}
@@ -93,6 +119,17 @@ def _crossing(nodes: Sequence[gs.Node], outputs: Sequence[gs.Tensor], floats: Co
         count += change[k]
         result.append(count)
     return result
+
+
+def _joined(nodes: Sequence[gs.Node], last: int, crossing: Sequence[int], floats: Collection[str]) -> int:
+    """The last place of all: the first of the narrowest behind the last operator."""
+    end = last
+    for k in range(last + 1, len(nodes)):
+        if nodes[k].op not in JOINING and any(tensor.name in floats for tensor in nodes[k].outputs):
+            break
+        if 0 < crossing[k] < crossing[end]:
+            end = k
+    return end
 
 
 def _ends(places: Sequence[int], last: int, crossing: Sequence[int], fewest: int) -> list[int]:

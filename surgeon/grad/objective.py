@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import onnx_graphsurgeon as gs
 
+from surgeon.errors import DataError
 from surgeon.grad.differentiate import Gradient, gradient
+from surgeon.grad.memory import samples_within
 from surgeon.graph.copy import copy_of
 from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     Pieces = Iterable[tuple[int, Mapping[str, Array]]]
 
 BATCH = "surgeon_batch"
+COMPILED = 16  # at most so many shapes are held compiled
 
 
 class Objective:
@@ -35,6 +38,10 @@ class Objective:
         parameters: Names of the constants.
         rows: Whether the first axis of everything fed is that of the samples.
         threads: Threads for onnxruntime.
+
+    Attributes:
+        stopped: Parameters without a gradient, and why; known once gradients were asked for.
+        partial: Parameters part of whose gradient is left out, and why.
     """
 
     def __init__(
@@ -49,6 +56,7 @@ class Objective:
         self.graph, self.loss, self.parameters = graph, loss, list(parameters)
         self.rows, self.threads = rows, threads
         self.stopped: dict[str, str] = {}
+        self.partial: dict[str, str] = {}
         self._compiled: dict[tuple[Any, ...], tuple[Gradient, ort.InferenceSession]] = {}
 
     def gradients(self, parameters: Arrays, pieces: Pieces) -> tuple[float, Arrays]:
@@ -77,6 +85,18 @@ class Objective:
             samples += count
         return total / samples
 
+    def most(self, feeds: Mapping[str, Array], limit_bytes: int) -> int:
+        """How many samples fit into so much memory at once, gradients included; at least one.
+
+        Args:
+            feeds: Some that will be fed, by whose shapes it is judged.
+            limit_bytes: For all activations and what is made of them on the way back.
+        """
+        if not self.rows:
+            return 1
+        found, _ = self._of(feeds, self.parameters)
+        return samples_within(found.graph, BATCH, limit_bytes)
+
     def _of(self, feeds: Mapping[str, Array], wrt: Sequence[str]) -> tuple[Gradient, ort.InferenceSession]:
         shapes = {name: array.shape[1:] if self.rows else array.shape for name, array in feeds.items()}
         key = (bool(wrt), *sorted(shapes.items()))
@@ -84,10 +104,15 @@ class Objective:
             graph = copy_of(self.graph)
             graph.__dict__.pop("surgeon_interface", None)
             for tensor in graph.inputs:
+                if tensor.name not in feeds:
+                    raise DataError("the model's input has no data", where=tensor.name)
                 front = [BATCH] if self.rows else []
                 tensor.shape = [*front, *shapes[tensor.name]]
                 tensor.dtype = feeds[tensor.name].dtype
             found = gradient(graph, self.loss, wrt, inputs=self.parameters)
             self.stopped |= found.stopped
+            self.partial |= found.partial
+            if len(self._compiled) >= COMPILED:
+                del self._compiled[next(iter(self._compiled))]
             self._compiled[key] = found, session(to_model(found.graph), threads=self.threads)
         return self._compiled[key]

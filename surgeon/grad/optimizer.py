@@ -45,7 +45,7 @@ class Optimizer:
     memory: Arrays = field(default_factory=dict)
 
     def step(self, parameters: Arrays, gradients: Mapping[str, NDArray[Any]], rate: float) -> None:
-        """Move the parameters, in place.
+        """Move the parameters, in place; not at all where a gradient is not finite, for running means would keep that.
 
         Args:
             parameters: By name.
@@ -53,6 +53,8 @@ class Optimizer:
             rate: The learning rate.
         """
         self.steps += 1
+        if not all(np.isfinite(each).all() for each in gradients.values()):
+            return
         shrink = self._shrink(gradients)
         for name, gradient in gradients.items():
             value = parameters[name]

@@ -86,10 +86,16 @@ class Samples:
 def drawn(numbers: Array, batch: int, seed: int, step: int) -> Array:
     """The samples of one step: every epoch goes through all of them in an order of its own.
 
-    Depends on nothing but its arguments, so that a run can be taken up at any step.
+    A batch that is not full when an epoch ends is filled from the next. Depends on nothing but its arguments, so that a
+    run can be taken up at any step.
     """
     batch = min(batch, len(numbers))
-    per_epoch = len(numbers) // batch
-    epoch, place = divmod(step, per_epoch)
-    order = np.random.default_rng((seed, epoch)).permutation(numbers)
-    return np.asarray(order[place * batch : (place + 1) * batch])
+    epoch, place = divmod(step * batch, len(numbers))
+    chosen = _order(numbers, seed, epoch)[place : place + batch]
+    if len(chosen) < batch:
+        chosen = np.concatenate([chosen, _order(numbers, seed, epoch + 1)[: batch - len(chosen)]])
+    return chosen
+
+
+def _order(numbers: Array, seed: int, epoch: int) -> Array:
+    return np.random.default_rng((seed, epoch)).permutation(numbers)

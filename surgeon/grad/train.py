@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
+from zipfile import BadZipFile
 
 import numpy as np
 
-from surgeon.errors import UsageError
+from surgeon.errors import DataError, UsageError
 from surgeon.grad.optimizer import Optimizer, OptimizerName, ScheduleName, rate_at
 from surgeon.grad.samples import Samples, drawn
 
@@ -109,41 +111,48 @@ def train(
         held: Numbers of those to judge by.
         course: How.
         judge: What is judged by, smaller being better; by default the objective on the held-out samples.
-        augment: Changes what is fed: called with it and, as ``random``, a generator for the step.
+        augment: Gives what is fed instead, and leaves the arrays it gets as they are: called with what is fed and, as
+            ``random``, a generator for the step.
         teach: Adds to what is fed what can only be said of it after that, such as what another model makes of it.
         checkpoint: A file to write after every evaluation, and to take up where it is there.
         progress: Called with 1 after every step.
+
+    Raises:
+        DataError: There is nothing to learn from, or nothing to judge by.
+        UsageError: The checkpoint is of another run, or no checkpoint.
     """
+    if len(learn) == 0 or (judge is None and len(held) == 0):
+        raise DataError(
+            f"{len(learn)} samples to learn from and {len(held)} to judge by are too few",
+            hint="give at least two samples",
+        )
     if judge is None:
 
         def judge(values: Arrays) -> float:
             return objective.value(values, _taught(samples.take(held, course.most), None, teach))
 
-    state = _started(parameters, judge, course) if checkpoint is None else None
-    if state is None:
-        state = load(checkpoint, course) or _started(parameters, judge, course)
+    identity = _identity(course, parameters, learn, held)
+    state = load(checkpoint, course, identity) or _started(parameters, judge, course)
     every = max(course.steps // max(course.evaluations, 1), 1)
     progress(state.optimizer.steps)
     recent: list[float] = []
     while state.optimizer.steps < course.steps and state.waited < course.patience:
         step = state.optimizer.steps
         chosen = drawn(learn, course.batch, course.seed, step)
-        vary = (
-            None
-            if augment is None
-            else partial(augment, random=np.random.default_rng((course.seed, step, 1)))
-        )
+        random = np.random.default_rng((course.seed, step, 1))
+        vary = None if augment is None else partial(augment, random=random)
         pieces = _taught(samples.take(chosen, course.most), vary, teach)
-        loss, gradients = objective.gradients(state.parameters, pieces)
-        recent.append(loss)
         rate = course.rate * rate_at(course.schedule, step, course.steps)
-        state.optimizer.step(state.parameters, gradients, rate)
+        with np.errstate(over="ignore", invalid="ignore"):  # a run may diverge: it is not accepted then
+            loss, gradients = objective.gradients(state.parameters, pieces)
+            state.optimizer.step(state.parameters, gradients, rate)
+        recent.append(loss)
         progress(1)
         if (step + 1) % every == 0 or step + 1 == course.steps:
             _judge(state, judge(state.parameters), float(np.mean(recent)))
             recent = []
             if checkpoint is not None:
-                save(state, course, checkpoint)
+                save(state, identity, checkpoint)
     return state
 
 
@@ -174,13 +183,23 @@ def _copied(values: Mapping[str, Array]) -> Arrays:
     return {name: value.copy() for name, value in values.items()}
 
 
-def save(state: State, course: Course, path: Path) -> None:
+def _identity(course: Course, parameters: Mapping[str, Array], learn: Array, held: Array) -> str:
+    """What has to be the same for a checkpoint to be taken up: options, start and division of the samples."""
+    digest = hashlib.sha256()
+    for name, values in (*sorted(parameters.items()), ("learn", learn), ("held", held)):
+        array = np.asarray(values)
+        digest.update(f"{name}:{array.dtype}:{array.shape}:".encode())
+        digest.update(array.tobytes())
+    return f"{course!r} {digest.hexdigest()}"
+
+
+def save(state: State, identity: str, path: Path) -> None:
     """Write a checkpoint, whole or not at all."""
     arrays = {f"parameters/{name}": value for name, value in state.parameters.items()}
     arrays |= {f"best/{name}": value for name, value in state.best.items()}
     arrays |= {f"memory/{name}": value for name, value in state.optimizer.memory.items()}
     facts = {
-        "course": repr(course),
+        "identity": identity,
         "steps": state.optimizer.steps,
         "before": state.before,
         "loss": state.loss,
@@ -193,23 +212,23 @@ def save(state: State, course: Course, path: Path) -> None:
     draft.replace(path)
 
 
-def load(path: Path | None, course: Course) -> State | None:
+def load(path: Path | None, course: Course, identity: str) -> State | None:
     """Read a checkpoint; None where there is none.
 
     Raises:
-        UsageError: It is of another course, or no checkpoint.
+        UsageError: It is of another run, or no checkpoint.
     """
     if path is None or not path.exists():
         return None
     try:
         with np.load(path) as file:
-            facts = json.loads(str(file["facts"]))
+            facts = dict(json.loads(str(file["facts"])))
             arrays = {name: file[name] for name in file.files if name != "facts"}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
         raise UsageError(f"not a checkpoint: {error}", where=str(path)) from error
-    if facts["course"] != repr(course):
+    if facts.get("identity") != identity:
         raise UsageError(
-            "the checkpoint is of a run with other options",
+            "the checkpoint is of a run with other options, weights or data",
             where=str(path),
             hint="remove it, or use the same",
         )

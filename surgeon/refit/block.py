@@ -7,6 +7,7 @@ what a block puts out, relative to its variance. A block stays as it was unless 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import onnx_graphsurgeon as gs
 from surgeon.grad.blocks import Block, find_blocks
 from surgeon.grad.objective import Objective
 from surgeon.grad.parameters import parameters_of
+from surgeon.grad.rows import rows_are_apart
 from surgeon.grad.samples import Samples
 from surgeon.grad.train import Course, State, train
 from surgeon.graph.order import needs, ordered
@@ -46,7 +48,7 @@ class Reconstructed:
     Attributes:
         errors: Per block, named after the last tensor it puts out, the relative error on held-out samples before and after.
         kept: Blocks that are better than they were.
-        stopped: Parameters that cannot be trained, and why.
+        stopped: Parameters that cannot be trained, or only by part of their gradient, and why.
         spilled: How many arrays went to temporary files for lack of memory.
     """
 
@@ -102,7 +104,8 @@ class _Reconstruction:
         self.threads, self.excluded, self.limit = threads, excluded, limit_bytes
         self.shapes = infer(graph)
         self.versions = opsets(graph)
-        self.blocks = find_blocks(graph, _carrying(graph, self.shapes))
+        self.carrying = _carrying(graph, self.shapes)
+        self.blocks = find_blocks(graph, self.carrying)
         options: dict[str, Any] = {"threads": threads, "limit_bytes": limit_bytes}
         self.new = Replay(graph, self.shapes.dtypes, feeds, **options)
         whole = infer(reference.graph)
@@ -110,14 +113,25 @@ class _Reconstruction:
         self.found = Reconstructed()
 
     def run(self, progress: Callable[[int], None]) -> Reconstructed:
+        # from the start, for either graph may run ahead of the blocks where something else needs what they make
+        targets = [
+            [name for name in block.makes if name in self.old.made and name in self.old.dtypes]
+            for block in self.blocks
+        ]
+        # what cannot be held, such as a sequence, cannot be read either
+        reads = [[name for name in block.reads if name in self.shapes.dtypes] for block in self.blocks]
+        for replay, every in ((self.old, targets), (self.new, reads)):
+            for name in chain(*every):
+                replay.hold(name)
         for number, block in enumerate(self.blocks):
-            targets = [name for name in block.makes if name in self.old.made]
             parameters = self._parameters(block)
-            readable = all(name in self.shapes.dtypes for name in block.reads)
-            if targets and parameters and readable:
-                self._train(number, block, targets, parameters, progress)
+            if targets[number] and parameters and len(reads[number]) == len(block.reads):
+                self._train(number, block, targets[number], parameters, progress)
             else:
                 progress(self.course.steps)
+            for replay, every in ((self.old, targets), (self.new, reads)):
+                for name in every[number]:
+                    replay.release(name)
         self.found.spilled = self.old.store.spilled + self.new.store.spilled
         return self.found
 
@@ -127,11 +141,17 @@ class _Reconstruction:
         return {
             name: constant
             for name, constant in parameters_of(block.nodes, self.versions).items()
-            if constant.dtype == np.float32
-            and all(id(user) in inside for user in constant.outputs)
-            and not self.excluded(name)
-            and not any(self.excluded(user.name) for user in constant.outputs)
+            if constant.dtype == np.float32 and not self.excluded(name) and self._is_own(constant, inside)
         }
+
+    def _is_own(self, tensor: gs.Tensor, inside: set[int]) -> bool:
+        """Whether all who read a constant, or what is computed of it alone, are inside and not to be left alone."""
+        return not any(tensor is output for output in self.graph.outputs) and all(
+            id(user) in inside
+            and not self.excluded(user.name)
+            and all(made.name in self.carrying or self._is_own(made, inside) for made in user.outputs)
+            for user in tensor.outputs
+        )
 
     def _train(
         self,
@@ -141,22 +161,22 @@ class _Reconstruction:
         parameters: Mapping[str, gs.Constant],
         progress: Callable[[int], None],
     ) -> None:
-        for name in block.reads:
-            self.new.hold(name)
-        for name in targets:
-            self.old.hold(name)
         self.old.advance(targets)
         self.new.advance(block.reads)
-        samples = Samples.of(
-            [*block.reads, *(TARGET + name for name in targets)],
-            self._tensor,
-            self.new.batches,
-            rows=all(self._has_samples_first(name) for name in (*block.reads, *targets)),
-        )
+        targets = [name for name in targets if self._fits(name)]
+        if not targets:
+            progress(self.course.steps)
+            return
+        alone = _alone(self.graph, block, targets)
+        samples = self._samples([*block.reads, *(TARGET + name for name in targets)], alone)
+        if len(samples) < 2:
+            self.found.stopped |= dict.fromkeys(parameters, "there is one sample, and none to judge by")
+            progress(self.course.steps)
+            return
         learn, held = samples.split(HELD_OUT, np.random.default_rng(self.course.seed))
         energy = {name: self._variance(name) for name in targets}
         objective = Objective(
-            _alone(self.graph, block, targets),
+            alone,
             lambda tape: _loss(tape, energy),
             list(parameters),
             rows=samples.rows,
@@ -166,15 +186,11 @@ class _Reconstruction:
         state = self._trained(number, objective, start, samples, learn, held, progress)
         label = targets[-1]
         self.found.errors[label] = (state.before, state.loss)
-        self.found.stopped |= objective.stopped
+        self.found.stopped |= {**objective.partial, **objective.stopped}
         if state.improved:
             self.found.kept.append(label)
             for name, constant in parameters.items():
                 constant.values = state.best[name]
-        for name in block.reads:
-            self.new.release(name)
-        for name in targets:
-            self.old.release(name)
 
     def _trained(
         self,
@@ -199,12 +215,24 @@ class _Reconstruction:
             return self.reference.left(name, self.old.get(name, batch))
         return self.new.get(name, batch)
 
-    def _has_samples_first(self, name: str) -> bool:
-        """Whether the first axis of a tensor is that of the samples: as long as the inputs' at the probe sizes."""
-        dims, dynamic = self.shapes.dims.get(name), self.shapes.dynamic.get(name)
-        first = self.graph.inputs[0].name
-        whole = self.shapes.dims.get(first)
-        return bool(dims and dynamic and whole and dynamic[0] and dims[0] == whole[0])
+    def _samples(self, names: Sequence[str], alone: gs.Graph) -> Samples:
+        """Rows of batches where the block keeps them apart, else batches."""
+        rows = Samples.of(names, self._tensor, self.new.batches, rows=True)
+        if rows_are_apart(alone, rows, self.threads):
+            return rows
+        return Samples.of(names, self._tensor, self.new.batches, rows=False)
+
+    def _fits(self, name: str) -> bool:
+        """Whether what is left of a target has the shape of what the block makes."""
+        dims, dynamic = self.shapes.dims.get(name), self.shapes.dynamic.get(name, ())
+        shape = self._tensor(TARGET + name, 0).shape
+        return (
+            dims is not None
+            and len(dims) == len(shape)
+            and all(
+                changes or size == there for size, there, changes in zip(dims, shape, dynamic, strict=True)
+            )
+        )
 
     def _variance(self, name: str) -> float:
         """The mean over samples and channels of the squared distance from the mean."""
@@ -214,7 +242,7 @@ class _Reconstruction:
             values = np.asarray(self._tensor(TARGET + name, batch), np.float64)
             values = values[np.isfinite(values)]
             total, square, count = total + values.sum(), square + np.square(values).sum(), count + values.size
-        return max(float(square / count - (total / count) ** 2), 1e-12)
+        return max(float(square / count - (total / count) ** 2), 1e-12) if count else 1.0
 
 
 def _carrying(graph: gs.Graph, shapes: Shapes) -> set[str]:
@@ -244,6 +272,8 @@ def _alone(graph: gs.Graph, block: Block, targets: Sequence[str]) -> gs.Graph:
 def _loss(tape: Tape, energy: Mapping[str, float]) -> Value:
     terms = []
     for name, variance in energy.items():
-        difference = tape.find(name) - tape.find(TARGET + name)
+        # half floats would overflow, and the original may have another type
+        made, wanted = tape.find(name).cast(np.float32), tape.find(TARGET + name).cast(np.float32)
+        difference = made - wanted
         terms.append((difference * difference).mean() * (1 / (variance * len(energy))))
     return tape.total(terms)

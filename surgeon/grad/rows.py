@@ -1,0 +1,81 @@
+"""Whether a graph keeps samples apart along the first axis: tried out, for shapes do not tell batch from time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from surgeon.errors import DataError, UnsupportedModelError
+from surgeon.graph.copy import copy_of
+from surgeon.graph.save import to_model
+from surgeon.graph.sessions import run, session
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+    from numpy.typing import NDArray
+
+    from surgeon.grad.samples import Samples
+
+    Array = NDArray[Any]
+
+CLOSE = 1e-3  # of the largest value: products of other sizes may add up in another order
+
+
+def rows_are_apart(graph: gs.Graph, samples: Samples, threads: int = 1) -> bool:
+    """Whether rows of one or two batches, mixed, give what each gave in its own batch.
+
+    A recurrent operator along the first axis, statistics over a batch and sizes that are written into the graph all
+    show here; batches of one can be put together where nothing in the graph minds.
+
+    Args:
+        graph: What is computed. It is not changed.
+        samples: Of all of the graph's inputs.
+        threads: Threads for onnxruntime.
+    """
+    filled = [batch for batch, size in enumerate(samples.sizes) if size]
+    if not samples.rows or len(samples) < 2:
+        return False
+    batches = sorted({filled[0], filled[-1]})
+    ends = [(batch, row) for batch in batches for row in sorted({0, samples.sizes[batch] - 1})]
+    try:
+        runner = session(to_model(_for_any_shape(graph, samples)), threads=threads)
+        whole = {
+            batch: run(runner, {name: samples.get(name, batch) for name in samples.names})
+            for batch in batches
+        }
+        return all(
+            _alike(found, [whole[batch][k][row] for batch, row in trial])
+            for trial in (ends[::-1], ends[:1])
+            for k, found in enumerate(run(runner, _rows(samples, trial)))
+        )
+    except (
+        DataError,
+        UnsupportedModelError,
+        IndexError,
+    ):  # sizes are written into it, or an output has no rows
+        return False
+
+
+def _for_any_shape(graph: gs.Graph, samples: Samples) -> gs.Graph:
+    result = copy_of(graph)
+    result.__dict__.pop("surgeon_interface", None)
+    for tensor in result.inputs:
+        tensor.shape, tensor.dtype = None, samples.get(tensor.name, 0).dtype
+    for tensor in result.outputs:
+        tensor.shape = None
+    return result
+
+
+def _rows(samples: Samples, trial: list[tuple[int, int]]) -> dict[str, Array]:
+    return {
+        name: np.concatenate([samples.get(name, batch)[row : row + 1] for batch, row in trial])
+        for name in samples.names
+    }
+
+
+def _alike(found: Array, expected: list[Array]) -> bool:
+    if found.shape != (len(expected), *expected[0].shape):
+        return False
+    finite = np.abs(found[np.isfinite(found)])
+    return bool(np.allclose(found, expected, rtol=0, atol=CLOSE * finite.max(initial=0), equal_nan=True))
