@@ -262,3 +262,30 @@ def test_channels_that_do_nothing_go_first(score, tmp_path):
     )
     assert prunable.kept(context, "w1:0") == tuple(k for k in range(16) if k not in range(4, 8))
     assert context.warnings == []
+
+
+RECURRENT = """recurrent (float["N",6,16] x) => (float["N",6,5] y) {
+  t = Transpose <perm = [1,0,2]> (x)
+  h, last = LSTM <hidden_size = 8> (t, w, r)
+  s = Squeeze <axes = [1]> (h)
+  b = Transpose <perm = [1,0,2]> (s)
+  y = MatMul (b, wo)
+}"""
+
+
+def test_what_recurrent_layers_feed_back_is_said_to_be_left_out(tmp_path):
+    shapes = {"w": (1, 32, 16), "r": (1, 32, 8), "wo": (8, 5)}
+    text = prunable.HEAD.replace("17", "11") + RECURRENT
+    model = onnx.parser.parse_model(text)
+    random = np.random.default_rng(0)
+    model.graph.initializer.extend(
+        numpy_helper.from_array(0.3 * random.standard_normal(shape).astype(np.float32), name)
+        for name, shape in shapes.items()
+    )
+    for number, node in enumerate(model.graph.node):
+        node.name = f"{node.op_type}_{number}"
+    values, labels = samples(6, shape=(6, 16)), samples(6, shape=(6, 5), seed=1)
+    result, _ = found(model, tmp_path, dataset(values, labels))
+    hidden = [[("wo", k)] for k in range(8)]
+    check(of(result.slopes, 8), slopes(model, values, squared(labels), hidden))
+    assert any("feeds back into itself" in why for why in result.partial.values())

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from surgeon.axes import coordinates
+from surgeon.axes import atoms_of, coordinates
 from surgeon.errors import UnsupportedModelError
 from surgeon.grad.differentiate import FLOATS, Gradient, gradient
 from surgeon.grad.tape import Tape
@@ -104,7 +104,7 @@ def influences(model: Model, groups: Sequence[Group], context: Context, limit_by
     try:
         _Measuring(model, context, graph, gates, ends, found).run(groups, limit_bytes)
     except UnsupportedModelError as error:  # as a gradient, or at all
-        found.slopes.clear()
+        found.slopes, found.partial = {}, {}
         found.without = {group.id: str(error) for group in groups}
     return found
 
@@ -154,11 +154,15 @@ def _refusal(model: Model, read: Read, number: int | None) -> str | None:
 
 def _note_recurrent(model: Model, groups: Sequence[Group], found: Influence) -> None:
     """What a recurrent layer feeds back into itself is no tensor, and is left out."""
-    own = {op.node.name: op for op in model.analysis.ops if op.node.op in RECURRENT}
-    for group in groups:
-        both = [name for name in group.consumers if name in own and name in group.producers]
-        if both:
-            found.partial.setdefault(group.id, f"{both[0]}: what it feeds back into itself does not count")
+    for op in model.analysis.ops:
+        if op.node.op not in RECURRENT:
+            continue
+        fed_back = {atom for axis in op.facts.contracted.get(2, ()) for atom in atoms_of(axis)}
+        for group in groups:
+            if group.atom in fed_back:
+                found.partial.setdefault(
+                    group.id, f"{op.name}: what it feeds back into itself does not count"
+                )
 
 
 def _insert(graph: gs.Graph, node: gs.Node, index: int, name: str, number: int) -> None:
@@ -233,7 +237,8 @@ class _Measuring:
             for node in self.graph.nodes
             if node.outputs and node.outputs[0].name.startswith(f"{PREFIX}/")
         }
-        names = [*(sources[gate.name] for gate in self.gates), *(end.tensor for end in self.ends)]
+        names = [tensor.name for tensor in self.graph.inputs]
+        names += [*(sources[gate.name] for gate in self.gates), *(end.tensor for end in self.ends)]
         return all(gate.axis > 0 for gate in self.gates) and all(
             bool(first and (dims := shapes.dims.get(name)) and dims[0] == first[0])
             and shapes.dynamic[name][0]
