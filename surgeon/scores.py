@@ -2,7 +2,8 @@
 
 A score of one's own is such a function, registered under the entry-point group ``surgeon.scores``: ``f(slices)`` ranks
 by each weight of a group; wrapped in `Score` it can be given activations instead. Larger means more important. Only
-ratios matter: what a score says of each tensor is scaled to mean 1 before `REDUCTIONS` join the tensors of a group.
+ratios matter: what a score says of each tensor is scaled to mean 1 before `REDUCTIONS` join the tensors of a group. Scores
+of gradients are the exception: they speak of a group as a whole, and groups are compared by what they say.
 """
 
 from __future__ import annotations
@@ -123,6 +124,29 @@ class Activity:
     count: NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Slopes:
+    """How the loss of each sample changes as an index of a group fades from everything that reads it.
+
+    The slope of a sample is the sum of activation times gradient over all places at which operators sum over the index.
+
+    Attributes:
+        magnitudes: Sum over samples of the slope's magnitude ``[size]``.
+        squares: Sum over samples of its square ``[size]``.
+        count: Samples.
+    """
+
+    magnitudes: NDArray[np.float64]
+    squares: NDArray[np.float64]
+    count: float
+
+    def joined(self, other: Slopes) -> Slopes:
+        """Over both sets of samples."""
+        return Slopes(
+            self.magnitudes + other.magnitudes, self.squares + other.squares, self.count + other.count
+        )
+
+
 Function: TypeAlias = "Callable[..., NDArray[np.floating]]"
 
 
@@ -135,11 +159,12 @@ class Score:
         over: What it is called with. ``weights``: `Slices` of each weight of the group; ``scales``: of each
             BatchNormalization scale; ``activations``: `Activity` of each activation that a consumer of the group reads;
             ``consumers``: `Slices` of each weight that is multiplied with them, arranged with the positions of the
-            activations first, and the norm ``[positions]`` of the activations at these positions.
+            activations first, and the norm ``[positions]`` of the activations at these positions; ``gradients``: `Slopes`
+            of the group, and the answer is in squared units of the loss, which are compared between groups as they are.
     """
 
     function: Function
-    over: Literal["weights", "scales", "activations", "consumers"] = "weights"
+    over: Literal["weights", "scales", "activations", "consumers", "gradients"] = "weights"
 
     def __call__(self, *evidence: object) -> NDArray[np.floating]:
         """The function's answer."""
@@ -214,6 +239,22 @@ def wanda(slices: Slices, norms: NDArray[np.float64]) -> NDArray[np.float64]:
     return slices.gather(per_position * norms)
 
 
+def taylor(slopes: Slopes) -> NDArray[np.float64]:
+    """Square of the mean magnitude of a sample's first-order change of the loss (Molchanov et al. 2017, 1611.06440).
+
+    The square is that of Molchanov et al. 2019 (arXiv 1906.10771), whose sum of weight times gradient this is as well.
+    """
+    return np.square(slopes.magnitudes / max(slopes.count, 1.0))
+
+
+def fisher(slopes: Slopes) -> NDArray[np.float64]:
+    """Half the mean square of the slope: the loss of removal to second order (Theis et al. 2018, arXiv 1801.05787).
+
+    Optimal brain damage (LeCun et al. 1990) with the Fisher information for the Hessian.
+    """
+    return 0.5 * slopes.squares / max(slopes.count, 1.0)
+
+
 SCORES: dict[str, Score] = {
     "l1": Score(l1),
     "l2": Score(l2),
@@ -223,6 +264,8 @@ SCORES: dict[str, Score] = {
     "activation_norm": Score(activation_norm, "activations"),
     "apoz": Score(apoz, "activations"),
     "wanda": Score(wanda, "consumers"),
+    "taylor": Score(taylor, "gradients"),
+    "fisher": Score(fisher, "gradients"),
 }
 
 #: Join the scores of a group's tensors, ``[tensors, size]`` with NaN where a tensor does not have an index, to ``[size]``.

@@ -105,3 +105,11 @@ def test_reductions_leave_out_what_a_tensor_does_not_have():
 def test_a_score_is_called_like_a_function():
     values = draw(4, 3)
     np.testing.assert_array_equal(SCORES["l2"](slices(values, 0)), scores.l2(slices(values, 0)))
+
+
+def test_gradient_scores_are_losses_per_sample():
+    slopes = scores.Slopes(np.array([4.0, 0.0]), np.array([10.0, 0.0]), 2.0)
+    both = slopes.joined(scores.Slopes(np.array([2.0, 1.0]), np.array([2.0, 1.0]), 1.0))
+    assert scores.taylor(slopes).tolist() == [4.0, 0.0]
+    assert scores.fisher(slopes).tolist() == [2.5, 0.0]
+    assert scores.fisher(both).tolist() == [2.0, pytest.approx(1 / 6)]

@@ -33,6 +33,8 @@ SCORES = (
     "activation_norm",
     "apoz",
     "wanda",
+    "taylor",
+    "fisher",
 )
 REDUCTIONS = ("mean", "max", "sum")
 
@@ -54,9 +56,10 @@ class Prune(Pass):
         tries: How many cuts are measured at most to find the smallest within ``max_drop``.
         score: How indices are ranked: auto (obs with data, given or made up for reconstruct, else l2); obs, the error that is
             left at the consumers once the others make up for the removal (optimal brain surgeon, needs data); l1, l2, bn_scale, geometric_median, redundancy, random, and with data
-            activation_norm, apoz, wanda; or a score that a plugin registers as ``surgeon.scores``.
+            activation_norm, apoz, wanda, and by gradients taylor, fisher; or a score that a plugin registers as ``surgeon.scores``.
         reduce: How a score is reduced over the tensors of a group: mean, max, sum, or a reduction that a plugin
-            registers as ``surgeon.reductions``. What wanda says of several consumers is always added up.
+            registers as ``surgeon.reductions``. What wanda, taylor and fisher say of several consumers is always
+            added up.
         ranking: With a target, global compares groups by score per unit of cost, local removes the same fraction of
             every group.
         product: Which factor of a product of groups (heads x head_dim, conv groups x channels) shrinks. An axis loses

@@ -1,4 +1,4 @@
-"""Datasets: re-iterable, streaming batches of model inputs, with labels that only metrics see."""
+"""Datasets: re-iterable, streaming batches of model inputs, with labels that metrics and gradients see."""
 
 from __future__ import annotations
 

@@ -74,7 +74,18 @@ def test_random_depends_on_the_seed_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "score", ["l1", "l2", "geometric_median", "redundancy", "activation_norm", "apoz", "wanda"]
+    "score",
+    [
+        "l1",
+        "l2",
+        "geometric_median",
+        "redundancy",
+        "activation_norm",
+        "apoz",
+        "wanda",
+        "taylor",
+        "fisher",
+    ],
 )
 def test_the_same_model_gives_the_same_plan(score, tmp_path):
     plans = [
@@ -120,7 +131,7 @@ def dead_channels():
     return prunable.chain(b1=bias)
 
 
-@pytest.mark.parametrize("score", ["activation_norm", "apoz", "wanda"])
+@pytest.mark.parametrize("score", ["activation_norm", "apoz", "wanda", "taylor", "fisher"])
 def test_channels_that_never_fire_go_first(score, tmp_path):
     _, context = prunable.prune(dead_channels(), tmp_path, data=dataset(batches()), ratio=0.25, score=score)
     assert prunable.kept(context, "w1:0") == tuple(k for k in range(16) if k not in range(4, 8))
@@ -194,7 +205,18 @@ TYPED = """typed (TYPE["N",3,8,8] x) => (TYPE["N",24,8,8] y) {
 
 
 @pytest.mark.parametrize(
-    "score", ["l1", "l2", "geometric_median", "redundancy", "activation_norm", "apoz", "wanda"]
+    "score",
+    [
+        "l1",
+        "l2",
+        "geometric_median",
+        "redundancy",
+        "activation_norm",
+        "apoz",
+        "wanda",
+        "taylor",
+        "fisher",
+    ],
 )
 def test_half_precision(score, tmp_path):
     weights = {"w1": rising((16, 3, 1, 1), np.float16), "w2": even((24, 16, 1, 1)).astype(np.float16)}

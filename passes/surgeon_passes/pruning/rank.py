@@ -15,6 +15,7 @@ from surgeon.errors import PluginError
 from surgeon.quantized import meanings, parameters
 from surgeon.scores import REDUCTIONS, SCORES, Activity, Score, Slices
 from surgeon_passes.pruning.activity import Read, measure, norms, reads
+from surgeon_passes.pruning.influence import influences, reasons
 from surgeon_passes.pruning.obs import Eliminator
 from surgeon_passes.pruning.spread import positions_in_weights
 from surgeon_passes.pruning.values import as_numbers
@@ -85,6 +86,9 @@ def _rank(
     name = chosen_score(options, context)
     if name == OBS:
         return _eliminated(options, model, groups, context, eliminator, None)
+    score = _score(name)
+    if score.over == "gradients":
+        return _graded(name, score, options, model, groups, context)
     weights = positions_in_weights(model, groups)
     magnitudes = _magnitudes(name, options, model, groups, context)
     return {name: prices(scores, max(1, len(weights[name]))) for name, scores in magnitudes.items()}
@@ -128,7 +132,46 @@ def _eliminated(
     current: Current | None,
 ) -> dict[str, Floats]:
     """Scores by elimination; groups that it cannot judge rank by magnitude, at the level of the median group."""
-    result = eliminator.scores(groups, current)
+    return _completed(eliminator.scores(groups, current), options, model, groups, context)
+
+
+def _graded(
+    name: str, score: Score, options: Prune, model: Model, groups: Sequence[Group], context: Context
+) -> dict[str, Floats]:
+    """Scores by gradients: groups are compared by their losses, and none is used up before it has to be.
+
+    To begin with an index costs its loss, and later its share of what is left of its group's, see `prices`.
+    """
+    found = influences(model, groups, context, options.memory * 2**20)
+    context.record["gradients"] = {
+        "against": found.truth,
+        "without": dict(found.without),
+        "partial": dict(found.partial),
+    }
+    if found.without:
+        context.warn(
+            f"score={name}: {len(found.without)} of {len(groups)} groups have no gradient and are ranked by {FALLBACK}: "
+            f"{'; '.join(reasons(found.without))}"
+        )
+    if found.partial:
+        context.warn(
+            f"score={name}: part of the gradient is missing for {len(found.partial)} of {len(groups)} groups: "
+            f"{'; '.join(reasons(found.partial))}"
+        )
+    result = {}
+    for group in groups:
+        if group.id not in found.slopes:
+            continue
+        losses = np.clip(_asked(score, found.slopes[group.id], size=group.size), 0.0, LARGEST)
+        ratios = _scaled(losses, np.ones(group.size, bool))
+        result[group.id] = prices(np.sqrt(ratios), 1) * float(f"{losses.sum():.{DIGITS}g}")
+    return _completed(result, options, model, groups, context)
+
+
+def _completed(
+    result: dict[str, Floats], options: Prune, model: Model, groups: Sequence[Group], context: Context
+) -> dict[str, Floats]:
+    """With groups that were not judged, by magnitude at the level of the median group."""
     missing = [group for group in groups if group.id not in result]
     if missing:
         level = float(np.median([scores.mean() for scores in result.values()])) if result else 1.0
