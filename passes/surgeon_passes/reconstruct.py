@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from surgeon.errors import UsageError
 from surgeon.passes import Pass
@@ -11,6 +11,8 @@ from surgeon.passes import Pass
 if TYPE_CHECKING:
     from surgeon.passes import Context, Graph
     from surgeon.refit.block import Reconstructed
+
+    Feeds: TypeAlias = dict[str, Any]
 
 STEPS = {"fast": 100, "default": 300, "thorough": 1000}
 
@@ -20,13 +22,18 @@ class Reconstruct(Pass):
     """Block-wise training: unlabelled, by gradients that onnxruntime computes.
 
     Each block, between places that as few tensors as possible cross, learns to put out what the original does, from what
-    the blocks before it, as trained, put out. It stays as it was unless that is better on held-out samples.
+    the blocks before it, as trained, put out. Then all of them learn together what the original puts out. Nothing is
+    kept unless it is better on held-out samples.
 
     Attributes:
         effort: Steps per block: fast (100), default (300) or thorough (1000).
         steps: Steps per block, instead of ``effort``.
         batch: Samples per step.
         rate: The largest learning rate of Adam; it falls along half a cosine.
+        together: The largest learning rate of the end, at which all blocks learn together, with half of the steps; 0 for no
+            such end.
+        mirror: Whether mirrored images are learned from as well: yes, no, or auto, where the inputs are images and the
+            original puts out nearly the same for both.
         memory: Megabytes of activations held in memory, per model; the rest goes to temporary files.
         exclude: Weights whose name, or whose operator's, matches one of these patterns stay as they are.
     """
@@ -38,6 +45,8 @@ class Reconstruct(Pass):
     steps: int | None = None
     batch: int = 64
     rate: float = 1e-3
+    together: float = 3e-4
+    mirror: Literal["auto", "yes", "no"] = "auto"
     memory: int = 2048
     exclude: tuple[str, ...] = ()
 
@@ -48,6 +57,8 @@ class Reconstruct(Pass):
                 raise UsageError(f"must be at least 1, got {value}", where=f"reconstruct.{option}")
         if not self.rate > 0:
             raise UsageError(f"must be above 0, got {self.rate}", where="reconstruct.rate")
+        if not self.together >= 0:
+            raise UsageError(f"must not be negative, got {self.together}", where="reconstruct.together")
 
     def run(self, graph: Graph, context: Context) -> Graph:
         """Train the blocks of ``graph``; raises UsageError where the data do not fit it."""
@@ -64,21 +75,41 @@ class Reconstruct(Pass):
             return graph
         steps = STEPS[self.effort] if self.steps is None else self.steps
         course = Course(steps, self.batch, self.rate, seed=context.seed_for("reconstruct"))
+        whole = replace(course, steps=max(steps // 2, 1), rate=self.together) if self.together else None
         feeds = [batch[0] for batch in context.calibration()]
+        twins = self._twins(feeds, context)
+        total = steps * len(find_trainable(graph)) + (whole.steps if whole else 0)
         started = time.perf_counter()
-        with context.progress("reconstruct", steps * len(find_trainable(graph))) as advance:
+        with context.progress("reconstruct", total) as advance:
             found = reconstruct(
                 graph,
                 context.reference,
-                feeds,
+                [*feeds, *twins],
                 course,
+                whole=whole,
+                twins=bool(twins),
                 threads=context.threads,
                 limit_bytes=self.memory * 2**20,
                 excluded=excluded_by(context, self.exclude),
                 progress=advance,
             )
+        context.record["mirrored"] = bool(twins)
         _describe(found, context, self.memory, time.perf_counter() - started)
         return graph
+
+    def _twins(self, feeds: list[Feeds], context: Context) -> list[Feeds]:
+        """Mirrored batches, where they are wanted."""
+        from surgeon.stats.mirrored import is_symmetric, mirrored
+
+        twins = None if self.mirror == "no" else mirrored(feeds)
+        if twins is None:
+            if self.mirror == "yes":
+                raise UsageError("the inputs are no images", where="reconstruct.mirror")
+            return []
+        reference: Any = context.reference
+        if self.mirror == "auto" and not is_symmetric(reference.graph, feeds, twins, context.threads):
+            return []
+        return twins
 
 
 def _describe(found: Reconstructed, context: Context, memory: int, seconds: float) -> None:

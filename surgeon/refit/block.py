@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from surgeon.grad.blocks import Block, find_blocks
+from surgeon.grad.blocks import Block, find_blocks, whole_block
 from surgeon.grad.objective import Objective
 from surgeon.grad.parameters import parameters_of
 from surgeon.grad.rows import rows_are_apart
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 TARGET = "surgeon/target/"
+WHOLE = "all blocks together"
 HELD_OUT = 0.125
 SAME = 1e-8  # relative error below which a block has nothing to learn
 
@@ -64,6 +65,8 @@ def reconstruct(
     feeds: Sequence[Mapping[str, Array]],
     course: Course,
     *,
+    whole: Course | None = None,
+    twins: bool = False,
     threads: int = 1,
     limit_bytes: int = 2**31,
     excluded: Callable[[str], bool] = lambda _: False,
@@ -76,12 +79,15 @@ def reconstruct(
         reference: What it should compute.
         feeds: Batches of inputs, without labels.
         course: How each block is trained.
+        whole: How all of them are trained together after that, as one block; None: not at all.
+        twins: Whether the second half of the batches are variants of the first, which are judged by only the first.
         threads: Threads for onnxruntime.
-        limit_bytes: Activations held in memory, per graph.
+        limit_bytes: Activations held in memory, per graph, and those of a step.
         excluded: Whether a node or tensor, by name, is to be left alone.
         progress: Called with 1 after every step of a block.
     """
-    return _Reconstruction(graph, reference, feeds, course, threads, limit_bytes, excluded).run(progress)
+    made = _Reconstruction(graph, reference, feeds, course, whole, twins, threads, limit_bytes, excluded)
+    return made.run(progress)
 
 
 def find_trainable(graph: gs.Graph) -> list[Block]:
@@ -96,20 +102,26 @@ class _Reconstruction:
         reference: Reference,
         feeds: Sequence[Mapping[str, Array]],
         course: Course,
+        whole: Course | None,
+        twins: bool,
         threads: int,
         limit_bytes: int,
         excluded: Callable[[str], bool],
     ) -> None:
-        self.graph, self.reference, self.course = graph, reference, course
+        self.graph, self.reference, self.twins = graph, reference, twins
         self.threads, self.excluded, self.limit = threads, excluded, limit_bytes
         self.shapes = infer(graph)
         self.versions = opsets(graph)
         self.carrying = _carrying(graph, self.shapes)
         self.blocks = find_blocks(graph, self.carrying)
+        self.courses = [replace(course, seed=course.seed + number) for number in range(len(self.blocks))]
+        self.together = whole if len(self.blocks) > 1 else None
+        if self.together is not None:
+            self.blocks.append(whole_block(graph, self.carrying))
+            self.courses.append(self.together)
         options: dict[str, Any] = {"threads": threads, "limit_bytes": limit_bytes}
         self.new = Replay(graph, self.shapes.dtypes, feeds, **options)
-        whole = infer(reference.graph)
-        self.old = Replay(reference.graph, whole.dtypes, feeds, **options)
+        self.old = Replay(reference.graph, infer(reference.graph).dtypes, feeds, **options)
         self.found = Reconstructed()
 
     def run(self, progress: Callable[[int], None]) -> Reconstructed:
@@ -126,9 +138,9 @@ class _Reconstruction:
         for number, block in enumerate(self.blocks):
             parameters = self._parameters(block)
             if targets[number] and parameters and len(reads[number]) == len(block.reads):
-                self._train(number, block, targets[number], parameters, progress)
+                self._train(self.courses[number], block, targets[number], parameters, progress)
             else:
-                progress(self.course.steps)
+                progress(self.courses[number].steps)
             for replay, every in ((self.old, targets), (self.new, reads)):
                 for name in every[number]:
                     replay.release(name)
@@ -155,7 +167,7 @@ class _Reconstruction:
 
     def _train(
         self,
-        number: int,
+        course: Course,
         block: Block,
         targets: Sequence[str],
         parameters: Mapping[str, gs.Constant],
@@ -165,15 +177,15 @@ class _Reconstruction:
         self.new.advance(block.reads)
         targets = [name for name in targets if self._fits(name)]
         if not targets:
-            progress(self.course.steps)
+            progress(course.steps)
             return
         alone = _alone(self.graph, block, targets)
         samples = self._samples([*block.reads, *(TARGET + name for name in targets)], alone)
         if len(samples) < 2:
             self.found.stopped |= dict.fromkeys(parameters, "there is one sample, and none to judge by")
-            progress(self.course.steps)
+            progress(course.steps)
             return
-        learn, held = samples.split(HELD_OUT, np.random.default_rng(self.course.seed))
+        learn, held = self._split(samples)
         energy = {name: self._variance(name) for name in targets}
         objective = Objective(
             alone,
@@ -183,8 +195,8 @@ class _Reconstruction:
             threads=self.threads,
         )
         start = {name: np.array(peek(constant)) for name, constant in parameters.items()}
-        state = self._trained(number, objective, start, samples, learn, held, progress)
-        label = targets[-1]
+        state = _trained(course, objective, start, samples, learn, held, self.limit, progress)
+        label = WHOLE if course is self.together else targets[-1]
         self.found.errors[label] = (state.before, state.loss)
         self.found.stopped |= {**objective.partial, **objective.stopped}
         if state.improved:
@@ -192,22 +204,14 @@ class _Reconstruction:
             for name, constant in parameters.items():
                 constant.values = state.best[name]
 
-    def _trained(
-        self,
-        number: int,
-        objective: Objective,
-        start: dict[str, Array],
-        samples: Samples,
-        learn: Array,
-        held: Array,
-        progress: Callable[[int], None],
-    ) -> State:
-        course = replace(self.course, seed=self.course.seed + number)
-        untrained = objective.value(start, samples.take(held, course.most))
-        if not untrained > SAME:
-            progress(course.steps)
-            course = replace(course, steps=0)
-        return train(objective, start, samples, learn, held, course, progress=progress)
+    def _split(self, samples: Samples) -> tuple[Array, Array]:
+        """Samples to learn from and to judge by: none of the latter, nor a variant of it, is among the former."""
+        random = np.random.default_rng(self.courses[0].seed)
+        if not self.twins:
+            return samples.split(HELD_OUT, random)
+        first = len(samples) // 2
+        learn, held = replace(samples, sizes=samples.sizes[: len(samples.sizes) // 2]).split(HELD_OUT, random)
+        return np.concatenate([learn, learn + first]), held
 
     def _tensor(self, name: str, batch: int) -> Array:
         if name.startswith(TARGET):
@@ -243,6 +247,25 @@ class _Reconstruction:
             values = values[np.isfinite(values)]
             total, square, count = total + values.sum(), square + np.square(values).sum(), count + values.size
         return max(float(square / count - (total / count) ** 2), 1e-12) if count else 1.0
+
+
+def _trained(
+    course: Course,
+    objective: Objective,
+    start: dict[str, Array],
+    samples: Samples,
+    learn: Array,
+    held: Array,
+    limit_bytes: int,
+    progress: Callable[[int], None],
+) -> State:
+    _, feeds = next(samples.take(held[:1], 1))
+    course = replace(course, most=min(course.most, objective.most(feeds, limit_bytes)))
+    untrained = objective.value(start, samples.take(held, course.most))
+    if not untrained > SAME:
+        progress(course.steps)
+        course = replace(course, steps=0)
+    return train(objective, start, samples, learn, held, course, progress=progress)
 
 
 def _carrying(graph: gs.Graph, shapes: Shapes) -> set[str]:

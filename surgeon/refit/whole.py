@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,6 +69,7 @@ def train_whole(
     course: Course,
     *,
     threads: int = 1,
+    limit_bytes: int = 2**31,
     excluded: Callable[[str], bool] = lambda _: False,
     checkpoint: Path | None = None,
     progress: Callable[[int], None] = lambda _: None,
@@ -80,6 +81,7 @@ def train_whole(
         lesson: What is learned.
         course: How.
         threads: Threads for onnxruntime.
+        limit_bytes: For the activations of a step; samples that do not fit run one after the other.
         excluded: Whether a node or tensor, by name, is to be left alone.
         checkpoint: A file to write after every evaluation, and to take up where it is there.
         progress: Called with 1 after every step.
@@ -101,6 +103,8 @@ def train_whole(
     work.inputs = [*work.inputs, *(gs.Variable(name, np.float32, None) for name in more)]
     objective = Objective(work, lesson.loss, list(parameters), rows=samples.rows, threads=threads)
     learn, held = samples.split(HELD_OUT, np.random.default_rng(course.seed))
+    _, feeds = next(samples.take(held[:1], 1))
+    course = replace(course, most=min(course.most, objective.most(lesson.teach(feeds), limit_bytes)))
     start = {name: np.array(peek(constant)) for name, constant in parameters.items()}
     state = train(
         objective,
