@@ -58,8 +58,9 @@ def find_blocks(graph: gs.Graph, floats: Collection[str], fewest: int = FEWEST) 
     """Cut a graph into blocks.
 
     A place between two nodes is a boundary where no place within the next weighted operators is crossed by fewer
-    tensors that depend on weights (masks and the like do not, and may be read anywhere); of those with the same operators before and after, the last. Nodes behind the last weighted operator are
-    in no block, for there is nothing to learn in them, but for those by which its branch joins the others.
+    tensors that depend on weights (masks and the like do not, and may be read anywhere); of those with the same
+    operators before and after, the last. Nodes behind the last weighted operator are in no block, for there is nothing
+    to learn in them, but for those by which its branch joins the others.
 
     Args:
         graph: The graph.
