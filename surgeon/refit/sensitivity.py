@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     Feeds = Sequence[Mapping[str, Array]]
 
 RATIO = 0.6  # of a group is removed
-PROBES = 16  # groups that are tried; what others do is read off their neighbours
+PROBES = 16  # groups that are tried; what others do is foretold from them
 PLACES = Places(per_input=6, fewest=3000, limit_bytes=2**27)
 EFFORT = Effort(strengths=(1e-2,), steps=0, joint=0)
 
@@ -112,6 +112,12 @@ def sensitivities(
     return result
 
 
+def trial(group: Group, curve: Curve) -> tuple[int, float]:
+    """How many indices of a group are removed to try it, and what its curve says of that."""
+    removed = min(max(1, round(group.size * RATIO)), group.size - 1)
+    return removed, sum(max(step, 0.0) for step in curve.steps[:removed])
+
+
 def in_order(analysis: Analysis, groups: Sequence[Group]) -> list[Group]:
     """Groups by where they are consumed first: those with one consumer, then the streams that several read."""
     views = [view for op in analysis.ops for view in linear_views(op)]
@@ -127,7 +133,7 @@ def in_order(analysis: Analysis, groups: Sequence[Group]) -> list[Group]:
 
 
 def _probe(analysis: Analysis, group: Group, curve: Curve, original: Replay, seed: int) -> Probe | None:
-    removed = min(max(1, round(group.size * RATIO)), group.size - 1)
+    removed, local = trial(group, curve)
     flags = np.ones(group.size, bool)
     flags[list(curve.order[:removed])] = False
     keep = {group.atom: flags}
@@ -142,4 +148,4 @@ def _probe(analysis: Analysis, group: Group, curve: Curve, original: Replay, see
     outputs = sweep.divergence(judged, range(batches if original.batches > 1 else 0, original.batches))
     if outputs is None or not np.isfinite(outputs):
         return None
-    return Probe(removed, sum(max(step, 0.0) for step in curve.steps[:removed]), max(outputs, TINY))
+    return Probe(removed, local, max(outputs, TINY))

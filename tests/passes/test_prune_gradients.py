@@ -289,3 +289,21 @@ def test_what_recurrent_layers_feed_back_is_said_to_be_left_out(tmp_path):
     hidden = [[("wo", k)] for k in range(8)]
     check(of(result.slopes, 8), slopes(model, values, squared(labels), hidden))
     assert any("feeds back into itself" in why for why in result.partial.values())
+
+
+def test_groups_that_are_not_tried_alone_have_slopes_whatever_the_labels(tmp_path, monkeypatch):
+    for module in ("surgeon.refit.sensitivity", "surgeon_passes.pruning.obs"):
+        monkeypatch.setattr(f"{module}.PROBES", 1)
+    values = samples(16)
+    scores = []
+    for labels in (None, np.arange(16) % 5):
+        analysed = prunable.analysed(prunable.concat(), tmp_path)
+        context = prunable.Context(tmp_path / "model.onnx", data=dataset(values, labels))
+        ranking = Ranking(Prune(score="obs"), analysed, context)
+        scores.append(ranking.of(analysed.groups))
+        assert len(ranking.eliminator.probes) == 1
+        assert ranking.eliminator.slopes.keys() == {group.id for group in analysed.groups}
+        assert context.warnings == []
+    for name, each in scores[0].items():
+        assert np.isfinite(each).all()
+        np.testing.assert_array_equal(each, scores[1][name])

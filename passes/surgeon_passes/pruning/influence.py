@@ -82,7 +82,9 @@ class Gate:
     by_group: Mapping[str, list[NDArray[np.int64]]]
 
 
-def influences(model: Model, groups: Sequence[Group], context: Context, limit_bytes: int) -> Influence:
+def influences(
+    model: Model, groups: Sequence[Group], context: Context, limit_bytes: int, *, labels: bool = True
+) -> Influence:
     """Run the calibration data forwards and backwards.
 
     Args:
@@ -90,6 +92,7 @@ def influences(model: Model, groups: Sequence[Group], context: Context, limit_by
         groups: The groups.
         context: The run.
         limit_bytes: Activations and gradients that may be in memory; how many samples are run at once follows.
+        labels: Whether labels are used, where the data have any.
 
     Raises:
         DataError: The data do not fit the model.
@@ -102,7 +105,7 @@ def influences(model: Model, groups: Sequence[Group], context: Context, limit_by
     if not gates:
         return found
     try:
-        _Measuring(model, context, graph, gates, ends, found).run(groups, limit_bytes)
+        _Measuring(model, context, graph, gates, ends, found).run(groups, limit_bytes, labels=labels)
     except UnsupportedModelError as error:  # as a gradient, or at all
         found.slopes, found.partial = {}, {}
         found.without = {group.id: str(error) for group in groups}
@@ -191,7 +194,7 @@ class _Measuring:
         self.rows = self._keeps_samples_apart()
         self.compiled: dict[tuple[Any, ...], tuple[list[Gate], ort.InferenceSession]] = {}
 
-    def run(self, groups: Sequence[Group], limit_bytes: int) -> None:
+    def run(self, groups: Sequence[Group], limit_bytes: int, *, labels: bool) -> None:
         """Fill in what was found."""
         shapes = self.model.analysis.shapes
         one = COPIES * sum(4 * prod(dims[1:]) for dims in shapes.dims.values() if dims)
@@ -203,13 +206,14 @@ class _Measuring:
         names = [output.name for output in forward.get_outputs()]
         sizes = {group.id: group.size for group in groups}
         total = data.total()
-        rounds = 1 if self._fits_labels(data, forward, names) else min(ROUNDS, -(-FEWEST // max(total, 1)))
+        given = labels and self._fits_labels(data, forward, names)
+        rounds = 1 if given else min(ROUNDS, -(-FEWEST // max(total, 1)))
         with self.context.progress("prune: gradients", total * rounds) as advance:
             for turn in range(rounds):
                 start = 0
-                for feeds, labels in data:
+                for feeds, truth in data:
                     values = dict(zip(names, run(forward, feeds), strict=True))
-                    slopes, count = self._slopes(values, labels, turn, start)
+                    slopes, count = self._slopes(values, truth, turn, start)
                     self._add(feeds | slopes, count, sizes)
                     start += count
                     advance(count)

@@ -140,7 +140,8 @@ def drawn(end: End, values: Array, generators: Sequence[np.random.Generator]) ->
     if end.classes is not None:
         noise = _samples(found.shape, generators, "gumbel")
         return _against_classes(found, (found + noise).argmax(axis=end.classes), end.classes)
-    scale = max(float(np.nan_to_num(found.std())), TINY)
+    finite = found[np.isfinite(found)]
+    scale = max(float(finite.std()) if finite.size else 1.0, TINY)
     directions = _samples(found.shape, generators, "standard_normal")
     return np.asarray(directions / (scale * np.sqrt(_per_sample(found))))
 

@@ -2,23 +2,25 @@
 
 Elimination gives each group's error at its consumers, see `surgeon.refit.curves`. What is left of an error at the
 outputs, once everything behind has been refitted, grows slower than the error itself: over the groups of a ResNet-20 the
-logarithms of the two lie on lines of slope 0.8 to 0.9 (plans hardly change between 0.7 and 1). The height of the line is measured for each group, with one cut of it
-alone, see `surgeon.refit.sensitivity`.
+logarithms of the two lie on lines of slope 0.8 to 0.9 (plans hardly change between 0.7 and 1). The height of the line is measured for some groups, with one cut of each
+alone, see `surgeon.refit.sensitivity`, and foretold for the others, see `surgeon_passes.pruning.heights`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from surgeon.refit.curves import Curve, error_curves
-from surgeon.refit.sensitivity import PROBES, Probe, in_order, sensitivities
+from surgeon.refit.sensitivity import PROBES, Probe, in_order, sensitivities, trial
+from surgeon_passes.pruning.heights import between
+from surgeon_passes.pruning.influence import influences
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -26,9 +28,9 @@ if TYPE_CHECKING:
     from surgeon.groups import Group
     from surgeon.passes import Context
     from surgeon.refit.carry import Current
+    from surgeon.stats.data import Dataset
 
     Floats = NDArray[np.float64]
-    Feeds = Sequence[Mapping[str, NDArray[Any]]]
 
 SLOPE = 0.85
 MOST_SAMPLES, FEWEST_SAMPLES = 256, 8
@@ -47,6 +49,7 @@ class Eliminator:
         probing: Whether sensitivities are measured.
         curves: Of the original, by group id.
         probes: What cutting single groups did, by group id.
+        slopes: The squared slopes of the indices that go where a group is tried, by group id; none if all are tried.
     """
 
     model: Model
@@ -55,6 +58,7 @@ class Eliminator:
     probing: bool = True
     curves: dict[str, Curve] = field(default_factory=dict)
     probes: dict[str, Probe] = field(default_factory=dict)
+    slopes: dict[str, float] = field(default_factory=dict)
 
     def scores(self, groups: Sequence[Group], current: Current | None) -> dict[str, Floats]:
         """Per group what removing each index adds to the error of the outputs, in the order in which they go best.
@@ -64,7 +68,9 @@ class Eliminator:
         if not self.curves:
             self.curves = self._curves(groups, None)
             if self.probing:
-                self.probes = self._probes([group for group in groups if group.id in self.curves])
+                able = [group for group in groups if group.id in self.curves]
+                self.probes = self._probes(able)
+                self.slopes = self._slopes(able) if len(self.probes) < len(able) else {}
         curves = self.curves if current is None else self._curves(groups, current)
         factors = self._factors([group for group in groups if group.id in self.curves])
         return {
@@ -92,14 +98,25 @@ class Eliminator:
                 self.model.analysis,
                 groups,
                 self.curves,
-                self._sample(len(groups)),
+                [feeds for feeds, _ in self._sample(len(groups))],
                 seed=self.context.seed_for("sensitivity"),
                 threads=self.context.threads,
                 limit_bytes=self.memory,
                 progress=advance,
             )
 
-    def _sample(self, groups: int) -> Feeds:
+    def _slopes(self, groups: Sequence[Group]) -> dict[str, float]:
+        context = replace(self.context, data=self._sample(len(groups)))
+        found = influences(self.model, groups, context, self.memory, labels=False).slopes
+        result = {}
+        for group in groups:
+            if group.id in found:
+                removed, _ = trial(group, self.curves[group.id])
+                first = list(self.curves[group.id].order[:removed])
+                result[group.id] = float(found[group.id].squares[first].sum() / found[group.id].count)
+        return result
+
+    def _sample(self, groups: int) -> Dataset:
         """Two batches or more, as many samples as time and memory allow."""
         data = self.context.calibration()
         analysis = self.model.analysis
@@ -111,16 +128,20 @@ class Eliminator:
         wanted = max(2, wanted // batch) * batch
         if wanted < data.total():
             _, data = data.split(wanted / data.total(), self.context.seed_for("sensitivity"))
-        return [feeds for feeds, _ in data.rebatched(batch)]
+        return data.rebatched(batch)
 
     def _factors(self, groups: Sequence[Group]) -> dict[str, float]:
-        """The height of each group's line; of those that were not tried, between their neighbours'."""
+        """The height of each group's line; of those that were not tried, as foretold."""
         ordered = in_order(self.model.analysis, groups)
         tried = [k for k, group in enumerate(ordered) if group.id in self.probes]
         if not tried:
             return dict.fromkeys((group.id for group in ordered), 1.0)
-        heights = [_height(self.probes[ordered[k].id]) for k in tried]
-        found = np.exp(np.interp(np.arange(len(ordered)), tried, heights))
+        local = [trial(group, self.curves[group.id])[1] for group in ordered]
+        errors = SLOPE * np.log(np.maximum(local, TINY))
+        outputs = np.log([self.probes[ordered[k].id].outputs for k in tried])
+        slopes = [self.slopes.get(group.id, 0.0) for group in ordered]
+        unrefitted = np.log([slope if slope > 0 else np.nan for slope in slopes])
+        found = np.exp(between(tried, outputs, errors, unrefitted) - errors)
         return {group.id: float(factor) for group, factor in zip(ordered, found, strict=True)}
 
     def _rises(self, curve: Curve, first: Curve, factor: float, size: int) -> Floats:
@@ -136,7 +157,3 @@ class Eliminator:
             1 + 1e-9 * np.arange(len(curve.order))
         )
         return scores
-
-
-def _height(probe: Probe) -> float:
-    return float(np.log(probe.outputs) - SLOPE * np.log(max(probe.local, TINY)))
