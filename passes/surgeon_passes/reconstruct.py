@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
     Feeds: TypeAlias = dict[str, Any]
 
+MOST_VARIANTS, MOST_SAMPLES = 3, 4096
+TENSORS = 4  # what a block reads and what it should make, of the model and of the original
 STEPS = {"fast": 100, "default": 300, "thorough": 1000}
 
 
@@ -32,8 +35,9 @@ class Reconstruct(Pass):
         rate: The largest learning rate of Adam; it falls along half a cosine.
         together: The largest learning rate of the end, at which all blocks learn together, with half of the steps; 0 for no
             such end.
-        mirror: Whether mirrored images are learned from as well: yes, no, or auto, where the inputs are images and the
-            original puts out nearly the same for both.
+        variants: Variants of every sample that are learned from as well; by default up to 3 of images, which are moved and,
+            where the original puts out nearly the same for them, mirrored, and of what a function ``augment`` in the
+            data file varies, as long as there are not more than 4,096 samples and memory holds them.
         memory: Megabytes of activations held in memory, per model; the rest goes to temporary files.
         exclude: Weights whose name, or whose operator's, matches one of these patterns stay as they are.
     """
@@ -45,12 +49,14 @@ class Reconstruct(Pass):
     steps: int | None = None
     batch: int = 64
     rate: float = 1e-3
-    together: float = 3e-4
-    mirror: Literal["auto", "yes", "no"] = "auto"
+    together: float = 1e-4
+    variants: int | None = None
     memory: int = 2048
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.variants is not None and self.variants < 0:
+            raise UsageError(f"must not be negative, got {self.variants}", where="reconstruct.variants")
         for option in ("steps", "batch", "memory"):
             value = getattr(self, option)
             if value is not None and value < 1:
@@ -77,39 +83,63 @@ class Reconstruct(Pass):
         course = Course(steps, self.batch, self.rate, seed=context.seed_for("reconstruct"))
         whole = replace(course, steps=max(steps // 2, 1), rate=self.together) if self.together else None
         feeds = [batch[0] for batch in context.calibration()]
-        twins = self._twins(feeds, context)
+        more = self._variants(graph, feeds, context)
         total = steps * len(find_trainable(graph)) + (whole.steps if whole else 0)
         started = time.perf_counter()
         with context.progress("reconstruct", total) as advance:
             found = reconstruct(
                 graph,
                 context.reference,
-                [*feeds, *twins],
+                [*feeds, *more],
                 course,
                 whole=whole,
-                twins=bool(twins),
+                variants=len(more) // len(feeds),
                 threads=context.threads,
                 limit_bytes=self.memory * 2**20,
                 excluded=excluded_by(context, self.exclude),
                 progress=advance,
             )
-        context.record["mirrored"] = bool(twins)
+        context.record["variants"] = len(more) // len(feeds)
         _describe(found, context, self.memory, time.perf_counter() - started)
         return graph
 
-    def _twins(self, feeds: list[Feeds], context: Context) -> list[Feeds]:
-        """Mirrored batches, where they are wanted."""
-        from surgeon.stats.mirrored import is_symmetric, mirrored
+    def _variants(self, graph: Graph, feeds: list[Feeds], context: Context) -> list[Feeds]:
+        """Batches of varied samples, variant by variant."""
+        import numpy as np
 
-        twins = None if self.mirror == "no" else mirrored(feeds)
-        if twins is None:
-            if self.mirror == "yes":
-                raise UsageError("the inputs are no images", where="reconstruct.mirror")
-            return []
+        from surgeon.stats.variants import variation_for
+
         reference: Any = context.reference
-        if self.mirror == "auto" and not is_symmetric(reference.graph, feeds, twins, context.threads):
+        augment = None if context.data is None else context.data.augment
+        vary = augment or variation_for(reference.graph, feeds, context.threads)
+        if vary is None:
+            if self.variants:
+                raise UsageError(
+                    "only images can be varied",
+                    where="reconstruct.variants",
+                    hint="let the data file have a function augment(feeds, random)",
+                )
             return []
-        return twins
+        samples = sum(len(next(iter(batch.values()))) for batch in feeds)
+        room = min(MOST_VARIANTS, MOST_SAMPLES // samples - 1, self._held(graph, samples))
+        count = max(room, 0) if self.variants is None else self.variants
+        seed = context.seed_for("variants")
+        return [
+            {**batch, **vary(batch, random=np.random.default_rng((seed, k, number)))}
+            for k in range(count)
+            for number, batch in enumerate(feeds)
+        ]
+
+    def _held(self, graph: Graph, samples: int) -> int:
+        """How many variants keep four of the largest tensors within the memory."""
+        from surgeon.graph.shapes import infer
+
+        shapes = infer(graph)
+        first = (shapes.dims.get(graph.inputs[0].name) or (1,))[0]
+        largest = max(
+            4 * math.prod(dims) / max(first, 1) for dims in shapes.dims.values() if dims is not None
+        )
+        return int(self.memory * 2**20 / (TENSORS * largest * samples)) - 1
 
 
 def _describe(found: Reconstructed, context: Context, memory: int, seconds: float) -> None:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 TARGET = "surgeon/target/"
 WHOLE = "all blocks together"
 HELD_OUT = 0.125
+CAREFUL = 0.1
 SAME = 1e-8  # relative error below which a block has nothing to learn
 
 
@@ -66,7 +67,7 @@ def reconstruct(
     course: Course,
     *,
     whole: Course | None = None,
-    twins: bool = False,
+    variants: int = 0,
     threads: int = 1,
     limit_bytes: int = 2**31,
     excluded: Callable[[str], bool] = lambda _: False,
@@ -80,13 +81,13 @@ def reconstruct(
         feeds: Batches of inputs, without labels.
         course: How each block is trained.
         whole: How all of them are trained together after that, as one block; None: not at all.
-        twins: Whether the second half of the batches are variants of the first, which are judged by only the first.
+        variants: How many variants of the samples follow them in ``feeds``, each with as many batches.
         threads: Threads for onnxruntime.
         limit_bytes: Activations held in memory, per graph, and those of a step.
         excluded: Whether a node or tensor, by name, is to be left alone.
         progress: Called with 1 after every step of a block.
     """
-    made = _Reconstruction(graph, reference, feeds, course, whole, twins, threads, limit_bytes, excluded)
+    made = _Reconstruction(graph, reference, feeds, course, whole, variants, threads, limit_bytes, excluded)
     return made.run(progress)
 
 
@@ -103,12 +104,12 @@ class _Reconstruction:
         feeds: Sequence[Mapping[str, Array]],
         course: Course,
         whole: Course | None,
-        twins: bool,
+        variants: int,
         threads: int,
         limit_bytes: int,
         excluded: Callable[[str], bool],
     ) -> None:
-        self.graph, self.reference, self.twins = graph, reference, twins
+        self.graph, self.reference, self.variants = graph, reference, variants
         self.threads, self.excluded, self.limit = threads, excluded, limit_bytes
         self.shapes = infer(graph)
         self.versions = opsets(graph)
@@ -181,7 +182,7 @@ class _Reconstruction:
             return
         alone = _alone(self.graph, block, targets)
         samples = self._samples([*block.reads, *(TARGET + name for name in targets)], alone)
-        if len(samples) < 2:
+        if len(samples) < 2 * (1 + self.variants):
             self.found.stopped |= dict.fromkeys(parameters, "there is one sample, and none to judge by")
             progress(course.steps)
             return
@@ -205,13 +206,13 @@ class _Reconstruction:
                 constant.values = state.best[name]
 
     def _split(self, samples: Samples) -> tuple[Array, Array]:
-        """Samples to learn from and to judge by: none of the latter, nor a variant of it, is among the former."""
-        random = np.random.default_rng(self.courses[0].seed)
-        if not self.twins:
-            return samples.split(HELD_OUT, random)
-        first = len(samples) // 2
-        learn, held = replace(samples, sizes=samples.sizes[: len(samples.sizes) // 2]).split(HELD_OUT, random)
-        return np.concatenate([learn, learn + first]), held
+        """Samples to learn from and to judge by: no variant of the latter is among the former."""
+        own = replace(samples, sizes=samples.sizes[: len(samples.sizes) // (1 + self.variants)])
+        learn, held = own.split(HELD_OUT, np.random.default_rng(self.courses[0].seed))
+        every = [len(own) * k for k in range(1 + self.variants)]
+        # what was fitted before this, in closed form say, may have seen the samples themselves, and would look too good
+        judged = every[1:] or every
+        return np.concatenate([learn + k for k in every]), np.concatenate([held + k for k in judged])
 
     def _tensor(self, name: str, batch: int) -> Array:
         if name.startswith(TARGET):
@@ -265,7 +266,12 @@ def _trained(
     if not untrained > SAME:
         progress(course.steps)
         course = replace(course, steps=0)
-    return train(objective, start, samples, learn, held, course, progress=progress)
+    state = train(objective, start, samples, learn, held, course, progress=progress)
+    if state.improved or not course.steps:
+        return state
+    # weights that are nearly right already are shaken up by large steps
+    careful = replace(course, rate=course.rate * CAREFUL)
+    return train(objective, start, samples, learn, held, careful)
 
 
 def _carrying(graph: gs.Graph, shapes: Shapes) -> set[str]:

@@ -1,0 +1,110 @@
+"""Variants of samples to learn from: images moved a little and, where the model does not mind, mirrored.
+
+What a model makes of a variant is known without labels, so few samples become many.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from surgeon.graph.save import to_model
+from surgeon.graph.sessions import run, session
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import onnx_graphsurgeon as gs
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+    Feeds: TypeAlias = Mapping[str, Array]
+
+MOST_CHANNELS, SMALLEST = 4, 16  # of what is taken for an image
+SHARE = 0.1  # of height and width: the farthest an image is moved
+ALIKE = 0.5  # of the outputs' variance; a model that does not know left from right stays far below
+LOOKED_AT = 4  # batches
+
+
+@dataclass(frozen=True)
+class ImageVariation:
+    """Moves each image of a batch, filling in its edges, and mirrors every second one.
+
+    Attributes:
+        mirror: Whether images are mirrored at all.
+    """
+
+    mirror: bool
+
+    def __call__(self, feeds: Feeds, random: np.random.Generator) -> dict[str, Array]:
+        """A variant of a batch, all inputs moved alike."""
+        count = len(next(iter(feeds.values())))
+        moves = random.uniform(-SHARE, SHARE, (count, 2))
+        turned = (random.random(count) < 0.5) & self.mirror
+        return {name: _varied(array, moves, turned) for name, array in feeds.items()}
+
+
+def variation_for(graph: gs.Graph, feeds: Sequence[Feeds], threads: int = 1) -> ImageVariation | None:
+    """How samples of a model can be varied; None where some input is no image.
+
+    They are mirrored where the model puts out nearly the same for mirrored images, compared with how samples differ.
+
+    Args:
+        graph: The model.
+        feeds: Batches.
+        threads: Threads for onnxruntime.
+    """
+    if any(_spatial(array) is None for array in feeds[0].values()):
+        return None
+    looked_at = feeds[:LOOKED_AT]
+    twins = [
+        {name: np.flip(array, (_spatial(array) or (0, 0))[1]) for name, array in batch.items()}
+        for batch in looked_at
+    ]
+    return ImageVariation(_is_symmetric(graph, looked_at, twins, threads))
+
+
+def _is_symmetric(graph: gs.Graph, feeds: Sequence[Feeds], twins: Sequence[Feeds], threads: int) -> bool:
+    runner = session(to_model(graph), threads=threads)
+    for index in range(len(graph.outputs)):
+        one, other = (
+            np.concatenate([np.atleast_1d(run(runner, _whole(batch))[index]) for batch in batches]).astype(
+                float
+            )
+            for batches in (feeds, twins)
+        )
+        spread = np.square(one - one.mean(axis=0)).sum()
+        if not np.square(one - other).sum() < ALIKE * spread:
+            return False
+    return True
+
+
+def _whole(batch: Feeds) -> dict[str, Array]:
+    return {name: np.ascontiguousarray(array) for name, array in batch.items()}
+
+
+def _spatial(array: Array) -> tuple[int, int] | None:
+    """The axes from top to bottom and from left to right of images ``[N, C, H, W]`` or ``[N, H, W, C]``."""
+    if array.ndim != 4 or array.dtype.kind not in "fu":
+        return None
+    for axes, channels in (((2, 3), 1), ((1, 2), 3)):
+        if array.shape[channels] <= MOST_CHANNELS and min(array.shape[k] for k in axes) >= SMALLEST:
+            return axes
+    return None
+
+
+def _varied(array: Array, moves: NDArray[np.float64], turned: NDArray[np.bool_]) -> Array:
+    axes = _spatial(array)
+    if axes is None:
+        return array
+    result = np.empty_like(array)
+    for k, (image, move) in enumerate(zip(array, moves, strict=True)):
+        moved = image
+        for axis, share in zip(axes, move, strict=True):
+            size = array.shape[axis]
+            places = np.clip(np.arange(size) + round(share * size), 0, size - 1)
+            moved = np.take(moved, places[::-1] if turned[k] and axis == axes[1] else places, axis - 1)
+        result[k] = moved
+    return result
