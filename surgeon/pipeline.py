@@ -98,7 +98,7 @@ def run_passes(graph: Graph, passes: Sequence[Pass], context: Context, *, debug:
         _check_result(each, outcome.graph, result, _declared(context.record), debug=debug)
         _note(outcome, each, context.record, result, elapsed)
         outcome.graph = result
-        if context.plan is not None and context.plan is not plan:
+        if context.plan is not None and plan is None:
             earlier = tuple(as_text(other) for other in passes[: len(outcome.passes) - 1])
             context.plan = replace(context.plan, after=earlier)
     return outcome

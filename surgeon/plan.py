@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from surgeon.errors import GateError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    Kept: TypeAlias = Mapping[str, Mapping[int, tuple[int, ...]]]
 
 SCHEMA = 1
 
@@ -53,6 +55,22 @@ class Plan:
             result[group.id] = np.zeros(group.size, bool)
             result[group.id][list(group.kept)] = True
         return result
+
+    def then(self, later: Plan) -> Plan:
+        """Both cuts as one: this, and a later one of what it left."""
+        groups = {group.id: group for group in self.groups}
+        for group in later.groups:
+            first = groups.get(
+                group.id, GroupPlan(group.id, group.kind, group.size, tuple(range(group.size)))
+            )
+            kept = tuple(first.kept[k] for k in group.kept)
+            groups[group.id] = GroupPlan(group.id, group.kind, first.size, kept)
+        return replace(
+            self,
+            groups=tuple(groups.values()),
+            tensors=_narrowed(self.tensors, later.tensors),
+            interface=_narrowed(self.interface, later.interface),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The plan file's object; ``sha256`` is the hash of everything else in it."""
@@ -95,6 +113,16 @@ class Plan:
             return Plan(body["model_sha256"], groups, tensors, tuple(body.get("after", ())), interface)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"not a plan of schema {SCHEMA}: {error!r}", where=str(path)) from error
+
+
+def _narrowed(first: Kept, later: Kept) -> Kept:
+    """Indices that are left of both."""
+    result = {name: dict(axes) for name, axes in first.items()}
+    for name, axes in later.items():
+        known = result.setdefault(name, {})
+        for axis, kept in axes.items():
+            known[axis] = tuple(known[axis][k] for k in kept) if axis in known else kept
+    return result
 
 
 def _indices_to_json(kept: Mapping[str, Mapping[int, tuple[int, ...]]]) -> dict[str, dict[str, list[int]]]:

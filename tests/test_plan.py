@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from ops.oracle import drop, features, ints, of_size, solved
 
+import surgeon
 from surgeon.errors import GateError, SurgeonError, UsageError
 from surgeon.plan import GroupPlan, Plan
+from surgeon.replay import verify_files
 
 
 def a_plan() -> Plan:
@@ -96,3 +98,23 @@ def test_a_plan_replays():
         again.nodes[0].inputs[1].values,
         found.analysis.graph.nodes[0].inputs[1].values[:, list(plan.tensors["w_in"][1])],
     )
+
+
+def test_two_cuts_are_one_plan():
+    first = Plan("h", (GroupPlan("a", "channel", 4, (0, 2, 3)),), {"w": {0: (0, 2, 3)}})
+    later = Plan(
+        "h",
+        (GroupPlan("a", "channel", 3, (1, 2)), GroupPlan("b", "channel", 2, (1,))),
+        {"w": {0: (1, 2), 1: (1,)}, "v": {0: (1,)}},
+    )
+    both = first.then(later)
+    assert both.groups == (GroupPlan("a", "channel", 4, (2, 3)), GroupPlan("b", "channel", 2, (1,)))
+    assert both.tensors == {"w": {0: (2, 3), 1: (1,)}, "v": {0: (1,)}}
+
+
+def test_a_plan_of_two_cuts_can_be_verified(demo, tmp_path):
+    result = surgeon.run(demo, "prune{macs=0.7 score=l2},prune{macs=0.8 score=l2}")
+    surgeon.save(result.model, tmp_path / "small.onnx")
+    result.plan.save(tmp_path / "plan.json")
+    found = verify_files(demo, tmp_path / "small.onnx", tmp_path / "plan.json")
+    assert found.weights == "original"

@@ -10,6 +10,7 @@ from surgeon.passes import Pass
 
 if TYPE_CHECKING:
     from surgeon.passes import Context, Graph
+    from surgeon_passes.pruning.schedule import ConstantSparsity, PolynomialDecay
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,16 @@ class Finetune(Pass):
     held-out samples are better off. BatchNorm that is not folded is trained in its inference form: its scale and bias
     learn, its mean and variance stay.
 
+    With ``macs`` the model is also cut, in rounds: a little, then training, and so on (prune with its own options otherwise).
+
     Attributes:
-        steps: Steps of the optimizer at most.
+        macs: Cut to at most this fraction of the multiply-accumulates; by default nothing is cut.
+        rounds: Cuts, each followed by its share of the steps.
+        cut: How the cut is spread over the rounds: polynomial, 1 - (1 - initial) * (1 - t)^power of it after the part t of
+            the rounds (PolynomialDecay); constant, all of it in the first (ConstantSparsity).
+        initial: The share of the cut that a polynomial schedule starts from.
+        power: The power of a polynomial schedule: 1 for equal steps.
+        steps: Steps of the optimizer at most, all rounds together.
         batch: Samples per step.
         rate: The largest learning rate.
         schedule: How it changes: cosine, one_cycle or constant.
@@ -34,6 +43,11 @@ class Finetune(Pass):
     name: ClassVar[str] = "finetune"
     requires: ClassVar[frozenset[str]] = frozenset({"float"})
 
+    macs: float | None = None
+    rounds: int = 4
+    cut: Literal["polynomial", "constant"] = "polynomial"
+    initial: float = 0.0
+    power: float = 3.0
     steps: int = 1000
     batch: int = 64
     rate: float = 3e-4
@@ -44,7 +58,11 @@ class Finetune(Pass):
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for option in ("steps", "batch", "patience"):
+        if self.macs is not None and not 0 < self.macs < 1:
+            raise UsageError(f"must lie between 0 and 1, got {self.macs}", where="finetune.macs")
+        if self.macs is not None and self.checkpoint is not None:
+            raise UsageError("there are none of training between cuts", where="finetune.checkpoint")
+        for option in ("rounds", "steps", "batch", "patience"):
             if getattr(self, option) < 1:
                 raise UsageError(
                     f"must be at least 1, got {getattr(self, option)}", where=f"finetune.{option}"
@@ -55,8 +73,30 @@ class Finetune(Pass):
             raise UsageError(f"must not be negative, got {self.decay}", where="finetune.decay")
 
     def run(self, graph: Graph, context: Context) -> Graph:
-        """Train ``graph``; raises DataError without labels that fit an output."""
+        """Train ``graph``.
+
+        Raises:
+            DataError: There are no labels that fit an output.
+            GateError: The target of the cuts cannot be met.
+        """
+        from dataclasses import replace
+
         from surgeon_passes.training.whole import Setting, learn
 
         setting = Setting.of(graph, context, labelled=True)
-        return learn(self, graph, context, setting, setting.cross_entropy)
+        if self.macs is None:
+            return learn(self, graph, context, setting, setting.cross_entropy)
+        from surgeon_passes.training.rounds import cut_and_learn
+
+        shares = self._schedule().shares(self.rounds)
+        options = replace(self, steps=max(self.steps // self.rounds, 1))
+
+        def train(smaller: Graph, number: int) -> Graph:
+            return learn(options, smaller, context, setting, setting.cross_entropy, number=number)
+
+        return cut_and_learn(graph, context, self.macs, shares, train)
+
+    def _schedule(self) -> ConstantSparsity | PolynomialDecay:
+        from surgeon_passes.pruning.schedule import ConstantSparsity, PolynomialDecay
+
+        return ConstantSparsity() if self.cut == "constant" else PolynomialDecay(self.initial, self.power)

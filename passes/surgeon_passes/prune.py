@@ -168,9 +168,10 @@ class Prune(Pass):
             context.record["certificate"] = {"status": "none", "max_rel_err": None, "probes": 0}
             return graph
         context.record["certificate"] = found.proved.certificate.to_json()
-        context.plan = found.proved.plan
-        context.reference = narrowed(context.reference, model, context.plan)
-        changed = _interface(graph, found.graph, context.plan.interface)
+        plan = found.proved.plan
+        context.reference = narrowed(context.reference, model, plan)
+        context.plan = plan if context.plan is None else context.plan.then(plan)
+        changed = _interface(graph, found.graph, plan.interface)
         if changed:
             context.record["interface"] = changed
             context.warn(f"the model's interface has changed: {_in_words(changed)}")

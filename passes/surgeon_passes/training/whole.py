@@ -138,8 +138,9 @@ def learn(
     setting: Setting,
     loss: Callable[[Tape], Value],
     teacher: Teacher | None = None,
+    number: int = 0,
 ) -> Graph:
-    """Train a graph and record how it went."""
+    """Train a graph and record how it went; ``number`` tells rounds of training apart."""
     course = Course(
         options.steps,
         options.batch,
@@ -148,7 +149,7 @@ def learn(
         decay=options.decay,
         evaluations=EVALUATIONS,
         patience=options.patience,
-        seed=context.seed_for(options.name),
+        seed=context.seed_for(options.name) + number,
     )
     lesson = Lesson(
         setting.feeds,
