@@ -29,6 +29,7 @@ import surgeon
 from surgeon.errors import SurgeonError
 from surgeon.graph.sessions import session
 from surgeon_passes.prune import Prune
+from surgeon_passes.reconstruct import Reconstruct
 
 FACTORS = (0.769, 0.5)  # of the MACs: 1.3 and 2 times fewer
 DENSE, COSINE, METRIC = "dense", "cosine", "task"
@@ -38,7 +39,9 @@ WAYS: dict[str, Mapping[str, Any]] = {
     "magnitude": {"score": "l2", "reconstruct": False},
     "magnitude + refit": {"score": "l2"},
     "obs": {},
+    "obs, reconstruct": {},
 }
+TRAINED = "reconstruct"  # ways that end so are followed by that pass
 Cell = dict[str, Any]
 
 
@@ -57,8 +60,8 @@ class Column:
 
 CLASSIFIERS = [Column(way, METRIC) for way in (DENSE, *WAYS)]
 OTHERS = [
-    *(Column(way, COSINE) for way in ("magnitude", "magnitude + refit", "obs")),
-    *(Column(way, METRIC) for way in (DENSE, "obs")),
+    *(Column(way, COSINE) for way in ("magnitude", "magnitude + refit", "obs", "obs, reconstruct")),
+    *(Column(way, METRIC) for way in (DENSE, "obs", "obs, reconstruct")),
 ]
 
 
@@ -99,7 +102,7 @@ def measured(task: Task, way: str, factor: float, seed: int, batches: int | None
     try:
         found = surgeon.run(
             task.path,
-            [Prune(**WAYS[way])],
+            [Prune(**WAYS[way]), *([Reconstruct()] if way.endswith(TRAINED) else [])],
             data=lambda: islice(task.calibration(seed), batches),
             target={"macs": factor},
             seed=seed,
