@@ -68,12 +68,15 @@ def variation_for(graph: gs.Graph, feeds: Sequence[Feeds], threads: int = 1) -> 
 
 def _is_symmetric(graph: gs.Graph, feeds: Sequence[Feeds], twins: Sequence[Feeds], threads: int) -> bool:
     runner = session(to_model(graph), threads=threads)
+    found = [[run(runner, _whole(batch)) for batch in batches] for batches in (feeds, twins)]
     for index in range(len(graph.outputs)):
+        pairs = [(np.asarray(a[index]), np.asarray(b[index])) for a, b in zip(*found, strict=True)]
+        sizes = {array.shape[1:] for pair in pairs for array in pair}
+        # of results that differ in number or are no numbers nothing can be said
+        if len(sizes) > 1 or any(a.shape != b.shape or a.dtype.kind not in "fiub" for a, b in pairs):
+            return False
         one, other = (
-            np.concatenate([np.atleast_1d(run(runner, _whole(batch))[index]) for batch in batches]).astype(
-                float
-            )
-            for batches in (feeds, twins)
+            np.concatenate([np.atleast_1d(pair[side]) for pair in pairs]).astype(float) for side in (0, 1)
         )
         spread = np.square(one - one.mean(axis=0)).sum()
         if not np.square(one - other).sum() < ALIKE * spread:
