@@ -15,7 +15,9 @@ from surgeon.grad.samples import Samples
 from surgeon.grad.train import Course, State, train
 from surgeon.graph.copy import copy_of
 from surgeon.graph.schemas import opsets
+from surgeon.graph.shapes import infer
 from surgeon.graph.weights import peek
+from surgeon.stats.weight import FLOATS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -142,8 +144,9 @@ def _samples(graph: gs.Graph, lesson: Lesson, threads: int) -> Samples:
     def of(names: Sequence[str], *, rows: bool) -> Samples:
         return Samples.of(names, lambda name, batch: lesson.feeds[batch][name], len(lesson.feeds), rows=rows)
 
-    seen = copy_of(graph)
+    seen, dtypes = copy_of(graph), infer(graph).dtypes
     tensors = seen.tensors()
-    seen.outputs = [*seen.outputs, *(tensors[name] for name in lesson.inside)]
+    read = [tensor for tensor in seen.outputs if dtypes.get(tensor.name) in FLOATS]
+    seen.outputs = [*read, *(tensors[name] for name in lesson.inside)]
     inputs = of([tensor.name for tensor in graph.inputs], rows=True)
     return of(list(lesson.feeds[0]), rows=inputs.rows and rows_are_apart(seen, inputs, threads))

@@ -137,6 +137,15 @@ def test_samples_are_told_apart_where_the_graph_does_and_only_there(monkeypatch)
     assert found == [True, True, False]
 
 
+def test_outputs_that_are_no_floats_do_not_matter(monkeypatch):
+    found = spied(monkeypatch)
+    body = f"{TURNED}\ni = ArgMax <axis=1> (c)\nn = Cast <to=8> (i)\nz = Shape (x)"
+    outputs = "float[N,4] y, string[N,1] n, int64[2] z"
+    model = build("float[N,6] x", outputs, body, {"w1": (6, 6), "w2": (6, 4), "b2": (4,)})
+    assert train_whole(noisy(model), lesson(model, vectors()), COURSE).state.improved
+    assert found == [True]
+
+
 def test_a_first_axis_of_time_is_not_taken_for_samples(monkeypatch):
     found = spied(monkeypatch)
     body = "r = LSTM <hidden_size=4> (x, w, u)\ny = Squeeze (r, one)"
