@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         UsageError,
     )
+    from surgeon.grad.registry import derivative
     from surgeon.ops.registry import rule
     from surgeon.passes import Context, Pass
 
@@ -40,6 +41,7 @@ __all__ = [
     "SurgeonError",
     "UnsupportedModelError",
     "UsageError",
+    "derivative",
     "load",
     "rule",
     "run",
@@ -50,6 +52,7 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("Result", "load", "run", "save"), "surgeon.api"),
     **dict.fromkeys(("Context", "Pass"), "surgeon.passes"),
+    "derivative": "surgeon.grad.registry",
     "rule": "surgeon.ops.registry",
 }
 

@@ -44,10 +44,20 @@ class Abstract(surgeon.Pass):
 
 
 @pytest.fixture(autouse=True)
-def fresh():
-    """Nothing that another test found is remembered."""
+def fresh(monkeypatch):
+    """Nothing that another test found is remembered, and what it declares is not left behind."""
+    from surgeon.grad import DERIVATIVES
+    from surgeon.ops import RULES
+
+    for rules in (RULES, DERIVATIVES):
+        known = {key: list(found) for key, found in rules._rules.items()}
+        monkeypatch.setattr(rules, "_rules", known)
+    for name in [name for name in sys.modules if name.startswith("surgeon_example_plugin")]:
+        monkeypatch.delitem(sys.modules, name)
     plugins.forget()
     yield
+    for name in [name for name in sys.modules if name.startswith("surgeon_example_plugin")]:
+        del sys.modules[name]
     plugins.forget()
 
 
@@ -167,3 +177,36 @@ def test_a_third_partys_rule_is_declared(site):
     found = RULES.find("ChannelScale", "example", 1)
     assert found is not None
     assert found.function.__name__ == "channel_scale"
+
+
+def test_a_third_partys_derivative_is_declared_by_the_same_entry_point(site):
+    from surgeon.grad import DERIVATIVES
+
+    install(PROJECT, site)
+    said: list[str] = []
+    plugins.load_rules(said.append)
+    assert said == []
+    found = DERIVATIVES.find("ChannelScale", "example", 1)
+    assert found is not None
+    assert found.parameters == (1,)
+
+
+def test_a_third_partys_derivative_lets_gradients_through(site):
+    from ops.oracle import build
+
+    from surgeon.grad import gradient
+    from surgeon.graph.load import from_model
+
+    graph = from_model(build("float[N,3] x", "float[N,3] y", "r = Floor (x)\ny = Mul (r, w)", {"w": (3,)}))
+
+    def loss(tape):
+        return tape.find("y").sum()
+
+    assert "x" in gradient(graph, loss, ["x"]).stopped
+    text = "import surgeon\n\n@surgeon.derivative('Floor')\ndef straight(op, x):\n    return [op.dy()]\n"
+    (site / "straight_through.py").write_text(text)
+    announce(site, "straight", {plugins.OPS: {"straight": "straight_through"}})
+    plugins.forget()
+    plugins.load_rules(lambda _: None)
+    assert gradient(graph, loss, ["x"]).stopped == {}
+    del sys.modules["straight_through"]

@@ -33,6 +33,7 @@ class Distill(Pass):
         labels: Weight of the cross entropy with labels, where the data have any; 0 reads none.
         decay: Weight decay of matrices and kernels.
         patience: Training ends after so many evaluations, of twenty, without a better one.
+        memory: Megabytes for the activations of a step; samples that do not fit run one part after the other.
         checkpoint: A file to take the training up from, written after every evaluation.
         exclude: Weights whose name, or whose operator's, matches one of these patterns stay as they are.
     """
@@ -49,11 +50,12 @@ class Distill(Pass):
     labels: float = 0.0
     decay: float = 0.0
     patience: int = 6
+    memory: int = 2048
     checkpoint: str | None = None
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for option in ("steps", "batch", "patience"):
+        for option in ("steps", "batch", "patience", "memory"):
             if getattr(self, option) < 1:
                 raise UsageError(
                     f"must be at least 1, got {getattr(self, option)}", where=f"distill.{option}"

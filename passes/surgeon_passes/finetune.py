@@ -36,6 +36,7 @@ class Finetune(Pass):
         schedule: How it changes: cosine, one_cycle or constant.
         decay: Weight decay of matrices and kernels.
         patience: Training ends after so many evaluations, of twenty, without a better one.
+        memory: Megabytes for the activations of a step; samples that do not fit run one part after the other.
         checkpoint: A file to take the training up from, written after every evaluation.
         exclude: Weights whose name, or whose operator's, matches one of these patterns stay as they are.
     """
@@ -54,6 +55,7 @@ class Finetune(Pass):
     schedule: Literal["cosine", "one_cycle", "constant"] = "cosine"
     decay: float = 0.0
     patience: int = 6
+    memory: int = 2048
     checkpoint: str | None = None
     exclude: tuple[str, ...] = ()
 
@@ -67,6 +69,8 @@ class Finetune(Pass):
                 raise UsageError(
                     f"must be at least 1, got {getattr(self, option)}", where=f"finetune.{option}"
                 )
+        if self.memory < 1:
+            raise UsageError(f"must be at least 1, got {self.memory}", where="finetune.memory")
         if not self.rate > 0:
             raise UsageError(f"must be above 0, got {self.rate}", where="finetune.rate")
         if not self.decay >= 0:

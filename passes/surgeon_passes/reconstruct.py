@@ -120,7 +120,7 @@ class Reconstruct(Pass):
                     hint="let the data file have a function augment(feeds, random)",
                 )
             return []
-        samples = sum(len(next(iter(batch.values()))) for batch in feeds)
+        samples = sum(max((np.shape(array) or (1,))[0] for array in batch.values()) for batch in feeds)
         room = min(MOST_VARIANTS, MOST_SAMPLES // samples - 1, self._held(graph, samples))
         count = max(room, 0) if self.variants is None else self.variants
         seed = context.seed_for("variants")

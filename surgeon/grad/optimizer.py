@@ -28,7 +28,8 @@ class Optimizer:
 
     Attributes:
         kind: Which of the two.
-        decay: What matrices and kernels lose per step, times the rate; biases and scales do not decay.
+        decay: What matrices and kernels lose per step, times the rate; biases and scales, which have at most one axis longer
+            than 1, do not decay.
         clip: The largest norm of all gradients together, or None.
         momentum: Of gradients; Adam's first beta.
         second: Adam's second beta.
@@ -59,7 +60,7 @@ class Optimizer:
         for name, gradient in gradients.items():
             value = parameters[name]
             change = self._change(name, np.asarray(gradient, value.dtype) * value.dtype.type(shrink))
-            if self.decay and value.ndim > 1:
+            if self.decay and sum(size > 1 for size in value.shape) > 1:
                 change = change + self.decay * value
             value -= (rate * change).astype(value.dtype)
 

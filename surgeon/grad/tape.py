@@ -311,12 +311,11 @@ class Tape:
         value = gs.Constant("value", np.asarray([number], dtype))
         return self.op("ConstantOfShape", shape, dtype=dtype, value=value)
 
-    def one_hot(self, indices: Value, size: Size, dtype: Any) -> Value:
-        """Rows of an identity matrix: ``[..., size]``; needs opset 9."""
+    def one_hot(self, indices: Value, size: Size, dtype: Any, axis: int = -1) -> Value:
+        """Rows of an identity matrix along a new axis, by default the last: ``[..., size]``; needs opset 9."""
         depth = self.constant(np.asarray(size, np.int64)) if isinstance(size, int) else size.reshape([])
-        return self.op(
-            "OneHot", indices.cast(np.int64), depth, self.constant(np.asarray([0, 1], dtype)), dtype=dtype
-        )
+        values = self.constant(np.asarray([0, 1], dtype))
+        return self.op("OneHot", indices.cast(np.int64), depth, values, dtype=dtype, axis=axis)
 
     def op(
         self,

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from surgeon.grad.losses import Kind, divergence, kind_of, relative_error
+from surgeon.errors import UnsupportedModelError
+from surgeon.grad.losses import divergence, kind_of, relative_error
 from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session, with_outputs
 from surgeon.graph.shapes import infer
@@ -33,17 +34,31 @@ class Teacher:
     Args:
         reference: The original.
         graph: What learns.
-        hints: Names of tensors of both that are compared beside the outputs.
+        hints: Names of tensors that are compared beside the outputs, where both have them.
         threads: Threads for onnxruntime.
+
+    Raises:
+        UnsupportedModelError: No output is of floats.
     """
 
     def __init__(
         self, reference: Reference, graph: gs.Graph, hints: Sequence[str] = (), threads: int = 1
     ) -> None:
         dtypes = infer(graph).dtypes
-        self.reference, self.graph = reference, graph
+        self.reference, self.graph, self.threads = reference, graph, threads
         self.outputs = [tensor.name for tensor in graph.outputs if dtypes.get(tensor.name) in FLOATS]
-        self.hints = [name for name in hints if name not in self.outputs]
+        if not self.outputs:
+            raise UnsupportedModelError("no output is of floats, so there is nothing to compare")
+        theirs = infer(reference.graph).dtypes if hints else {}
+        made = {tensor.name for node in reference.graph.nodes for tensor in node.outputs}
+        self.hints = [
+            name
+            for name in dict.fromkeys(hints)
+            if name not in self.outputs
+            and name in made
+            and dtypes.get(name) in FLOATS
+            and theirs.get(name) in FLOATS
+        ]
         model = with_outputs(to_model(reference.graph), self.hints)
         self.runner = session(model, threads=threads)
         self.names = [each.name for each in self.runner.get_outputs()]
@@ -63,7 +78,9 @@ class Teacher:
         return {**feeds, **wanted}
 
     def look_at(self, feeds: Sequence[Mapping[str, Array]]) -> None:
-        """Learn the variances of what is compared from some batches."""
+        """Learn the variances of what is compared from some batches; hints of another shape than here are left out."""
+        if self.hints:
+            self._leave_out(dict(feeds[0]))
         sums = {name: np.zeros(3) for name in self.taught}
         for batch in feeds:
             taught = self.teach(dict(batch))
@@ -74,6 +91,12 @@ class Teacher:
         for name, (count, total, square) in sums.items():
             self.variances[name] = float(square / max(count, 1) - (total / max(count, 1)) ** 2)
 
+    def _leave_out(self, feeds: Feeds) -> None:
+        ours = run(session(with_outputs(to_model(self.graph), self.hints), threads=self.threads), feeds)
+        shapes = dict(zip(self.hints, (array.shape for array in ours[-len(self.hints) :]), strict=True))
+        taught = self.teach(feeds)
+        self.hints = [name for name in self.hints if taught[TARGET + name].shape == shapes[name]]
+
     def loss(self, tape: Tape, *, temperature: float, weight: float) -> Value:
         """The divergence of outputs that are probabilities, the relative error of others and, weighted, of hints."""
         terms = [self._output(tape, name, temperature) * (1 / len(self.outputs)) for name in self.outputs]
@@ -82,10 +105,9 @@ class Teacher:
 
     def _output(self, tape: Tape, name: str, temperature: float) -> Value:
         tensor = next(each for each in tape.graph.outputs if each.name == name)
-        kind: Kind = kind_of(tensor)
+        kind, axis = kind_of(tensor, tape.shapes, tape.opset)
         if kind == "values":
             return self._error(tape, name)
-        axis = len(tape.shapes.dims[name] or ()) - 1
         return divergence(tape, tape.find(name), tape.find(TARGET + name), kind, axis, temperature)
 
     def _error(self, tape: Tape, name: str) -> Value:

@@ -9,13 +9,15 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from surgeon.grad.objective import Objective
-from surgeon.grad.parameters import parameters_of
+from surgeon.grad.parameters import CARRIERS, parameters_of
+from surgeon.grad.rows import rows_are_apart
 from surgeon.grad.samples import Samples
 from surgeon.grad.train import Course, State, train
 from surgeon.graph.copy import copy_of
 from surgeon.graph.schemas import opsets
 from surgeon.graph.shapes import infer
 from surgeon.graph.weights import peek
+from surgeon.stats.weight import FLOATS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -53,6 +55,7 @@ class Lesson:
         loss: Writes the loss; what is fed beside the inputs are inputs of the tape's graph.
         taught: Names of what ``teach`` adds.
         teach: Adds to what is fed what can be said of it only when it is known.
+        inside: Names of tensors of the graph that the loss reads beside the outputs.
         augment: Varies what is fed, see `surgeon.stats.sources.Augment`.
     """
 
@@ -60,6 +63,7 @@ class Lesson:
     loss: Callable[[Tape], Value]
     taught: Sequence[str] = ()
     teach: Callable[[Feeds], Feeds] = dict
+    inside: Sequence[str] = ()
     augment: Callable[..., Mapping[str, Array]] | None = None
 
 
@@ -91,12 +95,13 @@ def train_whole(
         for name, constant in parameters_of(graph.nodes, opsets(graph)).items()
         if constant.dtype == np.float32
         and not excluded(name)
-        and not any(excluded(user.name) for user in constant.outputs)
+        and not any(constant is output for output in graph.outputs)
+        and not _is_read_by(excluded, constant)
     }
-    names = list(lesson.feeds[0])
-    samples = Samples.of(
-        names, lambda name, batch: lesson.feeds[batch][name], len(lesson.feeds), rows=_apart(graph)
-    )
+    if not parameters:
+        course = replace(course, steps=0)
+    samples = _samples(graph, lesson, threads)
+    names = samples.names
     work = copy_of(graph)
     known = {tensor.name for tensor in work.inputs}
     more = [name for name in (*names, *lesson.taught) if name not in known]
@@ -124,10 +129,24 @@ def train_whole(
     return Trained(state, objective.stopped)
 
 
-def _apart(graph: gs.Graph) -> bool:
-    """Whether the first axis of every input and output is that of the samples."""
-    shapes = infer(graph)
-    ends = [*graph.inputs, *graph.outputs]
-    first = [(shapes.dims.get(t.name) or (0,))[0] for t in ends if shapes.dims.get(t.name)]
-    dynamic = [shapes.dynamic[t.name][0] for t in ends if shapes.dims.get(t.name)]
-    return len(first) == len(ends) and all(dynamic) and len(set(first)) == 1
+def _is_read_by(excluded: Callable[[str], bool], tensor: gs.Tensor) -> bool:
+    """Whether an operator to be left alone reads a constant, or a view of it."""
+    return any(
+        excluded(user.name)
+        or (user.op in CARRIERS and any(_is_read_by(excluded, made) for made in user.outputs))
+        for user in tensor.outputs
+    )
+
+
+def _samples(graph: gs.Graph, lesson: Lesson, threads: int) -> Samples:
+    """Rows of batches where the graph keeps them apart up to all that the loss reads, else batches."""
+
+    def of(names: Sequence[str], *, rows: bool) -> Samples:
+        return Samples.of(names, lambda name, batch: lesson.feeds[batch][name], len(lesson.feeds), rows=rows)
+
+    seen, dtypes = copy_of(graph), infer(graph).dtypes
+    tensors = seen.tensors()
+    read = [tensor for tensor in seen.outputs if dtypes.get(tensor.name) in FLOATS]
+    seen.outputs = [*read, *(tensors[name] for name in lesson.inside)]
+    inputs = of([tensor.name for tensor in graph.inputs], rows=True)
+    return of(list(lesson.feeds[0]), rows=inputs.rows and rows_are_apart(seen, inputs, threads))

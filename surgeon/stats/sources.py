@@ -112,7 +112,38 @@ def _open_callable(path: Path, name: str | None, inputs: Sequence[Input]) -> Sou
     if inspect.isgenerator(produce):
         raise DataError("a generator runs only once", where=where, hint="name the function that makes it")
     augment = getattr(module, "augment", None)
+    if augment is not None:
+        augment = _checked(augment, f"{path}:augment")
     return Source(lambda: _read_callable(produce, where, inputs), augment=augment)
+
+
+def _checked(augment: Any, where: str) -> Augment:
+    """The user's function, whose faults are told as theirs: it may change values and leave out what stays as it is."""
+    if not callable(augment):
+        raise DataError("is not a function", where=where, hint="define augment(feeds, random)")
+
+    def varied(feeds: Mapping[str, Array], random: np.random.Generator) -> dict[str, Array]:
+        try:
+            found = augment(dict(feeds), random=random)
+            if not isinstance(found, Mapping):
+                raise DataError(f"returns {type(found).__name__}, not a dict of arrays", where=where)
+            arrays = {str(name): np.asarray(value) for name, value in found.items()}
+        except DataError:
+            raise
+        except Exception as error:  # the user's own code may raise anything
+            raise DataError(f"raised {_said(error)}", where=where) from error
+        for name, array in arrays.items():
+            if name not in feeds:
+                raise DataError(f"returns {name!r}, which it was not given", where=where)
+            if array.shape[:1] != feeds[name].shape[:1] or array.ndim != feeds[name].ndim:
+                raise DataError(
+                    f"makes {name!r} {list(array.shape)} of {list(feeds[name].shape)}", where=where
+                )
+            if name != "labels":
+                arrays[name] = array.astype(feeds[name].dtype, copy=False)
+        return arrays
+
+    return varied
 
 
 def _read_callable(produce: Any, where: str, inputs: Sequence[Input]) -> Iterator[Chunk]:

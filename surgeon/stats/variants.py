@@ -68,17 +68,26 @@ def variation_for(graph: gs.Graph, feeds: Sequence[Feeds], threads: int = 1) -> 
 
 def _is_symmetric(graph: gs.Graph, feeds: Sequence[Feeds], twins: Sequence[Feeds], threads: int) -> bool:
     runner = session(to_model(graph), threads=threads)
+    counts = [len(next(iter(batch.values()))) for batch in feeds]
+    found = [[run(runner, _whole(batch)) for batch in batches] for batches in (feeds, twins)]
     for index in range(len(graph.outputs)):
-        one, other = (
-            np.concatenate([np.atleast_1d(run(runner, _whole(batch))[index]) for batch in batches]).astype(
-                float
-            )
-            for batches in (feeds, twins)
-        )
+        pairs = [(np.asarray(a[index]), np.asarray(b[index])) for a, b in zip(*found, strict=True)]
+        if not _are_comparable(pairs, counts):
+            return False
+        one, other = (np.concatenate([pair[side] for pair in pairs]).astype(float) for side in (0, 1))
         spread = np.square(one - one.mean(axis=0)).sum()
         if not np.square(one - other).sum() < ALIKE * spread:
             return False
     return True
+
+
+def _are_comparable(pairs: Sequence[tuple[Array, Array]], counts: Sequence[int]) -> bool:
+    """Whether results are numbers, of one shape for every sample: not so lists of what was found."""
+    arrays = [array for pair in pairs for array in pair]
+    return all(
+        array.ndim > 0 and array.dtype.kind in "fiub" and array.shape[1:] == arrays[0].shape[1:]
+        for array in arrays
+    ) and all(len(array) == count for pair, count in zip(pairs, counts, strict=True) for array in pair)
 
 
 def _whole(batch: Feeds) -> dict[str, Array]:

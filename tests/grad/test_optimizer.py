@@ -137,3 +137,11 @@ def test_schedules_begin_and_end():
 @pytest.mark.parametrize("name", ["cosine", "one_cycle", "constant"])
 def test_a_single_step_has_a_rate(name):
     assert 0 < rate_at(name, 0, 1) <= 1
+
+
+@pytest.mark.parametrize("shape", [(4,), (1, 4), (4, 1, 1), (1, 4, 1, 1), (1, 1), ()])
+def test_what_has_one_axis_does_not_decay(shape):
+    values = {"b": np.ones(shape), "w": np.ones((4, 2, 1, 1))}
+    Optimizer(decay=0.5).step(values, {name: np.zeros_like(each) for name, each in values.items()}, 0.1)
+    assert (values["b"] == 1).all()
+    assert (values["w"] == 0.95).all()

@@ -19,10 +19,15 @@ import pytest
 import surgeon
 from surgeon.axes import Atom
 from surgeon.cli.parser import build_parser
+from surgeon.grad import Step, Tape
+from surgeon.grad import registry as derivatives
+from surgeon.graph import sessions
+from surgeon.graph.save import to_model
 from surgeon.graph.shapes import Shapes
 from surgeon.ops import Op, registry
 from surgeon.options import options_of
 from surgeon.plugins import PASSES, available, load_pass
+from surgeon.stats.data import open_data
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -194,3 +199,45 @@ def test_the_example_rule_couples_its_operands(monkeypatch, example):
     assert op.same(a[1], scale[0])
     assert op.same(a[1], b[1])
     assert op.same(out[1], a[1])
+
+
+def test_the_example_derivative_is_right(monkeypatch, example):
+    rules = derivatives.DERIVATIVES
+    monkeypatch.setattr(rules, "_rules", dict(rules._rules))
+    example("how-to/add-an-op.md", "@surgeon.derivative")
+    declared = rules.find("ScaledAdd", "acme", 1)
+    assert declared is not None
+    assert declared.parameters == (2,)
+    dims = {"a": (2, 6, 3), "b": (2, 6, 1), "s": (6,), "y": (2, 6, 3), "dy": (2, 6, 3)}
+    shapes = Shapes(dims, dict.fromkeys(dims, 1), {k: (False,) * len(v) for k, v in dims.items()}, {}, {})
+    a, b, s, y, dy = (gs.Variable(name, np.float32, list(size)) for name, size in dims.items())
+    node = gs.Node("ScaledAdd", "n", inputs=[a, b, s], outputs=[y], domain="acme")
+    graph = gs.Graph([], [a, b, s, dy], [], opset=21)
+    tape = Tape(graph, shapes)
+    step = Step(node, 1, tape, [tape.value(dy)], set())
+    graph.outputs = [each.tensor for each in declared.function(step, *step.inputs)]
+    graph.nodes = tape.nodes
+    random = np.random.default_rng(0)
+    feeds = {name: random.standard_normal(dims[name]).astype(np.float32) for name in ("a", "b", "s", "dy")}
+    of_a, of_b, of_s = sessions.run(sessions.session(to_model(graph)), feeds)
+    scale = feeds["s"][:, None]
+    np.testing.assert_allclose(of_a, feeds["dy"])
+    np.testing.assert_allclose(of_b, (feeds["dy"] * scale).sum(2, keepdims=True), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(of_s, (feeds["dy"] * feeds["b"]).sum((0, 2)), rtol=1e-5, atol=1e-5)
+
+
+def test_the_example_of_a_check_holds(example):
+    example("how-to/add-an-op.md", "grad.oracle").test_prelu()
+
+
+def test_the_example_of_variants_keeps_shapes(tmp_path):
+    (tmp_path / "loader.py").write_text(
+        "import numpy as np\n\n\ndef data():\n    yield {'input': np.ones((4, 20, 3), np.float32)}\n\n\n"
+        + python_block("how-to/your-data.md", "def augment")
+    )
+    data = open_data(f"{tmp_path}/loader.py:data", [("input", np.float32, ("N", "T", 3))])
+    feeds = next(iter(data))[0]
+    varied = data.augment(feeds, random=np.random.default_rng(0))["input"]
+    assert varied.shape == (4, 20, 3)
+    assert varied.dtype == np.float32
+    assert not np.array_equal(varied, feeds["input"])

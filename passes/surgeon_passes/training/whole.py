@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from surgeon.errors import DataError, UsageError
-from surgeon.grad.losses import cross_entropy, kind_of
+from surgeon.grad.losses import Kind, cross_entropy, kind_of
 from surgeon.grad.train import Course
+from surgeon.graph.shapes import infer
 from surgeon.refit.whole import Lesson, train_whole
+from surgeon.stats.weight import FLOATS
 from surgeon_passes.training.excluded import excluded_by
 
 if TYPE_CHECKING:
@@ -62,6 +64,10 @@ class Options(Protocol):
         """Evaluations without a better one."""
 
     @property
+    def memory(self) -> int:
+        """Megabytes for the activations of a step."""
+
+    @property
     def checkpoint(self) -> str | None:
         """A file to take training up from."""
 
@@ -78,11 +84,15 @@ class Setting:
         feeds: Batches of inputs, with labels under a name of their own where they are wanted.
         labelled: Whether there are labels.
         output: The output that labels are compared with.
+        kind: What its numbers are.
+        axis: The axis of its classes.
     """
 
     feeds: Sequence[Mapping[str, Array]]
     labelled: bool
     output: Any = None
+    kind: Kind = "values"
+    axis: int = -1
 
     @staticmethod
     def of(graph: Graph, context: Context, *, labelled: bool) -> Setting:
@@ -102,8 +112,8 @@ class Setting:
             if labelled:
                 if labels is None:
                     raise DataError("the data have no labels", hint="name an array 'labels'")
-                feeds[-1][LABELS] = np.asarray(labels)
-        return Setting(feeds, labelled, _output_for(graph, feeds[0][LABELS]) if labelled else None)
+                feeds[-1][LABELS] = _numbers(labels)
+        return Setting(feeds, labelled, *(_output_for(graph, feeds[0][LABELS]) if labelled else ()))
 
     def inputs_of(self, batch: Mapping[str, Array]) -> dict[str, Array]:
         """A batch without its labels."""
@@ -112,22 +122,52 @@ class Setting:
     def cross_entropy(self, tape: Tape) -> Value:
         """Of whole numbers as labels the cross entropy, of others the mean squared error."""
         found, labels = tape.find(self.output.name), tape.find(LABELS)
+        if labels.dtype.kind != "f":
+            return cross_entropy(tape, found, labels, self.kind, self.axis)
+        difference = found.cast(np.float32) - labels.reshape(found.shape())
+        return (difference * difference).mean()
+
+
+def _numbers(labels: Array) -> Array:
+    """Labels as what losses read: int64 or float32."""
+    array = np.asarray(labels)
+    if array.dtype.kind not in "iufb":
+        raise DataError(f"labels are {array.dtype}", hint="give numbers")
+    return array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
+
+
+def _output_for(graph: Graph, labels: Array) -> tuple[Any, Kind, int]:
+    """The first output of floats that labels fit, what its numbers are, and the axis of its classes."""
+    shapes = infer(graph)
+    outputs = [each for each in graph.outputs if shapes.dtypes.get(each.name) in FLOATS]
+    for tensor in outputs:
+        dims: list[int | None] = [
+            None if changes else size
+            for size, changes in zip(
+                shapes.dims.get(tensor.name) or (), shapes.dynamic.get(tensor.name, ()), strict=False
+            )
+        ]
+        kind, axis = kind_of(tensor, shapes, int(graph.opset))
         if labels.dtype.kind == "f":
-            difference = found - labels
-            return (difference * difference).mean()
-        tensor = next(each for each in tape.graph.outputs if each.name == self.output.name)
-        dims = tape.shapes.dims[tensor.name] or ()
-        return cross_entropy(tape, found, labels, kind_of(tensor), dims)
-
-
-def _output_for(graph: Graph, labels: Array) -> Any:
-    """The first output of floats that has one axis more than whole numbers as labels, or as many as others."""
-    rank = labels.ndim + (labels.dtype.kind in "iu")
-    for tensor in graph.outputs:
-        if np.dtype(tensor.dtype).kind == "f" and tensor.shape is not None and len(tensor.shape) == rank:
-            return tensor
+            if _fit(dims, labels.shape):
+                return tensor, kind, axis
+            continue
+        for place in [axis] if kind != "values" else dict.fromkeys((axis, len(dims) - 1, 1)):
+            if 0 < place < len(dims) and dims[place] and _fit(dims[:place] + dims[place + 1 :], labels.shape):
+                return tensor, kind, place
+    shown = ", ".join(f"{each.name} {list(shapes.dims.get(each.name) or ())}" for each in outputs)
     raise DataError(
-        f"no output fits labels of shape {list(labels.shape)}", hint="labels are numbers of classes"
+        f"labels of shape {list(labels.shape)} and type {labels.dtype} fit no output of floats ({shown})",
+        hint="give whole numbers, one class per sample or place, or floats in the shape of an output",
+    )
+
+
+def _fit(dims: Sequence[int | None], shape: Sequence[int]) -> bool:
+    """Whether sizes, None for any, are those of a shape, whatever axes of one element there are behind the first."""
+    ours = [*dims[:1], *(size for size in dims[1:] if size != 1)]
+    theirs = [*shape[:1], *(size for size in shape[1:] if size != 1)]
+    return len(ours) == len(theirs) and all(
+        one is None or one == other for one, other in zip(ours, theirs, strict=True)
     )
 
 
@@ -156,8 +196,10 @@ def learn(
         loss,
         () if teacher is None else teacher.taught,
         dict if teacher is None else teacher.teach,
-        None if context.data is None else context.data.augment,
+        () if teacher is None else teacher.hints,
+        _augment_of(context),
     )
+    checkpoint = _checkpoint(options)
     started = time.perf_counter()
     with context.progress(options.name, options.steps) as advance:
         found = train_whole(
@@ -165,8 +207,9 @@ def learn(
             lesson,
             course,
             threads=context.threads,
+            limit_bytes=options.memory * 2**20,
             excluded=excluded_by(context, options.exclude),
-            checkpoint=None if options.checkpoint is None else Path(options.checkpoint),
+            checkpoint=checkpoint,
             progress=advance,
         )
     state = found.state
@@ -185,3 +228,30 @@ def learn(
         "stopped": found.stopped,
     }
     return graph
+
+
+def _checkpoint(options: Options) -> Path | None:
+    if options.checkpoint is None:
+        return None
+    path = Path(options.checkpoint)
+    if path.is_dir() or not path.parent.is_dir():
+        raise UsageError("no file can be written there", where=f"{options.name}.checkpoint", hint=str(path))
+    return path
+
+
+def _augment_of(context: Context) -> Callable[..., Mapping[str, Array]] | None:
+    """The data file's own function, which knows labels by the name that they have there."""
+    given = None if context.data is None else context.data.augment
+    if given is None:
+        return None
+
+    def augment(feeds: Mapping[str, Array], random: np.random.Generator) -> Mapping[str, Array]:
+        inputs = {name: array for name, array in feeds.items() if name != LABELS}
+        if LABELS in feeds:
+            inputs["labels"] = feeds[LABELS]
+        found = dict(given(inputs, random=random))
+        if LABELS in feeds and "labels" in found:
+            found[LABELS] = _numbers(found.pop("labels"))
+        return found
+
+    return augment
