@@ -13,6 +13,7 @@ import surgeon
 from surgeon.cli import main
 from surgeon.errors import DataError, UsageError
 from surgeon.graph.save import to_model
+from surgeon.replay import verify_files
 from surgeon_passes.finetune import Finetune
 
 QUICK = {"steps": 80, "rate": 1e-2, "batch": 32}
@@ -213,3 +214,23 @@ def test_decay_must_not_be_negative():
 def test_a_quantized_model_is_refused(tmp_path):
     with pytest.raises(UsageError, match="'float'"):
         surgeon.run(tiny.quantized(tmp_path / "q.onnx"), "finetune")
+
+
+def test_cuts_and_training_take_turns(demo, tmp_path):
+    """Half of the cut, training, the other half: the target is met, the plan covers both cuts and can be verified."""
+    data = f"{demo.parent / 'digits_data.py'}:calibration"
+    result = surgeon.run(
+        demo, "finetune{macs=0.4 rounds=2 power=1 steps=20}", data=data, destination=tmp_path / "small.onnx"
+    )
+    rounds = result.report["passes"][-1]["rounds"]
+    assert [round(each["macs"], 1) for each in rounds] == [0.7, 0.4]
+    assert result.report["after"]["macs"] <= 0.4 * result.report["before"]["macs"]
+    assert result.report["certificate"]["status"] == "exact"
+    found = verify_files(demo, tmp_path / "small.onnx", tmp_path / "small.plan.json")
+    assert found.certificate.status == "exact"
+
+
+@pytest.mark.parametrize("options", ["macs=0", "rounds=0", "macs=0.5 checkpoint=x", "cut=sudden"])
+def test_schedules_that_cannot_be(demo, options):
+    with pytest.raises(surgeon.UsageError):
+        surgeon.run(demo, f"finetune{{{options}}}")
