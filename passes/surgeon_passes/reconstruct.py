@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     Feeds: TypeAlias = dict[str, Any]
 
-MOST_VARIANTS, MOST_SAMPLES = 3, 4096
 TENSORS = 4  # what a block reads and what it should make, of the model and of the original
 STEPS = {"fast": 100, "default": 300, "thorough": 1000}
 
@@ -35,9 +34,9 @@ class Reconstruct(Pass):
         rate: The largest learning rate of Adam; it falls along half a cosine.
         together: The largest learning rate of the end, at which all blocks learn together, with half of the steps; 0 for no
             such end.
-        variants: Variants of every sample that are learned from as well; by default up to 3 of images, which are moved and,
-            where the original puts out nearly the same for them, mirrored, and of what a function ``augment`` in the
-            data file varies, as long as there are not more than 4,096 samples and memory holds them.
+        variants: Variants of every sample that are learned from as well; by default one, as long as memory holds it, of images
+            that the original puts out nearly the same for when they are mirrored, and of what a function ``augment`` in
+            the data file varies.
         memory: Megabytes of activations held in memory, per model; the rest goes to temporary files.
         exclude: Weights whose name, or whose operator's, matches one of these patterns stay as they are.
     """
@@ -107,7 +106,7 @@ class Reconstruct(Pass):
         """Batches of varied samples, variant by variant."""
         import numpy as np
 
-        from surgeon.stats.variants import variation_for
+        from surgeon.stats.variants import ImageVariation, variants_of, variation_for
 
         reference: Any = context.reference
         augment = None if context.data is None else context.data.augment
@@ -120,15 +119,12 @@ class Reconstruct(Pass):
                     hint="let the data file have a function augment(feeds, random)",
                 )
             return []
-        samples = sum(max((np.shape(array) or (1,))[0] for array in batch.values()) for batch in feeds)
-        room = min(MOST_VARIANTS, MOST_SAMPLES // samples - 1, self._held(graph, samples))
-        count = max(room, 0) if self.variants is None else self.variants
-        seed = context.seed_for("variants")
-        return [
-            {**batch, **vary(batch, random=np.random.default_rng((seed, k, number)))}
-            for k in range(count)
-            for number, batch in enumerate(feeds)
-        ]
+        count = self.variants
+        if count is None:
+            samples = sum(max((np.shape(array) or (1,))[0] for array in batch.values()) for batch in feeds)
+            wanted = not isinstance(vary, ImageVariation) or vary.mirror
+            count = int(wanted and self._held(graph, samples) >= 1)
+        return variants_of(feeds, vary, count, context.seed_for("variants"))
 
     def _held(self, graph: Graph, samples: int) -> int:
         """How many variants keep four of the largest tensors within the memory."""

@@ -14,7 +14,7 @@ from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import onnx_graphsurgeon as gs
     from numpy.typing import NDArray
@@ -38,6 +38,12 @@ class ImageVariation:
 
     mirror: bool
 
+    def mirrored(self, feeds: Feeds) -> dict[str, Array]:
+        """A batch with left and right exchanged, and nothing moved."""
+        return {
+            name: np.ascontiguousarray(np.flip(x, (_spatial(x) or (0, 0))[1])) for name, x in feeds.items()
+        }
+
     def __call__(self, feeds: Feeds, random: np.random.Generator) -> dict[str, Array]:
         """A variant of a batch, all inputs moved alike."""
         count = len(next(iter(feeds.values())))
@@ -59,11 +65,30 @@ def variation_for(graph: gs.Graph, feeds: Sequence[Feeds], threads: int = 1) -> 
     if any(_spatial(array) is None for array in feeds[0].values()):
         return None
     looked_at = feeds[:LOOKED_AT]
-    twins = [
-        {name: np.flip(array, (_spatial(array) or (0, 0))[1]) for name, array in batch.items()}
-        for batch in looked_at
-    ]
+    twins = [ImageVariation(mirror=True).mirrored(batch) for batch in looked_at]
     return ImageVariation(_is_symmetric(graph, looked_at, twins, threads))
+
+
+def variants_of(
+    feeds: Sequence[Feeds], vary: Callable[..., Mapping[str, Array]], count: int, seed: int
+) -> list[dict[str, Array]]:
+    """So many variants of all batches, one after the other; the first of images is mirrored only, if that may be.
+
+    Args:
+        feeds: Batches.
+        vary: Called with a batch and, as ``random``, a generator.
+        count: How many variants.
+        seed: Seed of all of them.
+    """
+    result = []
+    for k in range(count):
+        for number, batch in enumerate(feeds):
+            if k == 0 and isinstance(vary, ImageVariation) and vary.mirror:
+                result.append(vary.mirrored(batch))
+            else:
+                random = np.random.default_rng((seed, k, number))
+                result.append({**batch, **vary(batch, random=random)})
+    return result
 
 
 def _is_symmetric(graph: gs.Graph, feeds: Sequence[Feeds], twins: Sequence[Feeds], threads: int) -> bool:

@@ -9,7 +9,7 @@ from ops.oracle import build
 from surgeon.errors import DataError
 from surgeon.graph.load import from_model
 from surgeon.stats.data import open_data
-from surgeon.stats.variants import ImageVariation, variation_for
+from surgeon.stats.variants import ImageVariation, variants_of, variation_for
 
 
 def pictures(*shape, dtype=np.float32, seed=0):
@@ -172,3 +172,14 @@ def test_faults_of_the_function_are_told_as_its_own(tmp_path, text, said):
         augmented(tmp_path, text)
     assert caught.value.where.endswith("loader.py:augment")
     assert caught.value.exit_code == 2
+
+
+def test_the_first_variant_is_mirrored_and_the_next_ones_are_moved():
+    batches = [{"x": pictures(4, 3, 16, 16, seed=k)} for k in range(2)]
+    made = variants_of(batches, ImageVariation(mirror=True), 2, seed=0)
+    assert len(made) == 4
+    for batch, variant in zip(batches, made[:2], strict=True):
+        assert np.array_equal(variant["x"], batch["x"][..., ::-1])
+    assert not np.array_equal(made[2]["x"], batches[0]["x"])
+    never = variants_of(batches, ImageVariation(mirror=False), 1, seed=0)
+    assert not np.array_equal(never[0]["x"], batches[0]["x"][..., ::-1])
