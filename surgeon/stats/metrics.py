@@ -284,7 +284,10 @@ def _topk(outputs: Outputs, labels: Array, k: int) -> Array:
     if truth.shape[1] == scores.shape[1] > 1:
         truth = truth.argmax(axis=1)[:, np.newaxis]  # one-hot
     if truth.shape[1] != 1:
-        raise DataError(f"labels have {truth.shape[1]} values per sample, expected one class number")
+        raise DataError(
+            f"labels have {truth.shape[1]} values per sample, expected one class number",
+            hint="take another --metric, such as miou for segmentation, or a function of your own",
+        )
     if outputs[0].dtype.kind in "iu":  # the model decides itself
         return np.asarray((scores[:, :k] == truth).any(axis=1), float)
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]

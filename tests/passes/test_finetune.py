@@ -127,6 +127,15 @@ def test_without_labels_it_exits_with_2(tmp_path, capsys):
     assert not (tmp_path / "m.surgeon.onnx").exists()
 
 
+def test_without_data_there_are_no_labels():
+    graph, reference = noisy(classifier())
+    context = context_for(graph, reference, vectors())
+    context.data = None
+    with pytest.raises(DataError, match="no labels") as caught:
+        Finetune().run(graph, context)
+    assert "--data" in caught.value.hint
+
+
 def test_an_original_is_not_needed():
     graph, _ = noisy(classifier(), 0.5)
     context = context_for(graph, None, vectors(), right(classifier(), vectors()))

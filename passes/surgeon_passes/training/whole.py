@@ -106,6 +106,8 @@ class Setting:
             raise UsageError(
                 "inputs of the model were cut, which the data do not fit", hint="prune without cut_cache"
             )
+        if labelled and context.data is None:
+            raise DataError("there are no labels to learn from", hint="give --data with an array 'labels'")
         feeds = []
         for inputs, labels in context.calibration():
             feeds.append(dict(inputs))
