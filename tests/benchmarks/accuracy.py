@@ -39,7 +39,7 @@ WAYS: dict[str, Mapping[str, Any]] = {
     "magnitude": {"score": "l2", "reconstruct": False},
     "magnitude + refit": {"score": "l2"},
     "obs": {},
-    "obs, reconstruct": {},
+    "obs + reconstruct": {},
 }
 TRAINED = "reconstruct"  # ways that end so are followed by that pass
 Cell = dict[str, Any]
@@ -60,8 +60,8 @@ class Column:
 
 CLASSIFIERS = [Column(way, METRIC) for way in (DENSE, *WAYS)]
 OTHERS = [
-    *(Column(way, COSINE) for way in ("magnitude", "magnitude + refit", "obs", "obs, reconstruct")),
-    *(Column(way, METRIC) for way in (DENSE, "obs", "obs, reconstruct")),
+    *(Column(way, COSINE) for way in ("magnitude", "magnitude + refit", "obs", "obs + reconstruct")),
+    *(Column(way, METRIC) for way in (DENSE, "obs", "obs + reconstruct")),
 ]
 
 
