@@ -59,7 +59,9 @@ def options_of(owner: type) -> dict[str, Option]:
         hints = typing.get_type_hints(owner)
     except (NameError, TypeError) as error:
         raise PluginError(f"cannot resolve its option types: {error}", where=owner.__qualname__) from error
-    docs = _attribute_docs(owner.__doc__ or "")
+    docs: dict[str, str] = {}
+    for each in reversed(owner.__mro__):  # what a pass inherits is explained where it is declared
+        docs |= _attribute_docs(each.__dict__.get("__doc__") or "")
     found = {}
     for field in dataclasses.fields(owner):
         if not field.init:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from surgeon.errors import UsageError
-from surgeon.passes import Pass
+from surgeon_passes.training.options import EndToEnd
 
 if TYPE_CHECKING:
     from surgeon.passes import Context, Graph
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Finetune(Pass):
+class Finetune(EndToEnd):
     """Training with labels, by gradients that onnxruntime computes.
 
     Whole numbers as labels are learned by cross entropy, others by their squared error. The model stays as it was unless
@@ -30,51 +30,23 @@ class Finetune(Pass):
             the rounds (PolynomialDecay); constant, all of it in the first (ConstantSparsity).
         initial: The share of the cut that a polynomial schedule starts from.
         power: The power of a polynomial schedule: 1 for equal steps.
-        steps: Steps of the optimizer at most, all rounds together.
-        batch: Samples per step.
-        rate: The largest learning rate.
-        schedule: How it changes: cosine, one_cycle or constant.
-        decay: Weight decay of matrices and kernels.
-        patience: Training ends after so many evaluations, of twenty, without a better one.
-        memory: Megabytes for the activations of a step; samples that do not fit run one part after the other.
-        checkpoint: A file to take the training up from, written after every evaluation.
-        exclude: Weights whose name, or whose operator's, matches one of these patterns stay as they are.
     """
 
     name: ClassVar[str] = "finetune"
-    requires: ClassVar[frozenset[str]] = frozenset({"float"})
 
     macs: float | None = None
     rounds: int = 4
     cut: Literal["polynomial", "constant"] = "polynomial"
     initial: float = 0.0
     power: float = 3.0
-    steps: int = 1000
-    batch: int = 64
-    rate: float = 3e-4
-    schedule: Literal["cosine", "one_cycle", "constant"] = "cosine"
-    decay: float = 0.0
-    patience: int = 6
-    memory: int = 2048
-    checkpoint: str | None = None
-    exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.macs is not None and not 0 < self.macs < 1:
             raise UsageError(f"must lie between 0 and 1, got {self.macs}", where="finetune.macs")
         if self.macs is not None and self.checkpoint is not None:
             raise UsageError("there are none of training between cuts", where="finetune.checkpoint")
-        for option in ("rounds", "steps", "batch", "patience"):
-            if getattr(self, option) < 1:
-                raise UsageError(
-                    f"must be at least 1, got {getattr(self, option)}", where=f"finetune.{option}"
-                )
-        if self.memory < 1:
-            raise UsageError(f"must be at least 1, got {self.memory}", where="finetune.memory")
-        if not self.rate > 0:
-            raise UsageError(f"must be above 0, got {self.rate}", where="finetune.rate")
-        if not self.decay >= 0:
-            raise UsageError(f"must not be negative, got {self.decay}", where="finetune.decay")
+        self.at_least_one("rounds")
+        super().__post_init__()
 
     def run(self, graph: Graph, context: Context) -> Graph:
         """Train ``graph``.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,55 +25,12 @@ if TYPE_CHECKING:
     from surgeon.grad.tape import Tape, Value
     from surgeon.passes import Context, Graph
     from surgeon.refit.distill import Teacher
+    from surgeon_passes.training.options import EndToEnd
 
     Array = NDArray[Any]
 
 LABELS = "surgeon/labels"
 EVALUATIONS = 20
-
-
-class Options(Protocol):
-    """The options of a pass that trains."""
-
-    @property
-    def name(self) -> str:
-        """The pass."""
-
-    @property
-    def steps(self) -> int:
-        """Steps of the optimizer."""
-
-    @property
-    def batch(self) -> int:
-        """Samples per step."""
-
-    @property
-    def rate(self) -> float:
-        """The largest learning rate."""
-
-    @property
-    def schedule(self) -> Literal["cosine", "one_cycle", "constant"]:
-        """How the rate changes."""
-
-    @property
-    def decay(self) -> float:
-        """Weight decay."""
-
-    @property
-    def patience(self) -> int:
-        """Evaluations without a better one."""
-
-    @property
-    def memory(self) -> int:
-        """Megabytes for the activations of a step."""
-
-    @property
-    def checkpoint(self) -> str | None:
-        """A file to take training up from."""
-
-    @property
-    def exclude(self) -> tuple[str, ...]:
-        """Patterns of what stays."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +131,7 @@ def _fit(dims: Sequence[int | None], shape: Sequence[int]) -> bool:
 
 
 def learn(
-    options: Options,
+    options: EndToEnd,
     graph: Graph,
     context: Context,
     setting: Setting,
@@ -232,7 +189,7 @@ def learn(
     return graph
 
 
-def _checkpoint(options: Options) -> Path | None:
+def _checkpoint(options: EndToEnd) -> Path | None:
     if options.checkpoint is None:
         return None
     path = Path(options.checkpoint)
