@@ -42,12 +42,14 @@ class Pass(ABC):
         requires: Facts that must hold for the graph it is given, e.g. ``float``.
         ensures: Facts that hold afterwards, e.g. ``qdq``.
         removes: Facts that do not hold any more.
+        learns: Whether it changes what the model computes, from data, so that ``verify`` cannot repeat it.
     """
 
     name: ClassVar[str]
     requires: ClassVar[frozenset[str]] = frozenset()
     ensures: ClassVar[frozenset[str]] = frozenset()
     removes: ClassVar[frozenset[str]] = frozenset()
+    learns: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, graph: Graph, context: Context) -> Graph:

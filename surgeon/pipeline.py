@@ -173,7 +173,7 @@ def _note(outcome: Outcome, each: Pass, record: dict[str, object], result: Graph
         outcome.groups = groups
         facts.setdefault("changed", bool(groups.get("cut")))
     if isinstance(certificate, dict):
-        outcome.certificate = _weaker(outcome.certificate, certificate)
+        outcome.certificate = weaker(outcome.certificate, certificate)
     if "changed" not in facts:
         facts["changed"] = not same(outcome.graph, result)
     outcome.passes.append(
@@ -181,7 +181,7 @@ def _note(outcome: Outcome, each: Pass, record: dict[str, object], result: Graph
     )
 
 
-def _weaker(first: dict[str, Any] | None, second: dict[str, Any]) -> dict[str, Any]:
+def weaker(first: dict[str, Any] | None, second: dict[str, Any]) -> dict[str, Any]:
     """Joins two certificates: the weaker status, the larger error, all probes."""
     if first is None:
         return second

@@ -110,6 +110,13 @@ def _replayed(original: gs.Graph, plan: Plan, path: Path) -> gs.Graph:
     if not plan.after:
         return graph
     passes = [instantiate(call) for text in plan.after for call in parse_passes(text)]
+    learned = [each.name for each in passes if each.learns]
+    if learned:
+        raise GateError(
+            f"{learned[0]} before the cut changes what the model computes",
+            where=str(path),
+            hint="only a cut that follows lossless passes can be compared with the original",
+        )
     context = Context(source_path=path, model_sha256=plan.model_sha256, inputs=inputs_of(original))
     graph = run_passes(graph, passes, context).graph
     names = ", ".join(each.name for each in passes)

@@ -22,4 +22,4 @@ def did_you_mean(word: str, known: Iterable[str], *, what: str = "known") -> str
     if near:
         nearest = next(name for name in names if name.lower() == near[0])
         return f"did you mean {nearest!r}?"
-    return f"{what}: {', '.join(names)}" if 0 < len(names) <= 12 else None
+    return f"{what}: {', '.join(names)}" if 0 < len(names) <= 16 else None

@@ -45,7 +45,7 @@ class Distill(EndToEnd):
         """Train ``graph``; raises UsageError where the data do not fit it."""
         from surgeon.refit.block import find_trainable
         from surgeon.refit.distill import Teacher
-        from surgeon_passes.training.whole import Setting, learn
+        from surgeon_passes.training.whole import Setting, as_reference, learn
 
         if context.reference is None:
             raise UsageError("there is no original to learn from", where="pass distill")
@@ -60,4 +60,5 @@ class Distill(EndToEnd):
                 terms.append(setting.cross_entropy(tape) * self.labels)
             return tape.total(terms)
 
-        return learn(self, graph, context, setting, loss, teacher)
+        learned = learn(self, graph, context, setting, loss, teacher)
+        return as_reference(learned, context) if self.labels else learned

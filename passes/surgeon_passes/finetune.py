@@ -57,11 +57,11 @@ class Finetune(EndToEnd):
         """
         from dataclasses import replace
 
-        from surgeon_passes.training.whole import Setting, learn
+        from surgeon_passes.training.whole import Setting, as_reference, learn
 
         setting = Setting.of(graph, context, labelled=True)
         if self.macs is None:
-            return learn(self, graph, context, setting, setting.cross_entropy)
+            return as_reference(learn(self, graph, context, setting, setting.cross_entropy), context)
         from surgeon_passes.training.rounds import cut_and_learn
 
         shares = self._schedule().shares(self.rounds)
@@ -70,7 +70,7 @@ class Finetune(EndToEnd):
         def train(smaller: Graph, number: int) -> Graph:
             return learn(options, smaller, context, setting, setting.cross_entropy, number=number)
 
-        return cut_and_learn(graph, context, self.macs, shares, train)
+        return as_reference(cut_and_learn(graph, context, self.macs, shares, self.exclude, train), context)
 
     def _schedule(self) -> ConstantSparsity | PolynomialDecay:
         from surgeon_passes.pruning.schedule import ConstantSparsity, PolynomialDecay

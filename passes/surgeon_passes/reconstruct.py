@@ -43,6 +43,7 @@ class Reconstruct(Pass):
 
     name: ClassVar[str] = "reconstruct"
     requires: ClassVar[frozenset[str]] = frozenset({"float"})
+    learns: ClassVar[bool] = True
 
     effort: Literal["fast", "default", "thorough"] = "default"
     steps: int | None = None
@@ -79,7 +80,13 @@ class Reconstruct(Pass):
             context.warn("inputs of the model were cut, which the data do not fit: nothing was reconstructed")
             return graph
         steps = STEPS[self.effort] if self.steps is None else self.steps
-        course = Course(steps, self.batch, self.rate, seed=context.seed_for("reconstruct"))
+        course = Course(
+            steps,
+            self.batch,
+            self.rate,
+            seed=context.seed_for("reconstruct"),
+            split=context.seed_for("held out"),
+        )
         whole = replace(course, steps=max(steps // 2, 1), rate=self.together) if self.together else None
         feeds = [batch[0] for batch in context.calibration()]
         more = self._variants(graph, feeds, context)
@@ -144,6 +151,11 @@ def _describe(found: Reconstructed, context: Context, memory: int, seconds: floa
         context.warn(f"{len(found.stopped)} weights cannot be trained, the first: {name}: {why}")
     if not found.errors:
         context.warn("no block has anything to learn: the model already computes what the original does")
+    unknown = [name for name, (before, _) in found.errors.items() if not math.isfinite(before)]
+    if unknown:
+        context.warn(
+            f"infinite values cannot be learned from: {len(unknown)} blocks stay, the first: {unknown[0]}"
+        )
     if found.spilled:
         context.warn(
             f"activations took more than reconstruct.memory ({memory} MB) and went to temporary files, "

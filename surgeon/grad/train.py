@@ -43,6 +43,7 @@ class Course:
         evaluations: How often held-out samples are looked at.
         patience: After how many evaluations without a better one training stops.
         seed: Seed of the order of samples.
+        split: Seed of what is held out. All training of a run shares it: what one judges by, another must not have seen.
         most: Samples that are run at once; more are run one after the other and their gradients averaged.
     """
 
@@ -56,6 +57,7 @@ class Course:
     evaluations: int = 4
     patience: int = 10**9
     seed: int = 0
+    split: int = 0
     most: int = 10**9
 
 
@@ -99,6 +101,7 @@ def train(
     augment: Callable[..., Mapping[str, Array]] | None = None,
     teach: Callable[[Feeds], Feeds] = dict,
     checkpoint: Path | None = None,
+    fingerprint: str = "",
     progress: Callable[[int], None] = lambda _: None,
 ) -> State:
     """Train, and keep what does best on held-out samples: never worse than the start.
@@ -115,6 +118,7 @@ def train(
             ``random``, a generator for the step.
         teach: Adds to what is fed what can only be said of it after that, such as what another model makes of it.
         checkpoint: A file to write after every evaluation, and to take up where it is there.
+        fingerprint: What else has to be the same for a checkpoint to be taken up, such as data and loss.
         progress: Called with 1 after every step.
 
     Raises:
@@ -131,7 +135,7 @@ def train(
         def judge(values: Arrays) -> float:
             return objective.value(values, _taught(samples.take(held, course.most), None, teach))
 
-    identity = _identity(course, parameters, learn, held)
+    identity = f"{fingerprint} {_identity(course, parameters, learn, held)}"
     state = load(checkpoint, course, identity) or _started(parameters, judge, course)
     every = max(course.steps // max(course.evaluations, 1), 1)
     progress(state.optimizer.steps)

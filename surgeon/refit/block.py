@@ -208,7 +208,7 @@ class _Reconstruction:
     def _split(self, samples: Samples) -> tuple[Array, Array]:
         """Samples to learn from and to judge by: no variant of the latter is among the former."""
         own = replace(samples, sizes=samples.sizes[: len(samples.sizes) // (1 + self.variants)])
-        learn, held = own.split(HELD_OUT, np.random.default_rng(self.courses[0].seed))
+        learn, held = own.split(HELD_OUT, np.random.default_rng(self.courses[0].split))
         every = [len(own) * k for k in range(1 + self.variants)]
         # what was fitted before this, in closed form say, may have seen the samples themselves, and would look too good
         judged = every[1:] or every

@@ -76,6 +76,7 @@ def train_whole(
     limit_bytes: int = 2**31,
     excluded: Callable[[str], bool] = lambda _: False,
     checkpoint: Path | None = None,
+    fingerprint: str = "",
     progress: Callable[[int], None] = lambda _: None,
 ) -> Trained:
     """Train all parameters of a graph, in place; it stays as it was unless held-out samples are better off.
@@ -88,6 +89,7 @@ def train_whole(
         limit_bytes: For the activations of a step; samples that do not fit run one after the other.
         excluded: Whether a node or tensor, by name, is to be left alone.
         checkpoint: A file to write after every evaluation, and to take up where it is there.
+        fingerprint: What else has to be the same for a checkpoint to be taken up.
         progress: Called with 1 after every step.
     """
     parameters = {
@@ -107,7 +109,7 @@ def train_whole(
     more = [name for name in (*names, *lesson.taught) if name not in known]
     work.inputs = [*work.inputs, *(gs.Variable(name, np.float32, None) for name in more)]
     objective = Objective(work, lesson.loss, list(parameters), rows=samples.rows, threads=threads)
-    learn, held = samples.split(HELD_OUT, np.random.default_rng(course.seed))
+    learn, held = samples.split(HELD_OUT, np.random.default_rng(course.split))
     _, feeds = next(samples.take(held[:1], 1))
     course = replace(course, most=min(course.most, objective.most(lesson.teach(feeds), limit_bytes)))
     start = {name: np.array(peek(constant)) for name, constant in parameters.items()}
@@ -121,6 +123,7 @@ def train_whole(
         augment=lesson.augment,
         teach=lesson.teach,
         checkpoint=checkpoint,
+        fingerprint=fingerprint,
         progress=progress,
     )
     if state.improved:

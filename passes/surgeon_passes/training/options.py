@@ -26,6 +26,7 @@ class EndToEnd(Pass):
     """
 
     requires: ClassVar[frozenset[str]] = frozenset({"float"})
+    learns: ClassVar[bool] = True
 
     steps: int = 1000
     batch: int = 64

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from surgeon.engine import analyse
 from surgeon.errors import GateError
 from surgeon.graph.copy import copy_of
+from surgeon.pipeline import weaker
 from surgeon_passes.prune import Prune
 
 if TYPE_CHECKING:
@@ -14,14 +15,13 @@ if TYPE_CHECKING:
 
     from surgeon.passes import Context, Graph
 
-WEAKEST_FIRST = ("none", "structural", "exact")
-
 
 def cut_and_learn(
     graph: Graph,
     context: Context,
     macs: float,
     shares: Sequence[float],
+    exclude: tuple[str, ...],
     learn: Callable[[Graph, int], Graph],
 ) -> Graph:
     """Cut in rounds, each followed by training.
@@ -31,42 +31,39 @@ def cut_and_learn(
         context: The run; what the cuts are about is put together in its record.
         macs: The fraction of the multiply-accumulates that is left in the end.
         shares: Which part of the cut has been made in each round, ascending to 1.
+        exclude: Patterns of what is left alone.
         learn: Trains a graph, given the number of the round.
 
     Raises:
         GateError: The target cannot be met, or a proof fails.
     """
     whole = _macs(graph)
-    rounds, certificates = [], []
+    rounds: list[dict[str, Any]] = []
+    certificate: dict[str, Any] | None = None
     groups: object = {}
+    changed = False
     for number, share in enumerate(shares):
         wanted = (1 - (1 - macs) * share) * whole / _macs(graph)
         if wanted < 1:
-            graph = _cut(graph, context, wanted, last=number + 1 == len(shares))
-            certificates.append(context.record.pop("certificate", None))
+            try:
+                graph = Prune(macs=wanted, exclude=exclude).run(copy_of(graph), context)
+            except GateError as error:
+                if share >= 1:
+                    raise
+                # kernels like whole blocks of channels, and a small step may be less than one
+                context.warn(f"round {number + 1} cuts nothing: {error.message}")
+            each: Any = context.record.pop("certificate", None)
+            certificate = weaker(certificate, each) if each else certificate
             groups = context.record.pop("groups", groups)
         graph = learn(graph, number)
+        changed = changed or bool(context.record["changed"])
         rounds.append({"macs": _macs(graph) / whole, "training": context.record.pop("training", None)})
-    found = [each for each in certificates if isinstance(each, dict)]
-    if found:
-        context.record["certificate"] = {
-            "status": min((each["status"] for each in found), key=WEAKEST_FIRST.index),
-            "max_rel_err": max((each["max_rel_err"] or 0.0 for each in found), default=None),
-            "probes": sum(each["probes"] for each in found),
-        }
+    if certificate is not None:
+        context.record["certificate"] = certificate
         context.record["groups"] = groups
     context.record["rounds"] = rounds
-    context.record["changed"] = True
+    context.record["changed"] = changed or certificate is not None
     return graph
-
-
-def _cut(graph: Graph, context: Context, macs: float, *, last: bool) -> Graph:
-    try:
-        return Prune(macs=macs).run(copy_of(graph), context)
-    except GateError:
-        if last:
-            raise
-        return graph  # kernels like whole blocks of channels, and a small step may be less than one
 
 
 def _macs(graph: Graph) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,9 @@ import numpy as np
 from surgeon.errors import DataError, UsageError
 from surgeon.grad.losses import Kind, cross_entropy, kind_of
 from surgeon.grad.train import Course
+from surgeon.graph.copy import copy_of
 from surgeon.graph.shapes import infer
+from surgeon.reference import Reference
 from surgeon.refit.whole import Lesson, train_whole
 from surgeon.stats.weight import FLOATS
 from surgeon_passes.training.excluded import excluded_by
@@ -112,12 +115,16 @@ def _output_for(graph: Graph, labels: Array) -> tuple[Any, Kind, int]:
                 return tensor, kind, axis
             continue
         for place in [axis] if kind != "values" else dict.fromkeys((axis, len(dims) - 1, 1)):
-            if 0 < place < len(dims) and dims[place] and _fit(dims[:place] + dims[place + 1 :], labels.shape):
+            if (
+                0 < place < len(dims)
+                and (dims[place] or 0) > 1
+                and _fit(dims[:place] + dims[place + 1 :], labels.shape)
+            ):
                 return tensor, kind, place
     shown = ", ".join(f"{each.name} {list(shapes.dims.get(each.name) or ())}" for each in outputs)
     raise DataError(
         f"labels of shape {list(labels.shape)} and type {labels.dtype} fit no output of floats ({shown})",
-        hint="give whole numbers, one class per sample or place, or floats in the shape of an output",
+        hint="give whole numbers for one of several classes, or floats in the shape of an output",
     )
 
 
@@ -128,6 +135,17 @@ def _fit(dims: Sequence[int | None], shape: Sequence[int]) -> bool:
     return len(ours) == len(theirs) and all(
         one is None or one == other for one, other in zip(ours, theirs, strict=True)
     )
+
+
+def _fingerprint(options: EndToEnd, context: Context, feeds: Sequence[Mapping[str, Array]]) -> str:
+    """What a checkpoint is of: the model, the options, and the data."""
+    digest = hashlib.sha256(f"{context.model_sha256} {replace(options, checkpoint=None)!r}".encode())
+    for batch in feeds:
+        for name, array in batch.items():
+            digest.update(
+                f"{name}{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes()
+            )
+    return digest.hexdigest()
 
 
 def learn(
@@ -149,6 +167,7 @@ def learn(
         evaluations=EVALUATIONS,
         patience=options.patience,
         seed=context.seed_for(options.name) + number,
+        split=context.seed_for("held out"),
     )
     lesson = Lesson(
         setting.feeds,
@@ -169,13 +188,18 @@ def learn(
             limit_bytes=options.memory * 2**20,
             excluded=excluded_by(context, options.exclude),
             checkpoint=checkpoint,
+            fingerprint=_fingerprint(options, context, setting.feeds),
             progress=advance,
         )
     state = found.state
     if found.stopped:
         name, why = next(iter(found.stopped.items()))
         context.warn(f"{len(found.stopped)} weights cannot be trained, the first: {name}: {why}")
-    if not state.improved:
+    if not np.isfinite(state.before):
+        context.warn(
+            f"the loss is no number before {options.name} starts: infinite outputs cannot be learned from"
+        )
+    elif not state.improved:
         context.warn(f"{options.name} made nothing better on held-out samples: the model stays as it was")
     context.record["changed"] = state.improved
     context.record["training"] = {
@@ -214,3 +238,10 @@ def _augment_of(context: Context) -> Callable[..., Mapping[str, Array]] | None:
         return found
 
     return augment
+
+
+def as_reference(graph: Graph, context: Context) -> Graph:
+    """What has learned from labels is what passes behind it aim at, not what it was before."""
+    if context.record.get("changed"):
+        context.reference = Reference(copy_of(graph))
+    return graph
