@@ -11,7 +11,8 @@ from trainable import accuracy, classifier, context_for, noisy, right, vectors
 
 import surgeon
 from surgeon.cli import main
-from surgeon.errors import DataError, UsageError
+from surgeon.errors import DataError, GateError, UsageError
+from surgeon.grad.samples import Samples
 from surgeon.graph.save import to_model
 from surgeon.replay import verify_files
 from surgeon_passes.finetune import Finetune
@@ -243,3 +244,27 @@ def test_cuts_and_training_take_turns(demo, tmp_path):
 def test_schedules_that_cannot_be(demo, options):
     with pytest.raises(surgeon.UsageError):
         surgeon.run(demo, f"finetune{{{options}}}")
+
+
+def test_rounds_hold_out_the_same_samples(demo):
+    """Otherwise what one round has learned by heart the next would take for better."""
+    splits = []
+
+    def note(self, share, random):
+        splits.append(random.bit_generator.state["state"]["state"])
+        return split(self, share, random)
+
+    split = Samples.split
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Samples, "split", note)
+        data = f"{demo.parent}/digits_data.py:calibration"
+        surgeon.run(demo, "finetune{macs=0.8 rounds=2 power=1 steps=4},distill{steps=2}", data=data)
+    assert len(splits) == 3
+    assert len(set(splits)) == 1
+
+
+def test_verify_repeats_no_training(demo, tmp_path):
+    data = f"{demo.parent}/digits_data.py:calibration"
+    surgeon.run(demo, "finetune{steps=4},prune", data=data, destination=tmp_path / "small.onnx")
+    with pytest.raises(GateError, match="finetune before the cut"):
+        verify_files(demo, tmp_path / "small.onnx", tmp_path / "small.plan.json")
