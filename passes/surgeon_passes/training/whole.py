@@ -16,7 +16,7 @@ from surgeon.grad.train import Course
 from surgeon.graph.copy import copy_of
 from surgeon.graph.shapes import infer
 from surgeon.reference import Reference
-from surgeon.refit.whole import Lesson, train_whole
+from surgeon.refit.whole import Lesson, Trained, train_whole
 from surgeon.stats.weight import FLOATS
 from surgeon_passes.training.excluded import excluded_by
 
@@ -191,25 +191,7 @@ def learn(
             fingerprint=_fingerprint(options, context, setting.feeds),
             progress=advance,
         )
-    state = found.state
-    if found.stopped:
-        name, why = next(iter(found.stopped.items()))
-        context.warn(f"{len(found.stopped)} weights cannot be trained, the first: {name}: {why}")
-    if not np.isfinite(state.before):
-        context.warn(
-            f"the loss is no number before {options.name} starts: infinite outputs cannot be learned from"
-        )
-    elif not state.improved:
-        context.warn(f"{options.name} made nothing better on held-out samples: the model stays as it was")
-    context.record["changed"] = state.improved
-    context.record["training"] = {
-        "seconds": time.perf_counter() - started,
-        "steps": state.optimizer.steps,
-        "loss_before": state.before,
-        "loss_after": state.loss,
-        "history": [{"step": step, "loss": recent, "held_out": held} for step, recent, held in state.history],
-        "stopped": found.stopped,
-    }
+    _describe(found, options, context, time.perf_counter() - started)
     return graph
 
 
@@ -238,6 +220,28 @@ def _augment_of(context: Context) -> Callable[..., Mapping[str, Array]] | None:
         return found
 
     return augment
+
+
+def _describe(found: Trained, options: EndToEnd, context: Context, seconds: float) -> None:
+    state = found.state
+    if found.stopped:
+        name, why = next(iter(found.stopped.items()))
+        context.warn(f"{len(found.stopped)} weights cannot be trained, the first: {name}: {why}")
+    if not np.isfinite(state.before):
+        context.warn(
+            f"the loss is no number before {options.name} starts: infinite outputs cannot be learned from"
+        )
+    elif not state.improved:
+        context.warn(f"{options.name} made nothing better on held-out samples: the model stays as it was")
+    context.record["changed"] = state.improved
+    context.record["training"] = {
+        "seconds": seconds,
+        "steps": state.optimizer.steps,
+        "loss_before": state.before,
+        "loss_after": state.loss,
+        "history": [{"step": step, "loss": recent, "held_out": held} for step, recent, held in state.history],
+        "stopped": found.stopped,
+    }
 
 
 def as_reference(graph: Graph, context: Context) -> Graph:
