@@ -90,7 +90,8 @@ class Reconstruct(Pass):
         whole = replace(course, steps=max(steps // 2, 1), rate=self.together) if self.together else None
         feeds = [batch[0] for batch in context.calibration()]
         more = self._variants(graph, feeds, context)
-        total = steps * len(find_trainable(graph)) + (whole.steps if whole else 0)
+        blocks = len(find_trainable(graph))
+        total = steps * blocks + (whole.steps if whole and blocks > 1 else 0)
         started = time.perf_counter()
         with context.progress("reconstruct", total) as advance:
             found = reconstruct(
