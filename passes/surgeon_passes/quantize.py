@@ -85,18 +85,7 @@ class Quantize(Pass):
         if not choice.weighted:
             raise GateError("nothing can be quantized", where="pass quantize", hint=_reasons(choice))
         if mode == "static":
-            from surgeon_passes.quantizing.static import quantize_static
-
-            result, context.record["samples"] = quantize_static(
-                model,
-                choice,
-                context.calibration().take(self.samples),
-                folder,
-                calibration=self.calibration,
-                per_channel=self.per_channel,
-                activation=self.activation,
-                threads=context.threads,
-            )
+            result = self._static(model, choice, context, folder)
         else:
             from surgeon_passes.quantizing.dynamic import quantize_dynamic
 
@@ -107,6 +96,24 @@ class Quantize(Pass):
         session(result)
         _record(mode, choice, context)
         return result
+
+    def _static(
+        self, model: onnx.ModelProto, choice: Choice, context: Context, folder: Path
+    ) -> onnx.ModelProto:
+        from surgeon_passes.quantizing.static import Static
+
+        static = Static.calibrated(
+            model,
+            choice,
+            context.calibration().take(self.samples),
+            folder,
+            calibration=self.calibration,
+            per_channel=self.per_channel,
+            activation=self.activation,
+            threads=context.threads,
+        )
+        context.record["samples"] = static.samples
+        return static.build(choice)
 
     def _choose(self, model: onnx.ModelProto, context: Context) -> tuple[str, Choice]:
         """Returns the mode and the operators; without data, dynamic as long as it reaches half of the weights."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import onnx
 from onnx import TensorProto
@@ -53,7 +54,13 @@ class Choice:
         return chosen / max(chosen + left, 1)
 
 
-def choose(model: onnx.ModelProto, excluded: Callable[[str], bool], *, static: bool) -> Choice:
+def choose(
+    model: onnx.ModelProto,
+    excluded: Callable[[str], bool],
+    *,
+    static: bool,
+    stay: Mapping[str, str] = MappingProxyType({}),
+) -> Choice:
     """Chooses operators for 8-bit arithmetic.
 
     Operators with constant float weights are quantized; so is what merely passes their 8-bit results on, and
@@ -64,6 +71,7 @@ def choose(model: onnx.ModelProto, excluded: Callable[[str], bool], *, static: b
         model: A model whose nodes have unique names.
         excluded: Whether a node or tensor name is to be left alone.
         static: Whether activations will have constant scales.
+        stay: Nodes, by name, that stay float as well, and why.
     """
     choice = Choice()
     weights = {entry.name: entry for entry in model.graph.initializer}
@@ -74,6 +82,8 @@ def choose(model: onnx.ModelProto, excluded: Callable[[str], bool], *, static: b
         if reason is None and any(map(excluded, _names(node))):
             reason = "excluded"
         if reason is None:
+            reason = stay.get(node.name)
+        if reason is None:
             choice.weighted[node.name] = node.op_type
             choice.nodes.append(node.name)
         elif reason:
@@ -81,7 +91,8 @@ def choose(model: onnx.ModelProto, excluded: Callable[[str], bool], *, static: b
         elif (
             static
             and results.isdisjoint(node.output)
-            and _may_follow(node, producers, weights)
+            and node.name not in stay
+            and _may_follow(node, producers, weights, choice.weighted)
             and not any(map(excluded, _names(node)))
         ):
             choice.nodes.append(node.name)
@@ -148,13 +159,16 @@ def _attribute(node: onnx.NodeProto, name: str, default: float) -> float:
 
 
 def _may_follow(
-    node: onnx.NodeProto, producers: dict[str, onnx.NodeProto], weights: dict[str, TensorProto]
+    node: onnx.NodeProto,
+    producers: dict[str, onnx.NodeProto],
+    weights: dict[str, TensorProto],
+    quantized: Collection[str],
 ) -> bool:
     if node.op_type in _FOLLOWERS:
         return True
     if node.op_type not in _JOINS:
         return False
-    return all(_from_convolution(name, producers) for name in node.input if name not in weights)
+    return all(_from_convolution(name, producers, quantized) for name in node.input if name not in weights)
 
 
 def _results(graph: onnx.GraphProto, producers: dict[str, onnx.NodeProto]) -> set[str]:
@@ -168,12 +182,12 @@ def _results(graph: onnx.GraphProto, producers: dict[str, onnx.NodeProto]) -> se
     return results
 
 
-def _from_convolution(name: str, producers: dict[str, onnx.NodeProto]) -> bool:
-    """Tells whether a tensor comes straight out of a convolution, or of elementwise operators after one."""
+def _from_convolution(name: str, producers: dict[str, onnx.NodeProto], quantized: Collection[str]) -> bool:
+    """Tells whether a tensor comes straight out of a quantized convolution, or of elementwise operators after one."""
     node = producers.get(name)
     while node is not None and node.op_type not in ("Conv", "ConvTranspose"):
         node = producers.get(node.input[0]) if node.op_type in _STREAM else None
-    return node is not None
+    return node is not None and node.name in quantized
 
 
 def _inside(graph: onnx.GraphProto) -> Iterable[tuple[str, str]]:

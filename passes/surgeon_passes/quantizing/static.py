@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,59 +35,81 @@ class _OneBatch:
         return feeds
 
 
-def quantize_static(
-    model: onnx.ModelProto,
-    choice: Choice,
-    data: Dataset,
-    folder: Path,
-    *,
-    calibration: str,
-    per_channel: bool,
-    activation: str,
-    threads: int,
-) -> tuple[onnx.ModelProto, int]:
-    """Quantizes with constant scales.
+@dataclass(frozen=True)
+class Static:
+    """A model with the ranges of its activations, from which quantized models are built.
 
-    Args:
-        model: A prepared model in opset 13 or newer.
-        choice: What to quantize.
-        data: Calibration samples; one batch is in memory at a time.
-        folder: A temporary folder.
-        calibration: minmax, percentile (99.999 %) or entropy.
+    Attributes:
+        path: The prepared model.
+        ranges: The range of every activation that may be quantized.
+        types: Operators onnxruntime may touch.
         per_channel: One scale per output channel of a weight instead of one for all.
-        activation: uint8 (asymmetric) or int8 (symmetric).
-        threads: Threads to run the model with.
-
-    Returns:
-        The quantized model, and the number of samples that were used.
-
-    Raises:
-        DataError: There are no samples, or they do not fit the model.
+        symmetric: int8 activations around zero instead of uint8 ones.
+        samples: How many samples the ranges come from.
     """
-    path = folder / "prepared.onnx"
-    onnx.save(model, str(path))
-    types = sorted({node.op_type for node in model.graph.node if node.name in set(choice.nodes)})
-    symmetric = activation == "int8"
-    ranges, samples = _ranges(path, types, data, calibration, symmetric=symmetric, threads=threads)
-    quantizer = QDQQuantizer(
-        load_model_with_shape_infer(path),
-        per_channel,
-        False,  # reduce_range: 7-bit weights, for CPUs without VNNI
-        QuantType.QInt8,
-        QuantType.QInt8 if symmetric else QuantType.QUInt8,
-        ranges,
-        choice.nodes,
-        [],
-        types,
-        {
-            "ActivationSymmetric": symmetric,
-            # a float result straight from the integer product is more accurate and saves a rounding
-            "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
-        },
-    )
-    quantizer.quantize_model()
-    result: onnx.ModelProto = quantizer.model.model
-    return result, samples
+
+    path: Path
+    ranges: Any
+    types: tuple[str, ...]
+    per_channel: bool
+    symmetric: bool
+    samples: int
+
+    @staticmethod
+    def calibrated(
+        model: onnx.ModelProto,
+        choice: Choice,
+        data: Dataset,
+        folder: Path,
+        *,
+        calibration: str,
+        per_channel: bool,
+        activation: str,
+        threads: int,
+    ) -> Static:
+        """Run the model over the calibration samples.
+
+        Args:
+            model: A prepared model in opset 13 or newer.
+            choice: All that may be quantized.
+            data: Calibration samples; one batch is in memory at a time.
+            folder: A temporary folder.
+            calibration: minmax, percentile (99.999 %) or entropy.
+            per_channel: One scale per output channel of a weight instead of one for all.
+            activation: uint8 (asymmetric) or int8 (symmetric).
+            threads: Threads to run the model with.
+
+        Raises:
+            DataError: There are no samples, or they do not fit the model.
+        """
+        path = folder / "prepared.onnx"
+        onnx.save(model, str(path))
+        types = tuple(sorted({node.op_type for node in model.graph.node if node.name in set(choice.nodes)}))
+        symmetric = activation == "int8"
+        ranges, samples = _ranges(path, list(types), data, calibration, symmetric=symmetric, threads=threads)
+        return Static(path, ranges, types, per_channel, symmetric, samples)
+
+    def build(self, choice: Choice) -> onnx.ModelProto:
+        """Quantize what is chosen: weights stored with 8 bits, activations rounded at constant scales (QDQ)."""
+        quantizer = QDQQuantizer(
+            load_model_with_shape_infer(self.path),
+            self.per_channel,
+            False,  # reduce_range: 7-bit weights, for CPUs without VNNI
+            QuantType.QInt8,
+            QuantType.QInt8 if self.symmetric else QuantType.QUInt8,
+            self.ranges,
+            choice.nodes,
+            [],
+            self.types,
+            {
+                "ActivationSymmetric": self.symmetric,
+                # a float result straight from the integer product is more accurate and saves a rounding
+                "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
+            },
+        )
+        quantizer.quantize_model()
+        result: onnx.ModelProto = quantizer.model.model
+        return result
 
 
 def _ranges(
