@@ -21,11 +21,13 @@ class Distill(EndToEnd):
 
     The model learns to put out what the original does: probabilities by their divergence, everything else, scores before
     a softmax among it, by the squared error relative to its variance. It stays as it was unless that is better on
-    held-out samples. A function ``augment`` in the data file varies the samples.
+    held-out samples. A function ``augment`` in the data file varies the samples; without one images are varied, and
+    those to judge by are mirrored, for what was fitted before would look too good on samples it has seen.
 
     Attributes:
         temperature: Softens probabilities that are compared.
         hints: Weight of what is compared inside, where blocks end; 0 for outputs alone.
+        vary: Whether unlabelled images get pieces of others, and are mirrored where the original hardly minds.
         labels: Weight of the cross entropy with labels, where the data have any; 0 reads none.
     """
 
@@ -33,6 +35,7 @@ class Distill(EndToEnd):
 
     temperature: float = 1.0
     hints: float = 0.0
+    vary: bool = True
     labels: float = 0.0
 
     def __post_init__(self) -> None:
@@ -45,6 +48,7 @@ class Distill(EndToEnd):
         """Train ``graph``; raises UsageError where the data do not fit it."""
         from surgeon.refit.block import find_trainable
         from surgeon.refit.distill import Teacher
+        from surgeon.stats.variants import variation_for
         from surgeon_passes.training.whole import Setting, as_reference, learn
 
         if context.reference is None:
@@ -60,5 +64,9 @@ class Distill(EndToEnd):
                 terms.append(setting.cross_entropy(tape) * self.labels)
             return tape.total(terms)
 
-        learned = learn(self, graph, context, setting, loss, teacher)
+        variation = None
+        if self.vary and not setting.labelled and (context.data is None or context.data.augment is None):
+            variation = variation_for(context.reference.graph, setting.feeds, context.threads)
+        context.record["varied"] = variation is not None
+        learned = learn(self, graph, context, setting, loss, teacher, variation=variation)
         return as_reference(learned, context) if self.labels else learned

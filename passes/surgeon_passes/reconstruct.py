@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from surgeon.errors import UsageError
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     Feeds: TypeAlias = dict[str, Any]
 
 TENSORS = 4  # what a block reads and what it should make, of the model and of the original
+VARIANTS = 3
 STEPS = {"fast": 100, "default": 300, "thorough": 1000}
 
 
@@ -24,7 +25,7 @@ class Reconstruct(Pass):
     """Block-wise training: unlabelled, by gradients that onnxruntime computes.
 
     Each block, between places that as few tensors as possible cross, learns to put out what the original does, from what
-    the blocks before it, as trained, put out. Then all of them learn together what the original puts out. Nothing is
+    the blocks before it, as trained, put out. No block is
     kept unless it is better on held-out samples.
 
     Attributes:
@@ -32,11 +33,9 @@ class Reconstruct(Pass):
         steps: Steps per block, instead of ``effort``.
         batch: Samples per step.
         rate: The largest learning rate of Adam; it falls along half a cosine.
-        together: The largest learning rate of the end, at which all blocks learn together, with half of the steps; 0 for no
-            such end.
-        variants: Variants of every sample that are learned from as well; by default one, as long as memory holds it, of images
-            that the original puts out nearly the same for when they are mirrored, and of what a function ``augment`` in
-            the data file varies.
+        variants: Variants of every sample that are learned from as well; by default three, as long as memory holds them, of
+            images that the original puts out nearly the same for when they are mirrored (one mirrored, two with pieces of
+            other images), and of what a function ``augment`` in the data file varies.
         memory: Megabytes of activations held in memory, per model; the rest goes to temporary files.
         exclude: Weights whose name, or whose operator's, matches one of these patterns stay as they are.
     """
@@ -49,7 +48,6 @@ class Reconstruct(Pass):
     steps: int | None = None
     batch: int = 64
     rate: float = 1e-3
-    together: float = 1e-4
     variants: int | None = None
     memory: int = 2048
     exclude: tuple[str, ...] = ()
@@ -63,8 +61,6 @@ class Reconstruct(Pass):
                 raise UsageError(f"must be at least 1, got {value}", where=f"reconstruct.{option}")
         if not self.rate > 0:
             raise UsageError(f"must be above 0, got {self.rate}", where="reconstruct.rate")
-        if not self.together >= 0:
-            raise UsageError(f"must not be negative, got {self.together}", where="reconstruct.together")
 
     def run(self, graph: Graph, context: Context) -> Graph:
         """Train the blocks of ``graph``; raises UsageError where the data do not fit it."""
@@ -87,19 +83,15 @@ class Reconstruct(Pass):
             seed=context.seed_for("reconstruct"),
             split=context.seed_for("held out"),
         )
-        whole = replace(course, steps=max(steps // 2, 1), rate=self.together) if self.together else None
         feeds = [batch[0] for batch in context.calibration()]
         more = self._variants(graph, feeds, context)
-        blocks = len(find_trainable(graph))
-        total = steps * blocks + (whole.steps if whole and blocks > 1 else 0)
         started = time.perf_counter()
-        with context.progress("reconstruct", total) as advance:
+        with context.progress("reconstruct", steps * len(find_trainable(graph))) as advance:
             found = reconstruct(
                 graph,
                 context.reference,
                 [*feeds, *more],
                 course,
-                whole=whole,
                 variants=len(more) // len(feeds),
                 threads=context.threads,
                 limit_bytes=self.memory * 2**20,
@@ -131,7 +123,8 @@ class Reconstruct(Pass):
         if count is None:
             samples = sum(max((np.shape(array) or (1,))[0] for array in batch.values()) for batch in feeds)
             wanted = not isinstance(vary, ImageVariation) or vary.mirror
-            count = int(wanted and self._held(graph, samples) >= 1)
+            most = VARIANTS if samples > len(feeds) else 1  # a batch of one has no other images
+            count = min(most, self._held(graph, samples)) if wanted else 0
         return variants_of(feeds, vary, count, context.seed_for("variants"))
 
     def _held(self, graph: Graph, samples: int) -> int:

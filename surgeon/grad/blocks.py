@@ -82,12 +82,6 @@ def find_blocks(graph: gs.Graph, floats: Collection[str], fewest: int = FEWEST) 
     return result
 
 
-def whole_block(graph: gs.Graph, floats: Collection[str]) -> Block:
-    """Everything that the graph's float outputs depend on, as one block."""
-    nodes = _ordered(graph)
-    return _block(nodes, 0, len(nodes), graph.outputs, floats)
-
-
 def _ordered(graph: gs.Graph) -> list[gs.Node]:
     """The nodes in order: first those that depend on no input."""
     fed, fixed, rest = {tensor.name for tensor in graph.inputs}, [], []

@@ -99,6 +99,7 @@ def train(
     *,
     judge: Callable[[Arrays], float] | None = None,
     augment: Callable[..., Mapping[str, Array]] | None = None,
+    judged: Callable[[Feeds], Mapping[str, Array]] = dict,
     teach: Callable[[Feeds], Feeds] = dict,
     checkpoint: Path | None = None,
     fingerprint: str = "",
@@ -116,6 +117,7 @@ def train(
         judge: What is judged by, smaller being better; by default the objective on the held-out samples.
         augment: Gives what is fed instead, and leaves the arrays it gets as they are: called with what is fed and, as
             ``random``, a generator for the step.
+        judged: Gives what is fed instead when held-out samples are judged by.
         teach: Adds to what is fed what can only be said of it after that, such as what another model makes of it.
         checkpoint: A file to write after every evaluation, and to take up where it is there.
         fingerprint: What else has to be the same for a checkpoint to be taken up, such as data and loss.
@@ -133,7 +135,7 @@ def train(
     if judge is None:
 
         def judge(values: Arrays) -> float:
-            return objective.value(values, _taught(samples.take(held, course.most), None, teach))
+            return objective.value(values, _taught(samples.take(held, course.most), judged, teach))
 
     identity = f"{fingerprint} {_identity(course, parameters, learn, held)}"
     state = load(checkpoint, course, identity) or _started(parameters, judge, course)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from surgeon.grad.blocks import Block, find_blocks, whole_block
+from surgeon.grad.blocks import Block, find_blocks
 from surgeon.grad.objective import Objective
 from surgeon.grad.parameters import parameters_of
 from surgeon.grad.rows import rows_are_apart
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 TARGET = "surgeon/target/"
-WHOLE = "all blocks together"
 HELD_OUT = 0.125
 CAREFUL = 0.1
 SAME = 1e-8  # relative error below which a block has nothing to learn
@@ -66,7 +65,6 @@ def reconstruct(
     feeds: Sequence[Mapping[str, Array]],
     course: Course,
     *,
-    whole: Course | None = None,
     variants: int = 0,
     threads: int = 1,
     limit_bytes: int = 2**31,
@@ -80,14 +78,13 @@ def reconstruct(
         reference: What it should compute.
         feeds: Batches of inputs, without labels.
         course: How each block is trained.
-        whole: How all of them are trained together after that, as one block; None: not at all.
         variants: How many variants of the samples follow them in ``feeds``, each with as many batches.
         threads: Threads for onnxruntime.
         limit_bytes: Activations held in memory, per graph, and those of a step.
         excluded: Whether a node or tensor, by name, is to be left alone.
         progress: Called with 1 after every step of a block.
     """
-    made = _Reconstruction(graph, reference, feeds, course, whole, variants, threads, limit_bytes, excluded)
+    made = _Reconstruction(graph, reference, feeds, course, variants, threads, limit_bytes, excluded)
     return made.run(progress)
 
 
@@ -103,7 +100,6 @@ class _Reconstruction:
         reference: Reference,
         feeds: Sequence[Mapping[str, Array]],
         course: Course,
-        whole: Course | None,
         variants: int,
         threads: int,
         limit_bytes: int,
@@ -116,10 +112,6 @@ class _Reconstruction:
         self.carrying = _carrying(graph, self.shapes)
         self.blocks = find_blocks(graph, self.carrying)
         self.courses = [replace(course, seed=course.seed + number) for number in range(len(self.blocks))]
-        self.together = whole if len(self.blocks) > 1 else None
-        if self.together is not None:
-            self.blocks.append(whole_block(graph, self.carrying))
-            self.courses.append(self.together)
         options: dict[str, Any] = {"threads": threads, "limit_bytes": limit_bytes}
         self.new = Replay(graph, self.shapes.dtypes, feeds, **options)
         self.old = Replay(reference.graph, infer(reference.graph).dtypes, feeds, **options)
@@ -197,7 +189,7 @@ class _Reconstruction:
         )
         start = {name: np.array(peek(constant)) for name, constant in parameters.items()}
         state = _trained(course, objective, start, samples, learn, held, self.limit, progress)
-        label = WHOLE if course is self.together else targets[-1]
+        label = targets[-1]
         self.found.errors[label] = (state.before, state.loss)
         self.found.stopped |= {**objective.partial, **objective.stopped}
         if state.improved:

@@ -57,6 +57,8 @@ class Lesson:
         teach: Adds to what is fed what can be said of it only when it is known.
         inside: Names of tensors of the graph that the loss reads beside the outputs.
         augment: Varies what is fed, see `surgeon.stats.sources.Augment`.
+        judged: Gives what is judged by instead of held-out samples, such as variants of them: what was fitted to the samples
+            before the training began would look too good on them.
     """
 
     feeds: Sequence[Mapping[str, Array]]
@@ -65,6 +67,7 @@ class Lesson:
     teach: Callable[[Feeds], Feeds] = dict
     inside: Sequence[str] = ()
     augment: Callable[..., Mapping[str, Array]] | None = None
+    judged: Callable[[Feeds], Mapping[str, Array]] = dict
 
 
 def train_whole(
@@ -121,6 +124,7 @@ def train_whole(
         held,
         course,
         augment=lesson.augment,
+        judged=lesson.judged,
         teach=lesson.teach,
         checkpoint=checkpoint,
         fingerprint=fingerprint,

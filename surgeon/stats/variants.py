@@ -1,4 +1,4 @@
-"""Variants of samples to learn from: images moved a little and, where the model does not mind, mirrored.
+"""Variants of samples to learn from: images with pieces of others and, where the model does not mind, mirrored.
 
 What a model makes of a variant is known without labels, so few samples become many.
 """
@@ -23,14 +23,16 @@ if TYPE_CHECKING:
     Feeds: TypeAlias = Mapping[str, Array]
 
 MOST_CHANNELS, SMALLEST = 4, 16  # of what is taken for an image
-SHARE = 0.1  # of height and width: the farthest an image is moved
 ALIKE = 0.5  # of the outputs' variance; a model that does not know left from right stays far below
 LOOKED_AT = 4  # batches
 
 
 @dataclass(frozen=True)
 class ImageVariation:
-    """Moves each image of a batch, filling in its edges, and mirrors every second one.
+    """Mirrors every second image of a batch, and lays a piece of another one over every second one.
+
+    Images that nobody has taken teach as well as others when what is to be learned is what another model makes of them.
+    Pieces of images: CutMix, Yun et al., arXiv 1905.04899, here without labels.
 
     Attributes:
         mirror: Whether images are mirrored at all.
@@ -39,17 +41,36 @@ class ImageVariation:
     mirror: bool
 
     def mirrored(self, feeds: Feeds) -> dict[str, Array]:
-        """A batch with left and right exchanged, and nothing moved."""
+        """A batch with left and right exchanged, and nothing else."""
         return {
             name: np.ascontiguousarray(np.flip(x, (_spatial(x) or (0, 0))[1])) for name, x in feeds.items()
         }
 
     def __call__(self, feeds: Feeds, random: np.random.Generator) -> dict[str, Array]:
-        """A variant of a batch, all inputs moved alike."""
+        """A variant of a batch, all inputs alike; arrays are left as they are."""
         count = len(next(iter(feeds.values())))
-        moves = random.uniform(-SHARE, SHARE, (count, 2))
         turned = (random.random(count) < 0.5) & self.mirror
-        return {name: _varied(array, moves, turned) for name, array in feeds.items()}
+        others = random.permutation(count)
+        covered = random.random(count) < 0.5
+        sizes = np.sqrt(random.random(count))
+        corners = random.random((count, 2))
+        found = {}
+        for name, array in feeds.items():
+            axes = _spatial(array)
+            if axes is None:
+                continue
+            height, width = (array.shape[axis] for axis in axes)
+            mixed = np.where(turned.reshape(-1, *[1] * (array.ndim - 1)), np.flip(array, axes[1]), array)
+            source = mixed[others]
+            for k in np.flatnonzero(covered):
+                place: list[slice] = [slice(None)] * (array.ndim - 1)
+                for axis, whole, corner in zip(axes, (height, width), corners[k], strict=True):
+                    size = round(sizes[k] * whole)
+                    start = int(corner * (whole - size + 1))
+                    place[axis - 1] = slice(start, start + size)
+                mixed[k][tuple(place)] = source[k][tuple(place)]
+            found[name] = mixed
+        return found
 
 
 def variation_for(graph: gs.Graph, feeds: Sequence[Feeds], threads: int = 1) -> ImageVariation | None:
@@ -127,18 +148,3 @@ def _spatial(array: Array) -> tuple[int, int] | None:
         if array.shape[channels] <= MOST_CHANNELS and min(array.shape[k] for k in axes) >= SMALLEST:
             return axes
     return None
-
-
-def _varied(array: Array, moves: NDArray[np.float64], turned: NDArray[np.bool_]) -> Array:
-    axes = _spatial(array)
-    if axes is None:
-        return array
-    result = np.empty_like(array)
-    for k, (image, move) in enumerate(zip(array, moves, strict=True)):
-        moved = image
-        for axis, share in zip(axes, move, strict=True):
-            size = array.shape[axis]
-            places = np.clip(np.arange(size) + round(share * size), 0, size - 1)
-            moved = np.take(moved, places[::-1] if turned[k] and axis == axes[1] else places, axis - 1)
-        result[k] = moved
-    return result

@@ -134,6 +134,17 @@ def test_samples_are_varied_by_the_data_files_function():
     assert context.record["changed"]
 
 
+def test_images_are_varied_unless_that_is_unwanted_or_they_have_labels():
+    graph, reference = noisy(trainable.picture_model())
+    for more, varied in (({}, True), ({"vary": False}, False)):
+        context = trainable.images(graph, reference, 24)
+        Distill(**QUICK, **more).run(graph, context)
+        assert context.record["varied"] is varied
+    context = context_for(graph, reference, np.zeros((24, 3, 16, 16), np.float32), np.zeros(24, np.int64))
+    Distill(**QUICK, labels=1.0).run(graph, context)
+    assert context.record["varied"] is False
+
+
 def test_little_memory_ends_alike():
     losses = []
     for memory in (2048, 1):

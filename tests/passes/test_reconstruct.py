@@ -40,7 +40,7 @@ def test_a_hard_cut_is_made_up_for_on_images_it_has_not_seen(demo):
     assert facts["variants"] == 0
     assert facts["training"]["stopped"] == {}
     blocks = facts["training"]["blocks"]
-    assert blocks[-1]["block"] == "all blocks together"
+    assert blocks[-1]["block"] == "logits"
     assert all(each["error_after"] <= each["error_before"] for each in blocks)
     assert all(each["kept"] == (each["error_after"] < each["error_before"]) for each in blocks)
     assert facts["training"]["seconds"] > 0
@@ -90,7 +90,7 @@ def test_nothing_to_learn_is_told_and_fails_the_run(demo):
 def test_a_rate_that_is_too_large_changes_nothing():
     graph, reference = noisy(classifier())
     before, context = trainable.state(graph), context_for(graph, reference, vectors())
-    Reconstruct(steps=20, rate=1e9, together=0.0).run(graph, context)
+    Reconstruct(steps=20, rate=1e9).run(graph, context)
     assert trainable.changed(graph, before) == set()
     assert context.record["changed"] is False
     assert [each["kept"] for each in context.record["training"]["blocks"]] == [False]
@@ -153,7 +153,6 @@ def test_without_an_original_there_is_nothing_to_learn():
         ({"memory": 0}, "memory"),
         ({"rate": 0.0}, "rate"),
         ({"rate": float("nan")}, "rate"),
-        ({"together": -1.0}, "together"),
         ({"variants": -1}, "variants"),
     ],
 )

@@ -53,14 +53,25 @@ def places(count=40, height=20, width=30):
     return np.repeat(grid[None], count, 0).astype(np.float32)
 
 
-def test_images_are_moved_by_a_tenth_at_most_and_edges_are_filled_in():
-    original = places()
-    down, right = (vary(original) - original)[:, 0, 10, 15], (vary(original) - original)[:, 1, 10, 15]
-    assert np.abs(down).max() == 2
-    assert 2 <= np.abs(right).max() <= 3
-    varied = vary(original)
-    expected = np.clip(original[:, 0] + down[:, None, None], 0, 19)
-    assert np.array_equal(varied[:, 0], expected)
+def test_half_of_them_get_a_piece_of_another_image():
+    """Image k is k everywhere: what differs is one rectangle of one other image."""
+    original = np.broadcast_to(np.arange(40, dtype=np.float32)[:, None, None, None], (40, 3, 20, 30)).copy()
+    changed = 0
+    for k, image in enumerate(vary(original)):
+        assert (image == image[:1]).all()
+        foreign = image[0] != k
+        if not foreign.any():
+            continue
+        changed += 1
+        rows, columns = np.flatnonzero(foreign.any(axis=1)), np.flatnonzero(foreign.any(axis=0))
+        assert foreign.sum() == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+        assert len(np.unique(image[0][foreign])) == 1
+    assert 10 < changed < 30
+
+
+def test_one_image_alone_has_no_other():
+    one = pictures(1, 3, 20, 20)
+    assert np.array_equal(vary(one), one)
 
 
 def test_half_of_them_are_mirrored_and_none_where_it_matters():
@@ -72,7 +83,7 @@ def test_half_of_them_are_mirrored_and_none_where_it_matters():
     assert not mirrored(vary(places())).any()
 
 
-def test_all_inputs_are_moved_alike():
+def test_all_inputs_are_varied_alike():
     both = ImageVariation(mirror=True)({"a": places(), "b": places()}, np.random.default_rng(0))
     assert np.array_equal(both["a"], both["b"])
 
@@ -174,12 +185,12 @@ def test_faults_of_the_function_are_told_as_its_own(tmp_path, text, said):
     assert caught.value.exit_code == 2
 
 
-def test_the_first_variant_is_mirrored_and_the_next_ones_are_moved():
-    batches = [{"x": pictures(4, 3, 16, 16, seed=k)} for k in range(2)]
+def test_the_first_variant_is_mirrored_only():
+    batches = [{"x": pictures(16, 3, 16, 16, seed=k)} for k in range(2)]
     made = variants_of(batches, ImageVariation(mirror=True), 2, seed=0)
     assert len(made) == 4
     for batch, variant in zip(batches, made[:2], strict=True):
         assert np.array_equal(variant["x"], batch["x"][..., ::-1])
-    assert not np.array_equal(made[2]["x"], batches[0]["x"])
+    assert not any(np.array_equal(made[2]["x"], batches[0]["x"][..., ::way]) for way in (1, -1))
     never = variants_of(batches, ImageVariation(mirror=False), 1, seed=0)
     assert not np.array_equal(never[0]["x"], batches[0]["x"][..., ::-1])

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from surgeon.grad.tape import Tape, Value
     from surgeon.passes import Context, Graph
     from surgeon.refit.distill import Teacher
+    from surgeon.stats.variants import ImageVariation
     from surgeon_passes.training.options import EndToEnd
 
     Array = NDArray[Any]
@@ -156,8 +157,20 @@ def learn(
     loss: Callable[[Tape], Value],
     teacher: Teacher | None = None,
     number: int = 0,
+    variation: ImageVariation | None = None,
 ) -> Graph:
-    """Train a graph and record how it went; ``number`` tells rounds of training apart."""
+    """Train a graph and record how it went.
+
+    Args:
+        options: Those of the pass.
+        graph: What learns.
+        context: The run.
+        setting: The samples.
+        loss: What to make small.
+        teacher: Whom to learn from.
+        number: Tells rounds of training apart.
+        variation: How images are varied where the data file has no function for that.
+    """
     course = Course(
         options.steps,
         options.batch,
@@ -175,7 +188,8 @@ def learn(
         () if teacher is None else teacher.taught,
         dict if teacher is None else teacher.teach,
         () if teacher is None else teacher.hints,
-        _augment_of(context),
+        _augment_of(context) or variation,
+        variation.mirrored if variation is not None and variation.mirror else dict,
     )
     checkpoint = _checkpoint(options)
     started = time.perf_counter()
