@@ -113,15 +113,16 @@ class Quantize(Pass):
         return result
 
     def _stored(self, model: onnx.ModelProto, choice: Choice, context: Context) -> dict[str, str]:
-        """Stores weights that are still floats with fewer bits, and returns whose they are: name to operator."""
+        """Stores weights that are still floats with few bits; returns whose become floats at loading: name to operator."""
         from surgeon_passes.quantizing.weights import Storage, store_weights
 
         storage = Storage(self.bits if self.mode == "weights" else 8, self.block, self.symmetric)
         found = store_weights(model, lambda name: self._excluded(name, context), storage)
         choice.left.update(found.left)
-        for name in found.weighted:
+        for name in {**found.kernels, **found.folded}:
             choice.left.pop(name, None)
-        return found.weighted
+        choice.weighted.update(found.kernels)
+        return found.folded
 
     def _dynamic(self, model: onnx.ModelProto, choice: Choice, folder: Path) -> onnx.ModelProto:
         from surgeon_passes.quantizing.dynamic import quantize_dynamic

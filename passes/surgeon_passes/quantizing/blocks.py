@@ -80,12 +80,16 @@ def in_blocks(rows: NDArray[np.float32], block: int, bits: int, *, symmetric: bo
     top = 2**bits - 1
     scales, zeros = _symmetric(values, top) if symmetric else _asymmetric(values, top)
     steps = _rounded(values, scales, zeros, top)
+    error = _error(values, steps, scales, zeros)
     for _ in range(_ROUNDS):
         centred = steps - zeros[..., None]
-        energy = (centred**2).sum(-1)
-        fitted = np.where(energy > 0, (values * centred).sum(-1) / np.maximum(energy, 1), scales)
-        fitted = np.where(fitted != 0, fitted, scales).astype(np.float32)
-        scales, steps = fitted, _rounded(values, fitted, zeros, top)
+        fitted = ((values * centred).sum(-1) / np.maximum((centred**2).sum(-1), 1)).astype(np.float32)
+        fitted = np.where(fitted != 0, fitted, scales)
+        tried = _rounded(values, fitted, zeros, top)
+        found = _error(values, tried, fitted, zeros)
+        better = found < error
+        scales, error = np.where(better, fitted, scales), np.where(better, found, error)
+        steps = np.where(better[..., None], tried, steps)
     return Blocks(steps.astype(np.uint8), scales, zeros.astype(np.uint8), bits)
 
 
@@ -94,6 +98,17 @@ def _rounded(
 ) -> NDArray[np.float32]:
     steps: NDArray[np.float32] = np.clip(np.rint(values / scales[..., None]) + zeros[..., None], 0, top)
     return steps
+
+
+def _error(
+    values: NDArray[np.float32],
+    steps: NDArray[np.float32],
+    scales: NDArray[np.float32],
+    zeros: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    """Squared error of each block."""
+    found: NDArray[np.float32] = (((steps - zeros[..., None]) * scales[..., None] - values) ** 2).sum(-1)
+    return found
 
 
 def _symmetric(values: NDArray[np.float32], top: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from surgeon_passes.quantizing.blocks import Blocks, in_blocks
-from surgeon_passes.quantizing.choose import Choice
 
 MICROSOFT = "com.microsoft"
 _SMALLEST = 1024  # elements; fewer are not worth two nodes
@@ -55,12 +54,27 @@ class Storage:
 
 
 @dataclass
+class Stored:
+    """Whose weights are stored with few bits, name to operator.
+
+    Attributes:
+        kernels: Those with a kernel that reads these weights.
+        folded: Those whose weights become floats when the model is loaded.
+        left: Those that stay float, with the reason: name to (operator, reason).
+    """
+
+    kernels: dict[str, str] = field(default_factory=dict)
+    folded: dict[str, str] = field(default_factory=dict)
+    left: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+
+@dataclass
 class _Run:
     """What is the same for all graphs of a model."""
 
     storage: Storage
     excluded: Callable[[str], bool]
-    choice: Choice = field(default_factory=Choice)
+    result: Stored = field(default_factory=Stored)
 
 
 @dataclass
@@ -104,7 +118,7 @@ def store_weights(
     model: onnx.ModelProto,
     excluded: Callable[[str], bool],
     storage: Storage,
-) -> Choice:
+) -> Stored:
     """Stores weights with few bits, those inside control-flow bodies too.
 
     Args:
@@ -113,7 +127,7 @@ def store_weights(
         storage: Bits and blocks.
 
     Returns:
-        Which operators' weights are stored so (``weighted``), and which are left, and why.
+        Which operators' weights are stored so, and which are left, and why.
     """
     run = _Run(storage, excluded)
     _replace(_Scope(model.graph, None, run))
@@ -121,7 +135,7 @@ def store_weights(
     used = {node.domain for graph in _graphs(model.graph) for node in graph.node}
     if MICROSOFT in used - domains:
         model.opset_import.append(oh.make_opsetid(MICROSOFT, 1))
-    return run.choice
+    return run.result
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -163,20 +177,31 @@ def _replaced(node: onnx.NodeProto, scope: _Scope) -> list[onnx.NodeProto]:
     held = [k for k, each in enumerate(node.input) if _large(scope.weight(each))]
     if not held:
         return [node]
-    places = [k for k in held if k in _WEIGHTED.get(node.op_type, ())]
+    weighted = _WEIGHTED.get(node.op_type, ())
+    places = [k for k in held if k in weighted or _loses_nothing(scope.weight(node.input[k]), scope)]
     reason = _why_float(node, [node.input[k] for k in places], scope)
-    if reason is None:
-        rule = _RULES.get((node.domain if node.domain not in _STANDARD else "", node.op_type))
-        nodes = rule(node, scope) if rule is not None else None
-        run.choice.weighted[name] = node.op_type
-        run.choice.nodes.append(name)
-        return nodes if nodes is not None else _stored(node, places, scope)
-    run.choice.left[name] = (node.op_type, reason)
-    return [node]
+    if reason is not None:
+        run.result.left[name] = (node.op_type, reason)
+        return [node]
+    rule = _RULES.get((node.domain if node.domain not in _STANDARD else "", node.op_type))
+    nodes = rule(node, scope) if rule is not None else None
+    (run.result.folded if nodes is None else run.result.kernels)[name] = node.op_type
+    return _folded(node, places, scope) if nodes is None else nodes
 
 
 def _large(weight: TensorProto | None) -> bool:
     return weight is not None and len(weight.dims) >= 2 and math.prod(weight.dims) >= _SMALLEST
+
+
+def _loses_nothing(weight: TensorProto | None, scope: _Scope) -> bool:
+    """Whether 8 bits hold a constant exactly, as they do masks: then it need not be a weight."""
+    if weight is None:
+        return False
+    values = numpy_helper.to_array(weight)
+    if not np.isfinite(values).all():
+        return False
+    integers, scales = _eight_bits(values, _scaled_axes(values.shape, scope.run.storage.block))
+    return bool((integers.astype(np.float32) * scales == values).all())
 
 
 def _why_float(node: onnx.NodeProto, weights: list[str], scope: _Scope) -> str | None:
@@ -191,7 +216,7 @@ def _why_float(node: onnx.NodeProto, weights: list[str], scope: _Scope) -> str |
     return None
 
 
-def _stored(node: onnx.NodeProto, places: list[int], scope: _Scope) -> list[onnx.NodeProto]:
+def _folded(node: onnx.NodeProto, places: list[int], scope: _Scope) -> list[onnx.NodeProto]:
     for place in places:
         node.input[place] = _unpacked(node.input[place], scope)
     return [node]
