@@ -6,6 +6,7 @@ were measured at run time cancel, the constant ones become part of the weights.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -200,8 +201,8 @@ def multiply(writer: Writer, given: Given) -> bool:
         if table is not None:
             writer.same(output, table)
             return True
-        if product is not None and scale is not None and set(scale.names) <= set(product.owed):
-            owed = tuple(name for name in product.owed if name not in scale.names)
+        if product is not None and scale is not None and Counter(scale.names) <= Counter(product.owed):
+            owed = tuple((Counter(product.owed) - Counter(scale.names)).elements())
             _publish(writer, output, replace(product, owed=owed, factor=product.factor * scale.factor))
             return True
         other = _scale(writer, first)
