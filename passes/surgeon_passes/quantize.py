@@ -102,6 +102,8 @@ class Quantize(Pass):
             result = self._dynamic(model, choice, folder)
         else:
             result = copy.deepcopy(model)
+        if self.mode == "auto" and mode != "dynamic":
+            result = self._recurrent(model, result, choice, context, folder)
         stored = self._stored(result, choice, context) if self.mode in ("auto", "weights") else {}
         if not choice.weighted and not stored:
             raise GateError("nothing can be quantized", where="pass quantize", hint=_reasons(choice))
@@ -123,6 +125,21 @@ class Quantize(Pass):
             choice.left.pop(name, None)
         choice.weighted.update(found.kernels)
         return found.folded
+
+    def _recurrent(
+        self, model: onnx.ModelProto, result: onnx.ModelProto, choice: Choice, context: Context, folder: Path
+    ) -> onnx.ModelProto:
+        """Gives the LSTMs that a quantized ``model`` still has their dynamic 8-bit kernel: it is the faster one."""
+        from surgeon_passes.quantizing.choose import Choice, choose
+
+        found = choose(model, lambda name: self._excluded(name, context), static=False).weighted
+        layers = {name: operator for name, operator in found.items() if operator == "LSTM"}
+        if not layers:
+            return result
+        for name, operator in layers.items():
+            choice.left.pop(name, None)
+            choice.weighted[name] = operator
+        return self._dynamic(result, Choice(nodes=list(layers)), folder)
 
     def _dynamic(self, model: onnx.ModelProto, choice: Choice, folder: Path) -> onnx.ModelProto:
         from surgeon_passes.quantizing.dynamic import quantize_dynamic
