@@ -96,6 +96,7 @@ class Quantize(Pass):
             prepare.name_nodes(model)
         known = {*_names(model)}
         mode, choice = self._choose(model, context)
+        prepare.untie(model, choice.weighted)
         if mode == "static":
             result = self._static(model, choice, context, folder)
         elif mode == "dynamic":
@@ -107,6 +108,7 @@ class Quantize(Pass):
         stored = self._stored(result, choice, context) if self.mode in ("auto", "weights") else {}
         if not choice.weighted and not stored:
             raise GateError("nothing can be quantized", where="pass quantize", hint=_reasons(choice))
+        prepare.sort_nodes(result)
         compact(result, known)
         prepare.strip_opsets(result)
         prepare.restore_interface(result, model)
