@@ -130,17 +130,17 @@ def loops() -> onnx.ModelProto:
 
 def recurrent() -> onnx.ModelProto:
     nodes = [
-        oh.make_node("LSTM", ["x", "w", "r", "b"], ["h", "", ""], name="lstm", hidden_size=32),
+        oh.make_node("LSTM", ["x", "w", "r", "b"], ["h", "", ""], name="lstm", hidden_size=128),
         oh.make_node("Squeeze", ["h", "one"], ["s"]),
         oh.make_node("GRU", ["s", "v", "u"], ["g", ""], name="gru", hidden_size=32),
         oh.make_node("Squeeze", ["g", "one"], ["t"]),
         oh.make_node("MatMul", ["t", "o"], ["y"], name="head"),
     ]
     weights = [
-        array("w", 1, 128, 24),
-        array("r", 1, 128, 32),
-        array("b", 1, 256),
-        array("v", 1, 96, 32),
+        array("w", 1, 512, 24),
+        array("r", 1, 512, 128),
+        array("b", 1, 1024),
+        array("v", 1, 96, 128),
         array("u", 1, 96, 32),
         array("o", 32, 64),
         nh.from_array(np.array([1]), "one"),

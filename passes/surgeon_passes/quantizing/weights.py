@@ -190,7 +190,12 @@ def _replaced(node: onnx.NodeProto, scope: _Scope) -> list[onnx.NodeProto]:
 
 
 def _large(weight: TensorProto | None) -> bool:
-    return weight is not None and len(weight.dims) >= 2 and math.prod(weight.dims) >= _SMALLEST
+    """Whether a constant is more than a vector, and worth two nodes."""
+    return (
+        weight is not None
+        and sum(size > 1 for size in weight.dims) >= 2
+        and math.prod(weight.dims) >= _SMALLEST
+    )
 
 
 def _loses_nothing(weight: TensorProto | None, scope: _Scope) -> bool:
