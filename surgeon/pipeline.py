@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from surgeon.errors import PassError, SurgeonError, UsageError
+from surgeon.errors import PassError, PluginError, SurgeonError, UsageError
 from surgeon.graph.copy import copy_of
 from surgeon.passes import Context, Graph, Pass
 from surgeon.reference import Reference
@@ -55,10 +55,26 @@ def check_facts(passes: Sequence[Pass], graph: Graph) -> None:
                 message = (
                     f"needs a model that is {fact!r}, this one is {', '.join(sorted(facts)) or 'neither'}"
                 )
+                makers = makers or _makers(fact, facts)
                 hint = f"put {makers[0]} before {each.name}" if makers else "start from the original model"
             raise UsageError(message, where=f"pass {each.name}", hint=hint)
         removed_by.update(dict.fromkeys(each.removes & facts, each.name))
         facts = (facts - each.removes) | each.ensures
+
+
+def _makers(fact: str, facts: frozenset[str]) -> list[str]:
+    """Names of installed passes that could run now and would make ``fact`` true."""
+    from surgeon.plugins import PASSES, available, load_pass
+
+    installed = []
+    for name in available(PASSES):
+        try:
+            loaded = load_pass(name)
+        except PluginError:  # a hint is not worth failing for
+            continue
+        if fact in loaded.ensures and fact not in facts and loaded.requires <= facts:
+            installed.append(name)
+    return installed
 
 
 def starting_facts(graph: Graph) -> frozenset[str]:
@@ -66,11 +82,9 @@ def starting_facts(graph: Graph) -> frozenset[str]:
 
     What is quantized when the run starts can be cut. What the run quantizes itself should have been cut before.
     """
-    quantized = any(
-        node.op in ("QuantizeLinear", "DynamicQuantizeLinear") or node.op.startswith("QLinear")
-        for node in graph.nodes
-    )
-    return frozenset({"prunable", "qdq" if quantized else "float"})
+    from surgeon.quantized import is_quantized
+
+    return frozenset({"prunable", "qdq" if is_quantized(graph) else "float"})
 
 
 def run_passes(graph: Graph, passes: Sequence[Pass], context: Context, *, debug: bool = False) -> Outcome:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from surgeon.graph.order import every_node
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -28,6 +30,36 @@ MOVING = {
     "Concat": slice(None),
     "Where": slice(1, 3),
 }
+
+
+_OPERATORS = {
+    *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QGemm", "QAttention", "QMoE"),
+    *("MatMulInteger", "MatMulInteger16", "ConvInteger", "MatMulIntegerToFloat"),
+    *("DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits", "MatMulBnb4", "MatMulFpQ4"),
+    *("GatherBlockQuantized", "NhwcMaxPool", "QEmbedLayerNormalization", "QOrderedMatMul"),
+}
+_INTEGERS = (np.int8, np.uint8)
+
+
+def is_quantized_operator(node: gs.Node) -> bool:
+    """Whether an operator reads or makes integers that stand for numbers."""
+    return node.op in _OPERATORS or node.op.startswith(("QLinear", "QOrdered"))
+
+
+def is_quantized(graph: gs.Graph) -> bool:
+    """Whether anything in a graph or in bodies of its nodes is quantized, be it only how a weight is stored."""
+    return any(is_quantized_operator(node) or _restores_weights(node) for node in every_node(graph))
+
+
+def _restores_weights(node: gs.Node) -> bool:
+    """Whether a node is a Cast of constant 8-bit integers, or of rows of them, that are scaled next."""
+    if node.op != "Cast" or not node.inputs or not node.outputs:
+        return False
+    source = node.inputs[0]
+    if source.inputs and source.inputs[0].op == "Gather":
+        source = source.inputs[0].inputs[0]
+    stored = isinstance(source, gs.Constant) and np.dtype(source.dtype).type in _INTEGERS
+    return stored and any(reader.op in ("Mul", "Sub") for reader in node.outputs[0].outputs)
 
 
 @dataclass(frozen=True)
@@ -60,7 +92,7 @@ def meanings(analysis: Analysis) -> dict[str, Meaning]:
                 scale = np.ones((), np.float32)
             if isinstance(tensor, gs.Constant):
                 shape = tuple(tensor.shape)
-                parameters = (_spread(each, shape, stated.axis) for each in (zero, scale))
+                parameters = (spread(each, shape, stated.axis) for each in (zero, scale))
                 result[tensor.name] = Meaning(*parameters)
             elif _uniform(zero):
                 # one zero point for all of it holds wherever its values were moved from
@@ -101,8 +133,8 @@ def _moved_from(tensor: gs.Tensor) -> Iterator[gs.Constant]:
                 pending += [each for each in held if not isinstance(each, gs.Constant)]
 
 
-def _spread(zero: NDArray[Any], shape: tuple[int, ...], axis: int) -> NDArray[Any]:
-    """Zero points per tensor, per position of leading axes and of ``axis``, or per block of every axis."""
+def spread(zero: NDArray[Any], shape: tuple[int, ...], axis: int) -> NDArray[Any]:
+    """A parameter in a shape that broadcasts: zero points per tensor, per position of leading axes and of ``axis``, or per block of every axis."""
     rank = len(shape)
     if zero.size == 1:
         return zero.reshape(())

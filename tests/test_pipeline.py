@@ -83,7 +83,7 @@ def test_facts_are_checked_for_the_whole_plan(graph):
 def test_a_quantized_model_starts_as_qdq(tmp_path):
     graph = load(tiny.quantized(tmp_path / "q.onnx"))
     pipeline.check_facts([NeedsQdq()], graph)
-    with pytest.raises(UsageError, match="start from the original model"):
+    with pytest.raises(UsageError, match="put dequantize before needs-float"):
         pipeline.check_facts([NeedsFloat()], graph)
 
 

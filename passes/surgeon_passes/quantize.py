@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from surgeon.passes import Context, Graph
     from surgeon_passes.quantizing.choose import Choice
 
+_BLOCKS = (16, 32, 64, 128, 256)  # the sizes MatMulNBits has kernels for
 _LARGEST = 2**31 - 1  # bytes; onnxruntime's quantizer works on one protobuf message
 
 
@@ -29,11 +32,16 @@ class Quantize(Pass):
 
     Attributes:
         mode: static (8-bit weights and activations, scales from data), dynamic (8-bit weights, activation scales
-            at run time), fp16 (half precision inside), or auto: static with data; without, dynamic where that
-            reaches half of the weights and otherwise static with made-up inputs.
+            at run time), weights (weights with few bits, activations as they were), fp16 (half precision inside),
+            or auto: static with data; without, dynamic where that reaches half of the weights and otherwise static
+            with made-up inputs. What has no 8-bit kernel keeps its arithmetic in auto, and 8-bit weights in the file.
         calibration: How static mode finds the range of an activation: minmax, percentile (99.999 %) or entropy.
         per_channel: One scale per output channel of a weight instead of one for all.
-        activation: Type of 8-bit activations: uint8 (asymmetric) or int8 (symmetric).
+        activation: Type of 8-bit activations: uint8 (asymmetric), int8 (symmetric), or auto, which is what this
+            processor is faster with.
+        bits: Bits of the weights of matrix products and embeddings in mode weights; others take 8.
+        block: How many of these weights share a scale.
+        symmetric: Whether zero is the middle of every block's range.
         samples: Calibration samples used at most.
         exclude: Nodes with a node or tensor name that matches one of these patterns stay float.
     """
@@ -43,16 +51,22 @@ class Quantize(Pass):
     ensures: ClassVar[frozenset[str]] = frozenset({"qdq"})
     removes: ClassVar[frozenset[str]] = frozenset({"float", "prunable"})
 
-    mode: Literal["auto", "static", "dynamic", "fp16"] = "auto"
+    mode: Literal["auto", "static", "dynamic", "weights", "fp16"] = "auto"
     calibration: Literal["minmax", "percentile", "entropy"] = "minmax"
     per_channel: bool = True
-    activation: Literal["uint8", "int8"] = "uint8"
+    activation: Literal["auto", "uint8", "int8"] = "auto"
+    bits: Literal[4, 8] = 8
+    block: int = 32
+    symmetric: bool = False
     samples: int = 512
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise UsageError(f"must be at least 1, got {self.samples}", where="quantize.samples")
+        if self.block not in _BLOCKS:
+            known = ", ".join(map(str, _BLOCKS))
+            raise UsageError(f"must be one of {known}, got {self.block}", where="quantize.block")
 
     def run(self, graph: Graph, context: Context) -> Graph:
         """Returns the quantized graph; raises GateError where nothing can be quantized."""
@@ -82,26 +96,67 @@ class Quantize(Pass):
             prepare.name_nodes(model)
         known = {*_names(model)}
         mode, choice = self._choose(model, context)
-        if not choice.weighted:
-            raise GateError("nothing can be quantized", where="pass quantize", hint=_reasons(choice))
+        prepare.untie(model, choice.weighted)
         if mode == "static":
             result = self._static(model, choice, context, folder)
+        elif mode == "dynamic":
+            result = self._dynamic(model, choice, folder)
         else:
-            from surgeon_passes.quantizing.dynamic import quantize_dynamic
-
-            result = quantize_dynamic(model, choice, folder, per_channel=self.per_channel)
+            result = copy.deepcopy(model)
+        if self.mode == "auto" and mode != "dynamic":
+            result = self._recurrent(model, result, choice, context, folder)
+        stored = self._stored(result, choice, context) if self.mode in ("auto", "weights") else {}
+        if not choice.weighted and not stored:
+            raise GateError("nothing can be quantized", where="pass quantize", hint=_reasons(choice))
+        prepare.sort_nodes(result)
         compact(result, known)
         prepare.strip_opsets(result)
         prepare.restore_interface(result, model)
         session(result)
-        _record(mode, choice, context)
+        _record(mode, choice, stored, context)
         return result
+
+    def _stored(self, model: onnx.ModelProto, choice: Choice, context: Context) -> dict[str, str]:
+        """Stores weights that are still floats with few bits; returns whose become floats at loading: name to operator."""
+        from surgeon_passes.quantizing.weights import Storage, store_weights
+
+        storage = Storage(self.bits if self.mode == "weights" else 8, self.block, self.symmetric)
+        found = store_weights(model, lambda name: self._excluded(name, context), storage)
+        choice.left.update(found.left)
+        for name in {**found.kernels, **found.folded}:
+            choice.left.pop(name, None)
+        choice.weighted.update(found.kernels)
+        return found.folded
+
+    def _recurrent(
+        self, model: onnx.ModelProto, result: onnx.ModelProto, choice: Choice, context: Context, folder: Path
+    ) -> onnx.ModelProto:
+        """Gives the LSTMs that a quantized ``model`` still has their dynamic 8-bit kernel: it is the faster one."""
+        from surgeon_passes.quantizing.choose import Choice, choose
+
+        found = choose(model, lambda name: self._excluded(name, context), static=False).weighted
+        layers = {name: operator for name, operator in found.items() if operator == "LSTM"}
+        if not layers:
+            return result
+        for name, operator in layers.items():
+            choice.left.pop(name, None)
+            choice.weighted[name] = operator
+        return self._dynamic(result, Choice(nodes=list(layers)), folder)
+
+    def _dynamic(self, model: onnx.ModelProto, choice: Choice, folder: Path) -> onnx.ModelProto:
+        from surgeon_passes.quantizing.dynamic import quantize_dynamic
+        from surgeon_passes.quantizing.processor import this_processor
+
+        reduce = this_processor().reduce_range
+        return quantize_dynamic(model, choice, folder, per_channel=self.per_channel, reduce_range=reduce)
 
     def _static(
         self, model: onnx.ModelProto, choice: Choice, context: Context, folder: Path
     ) -> onnx.ModelProto:
+        from surgeon_passes.quantizing.processor import this_processor
         from surgeon_passes.quantizing.static import Static
 
+        numbers = this_processor()
         static = Static.calibrated(
             model,
             choice,
@@ -109,7 +164,8 @@ class Quantize(Pass):
             folder,
             calibration=self.calibration,
             per_channel=self.per_channel,
-            activation=self.activation,
+            activation=numbers.activation if self.activation == "auto" else self.activation,
+            reduce_range=numbers.reduce_range,
             threads=context.threads,
         )
         context.record["samples"] = static.samples
@@ -117,16 +173,19 @@ class Quantize(Pass):
 
     def _choose(self, model: onnx.ModelProto, context: Context) -> tuple[str, Choice]:
         """Returns the mode and the operators; without data, dynamic as long as it reaches half of the weights."""
-        from surgeon_passes.quantizing.choose import choose
+        from surgeon_passes.quantizing.choose import Choice, choose
 
         def excluded(name: str) -> bool:
             return self._excluded(name, context)
 
+        if self.mode == "weights":
+            return "weights", Choice()
         if self.mode == "dynamic" or (self.mode == "auto" and context.data is None):
             choice = choose(model, excluded, static=False)
             if self.mode == "dynamic" or choice.reached(model) >= 0.5:
                 return "dynamic", choice
-        return "static", choose(model, excluded, static=True)
+        choice = choose(model, excluded, static=True)
+        return "weights" if self.mode == "auto" and not choice.weighted else "static", choice
 
     def _half(self, model: onnx.ModelProto, context: Context, folder: Path) -> onnx.ModelProto:
         from surgeon_passes.quantizing.half import to_half
@@ -153,12 +212,10 @@ class Quantize(Pass):
         return context.excluded(name) or any(fnmatch.fnmatchcase(name, each) for each in self.exclude)
 
 
-def _record(mode: str, choice: Choice, context: Context) -> None:
-    counts: dict[str, int] = {}
-    for operator in choice.weighted.values():
-        counts[operator] = counts.get(operator, 0) + 1
+def _record(mode: str, choice: Choice, stored: dict[str, str], context: Context) -> None:
     context.record["mode"] = mode
-    context.record["quantized"] = dict(sorted(counts.items()))
+    context.record["quantized"] = _counts(choice.weighted)
+    context.record["stored"] = _counts(stored)
     context.record["left_float"] = [
         {"node": name, "operator": operator, "reason": reason}
         for name, (operator, reason) in choice.left.items()
@@ -166,6 +223,11 @@ def _record(mode: str, choice: Choice, context: Context) -> None:
     convolutions = sum(operator.startswith("Conv") for operator, _ in choice.left.values())
     if mode == "dynamic" and convolutions:
         context.warn(f"{convolutions} convolutions stay float: quantizing them takes --data")
+
+
+def _counts(operators: dict[str, str]) -> dict[str, int]:
+    """How many nodes there are of each operator."""
+    return dict(sorted(Counter(operators.values()).items()))
 
 
 def _names(model: onnx.ModelProto) -> Iterator[str]:

@@ -219,8 +219,11 @@ def test_grouped_transposed_convolutions_stay_float() -> None:
         opset_imports=[oh.make_opsetid("", 17)],
     )
     context = context_for(model)
-    assert difference(model, quantized(model, context)) < 0.05
+    assert difference(model, quantized(model, context, mode="static")) < 0.05
     assert [entry["node"] for entry in context.record["left_float"]] == ["up"]  # type: ignore[attr-defined]
+    assert difference(model, quantized(model, context, mode="auto")) < 0.05
+    assert context.record["left_float"] == []
+    assert context.record["stored"] == {"ConvTranspose": 1}
 
 
 def test_half_precision() -> None:

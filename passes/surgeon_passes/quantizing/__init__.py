@@ -1,1 +1,1 @@
-"""What the pass ``quantize`` is made of: preparing a model, choosing its operators, three ways to store numbers."""
+"""What the pass ``quantize`` is made of: preparing a model, choosing its operators, ways to store numbers."""

@@ -13,7 +13,7 @@ from surgeon_passes.quantizing.choose import Choice
 
 
 def quantize_dynamic(
-    model: onnx.ModelProto, choice: Choice, folder: Path, *, per_channel: bool
+    model: onnx.ModelProto, choice: Choice, folder: Path, *, per_channel: bool, reduce_range: bool = False
 ) -> onnx.ModelProto:
     """Quantizes MatMul, Gemm, LSTM and embedding weights.
 
@@ -22,6 +22,7 @@ def quantize_dynamic(
         choice: What to quantize.
         folder: A temporary folder.
         per_channel: One scale per output channel of a weight instead of one for all.
+        reduce_range: Whether weights take 7 bits, for processors whose sums would saturate.
     """
     _untie(model)
     source, target = folder / "prepared.onnx", folder / "dynamic.onnx"
@@ -34,6 +35,7 @@ def quantize_dynamic(
         op_types_to_quantize=["Gather", "LSTM", "MatMul"],
         nodes_to_quantize=names,
         per_channel=per_channel,
+        reduce_range=reduce_range,
         weight_type=QuantType.QInt8,
     )
     return onnx.load(str(target))

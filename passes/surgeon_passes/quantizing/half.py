@@ -23,8 +23,8 @@ onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvi
 def to_half(model: onnx.ModelProto, kept: Collection[str], folder: Path) -> onnx.ModelProto:
     """Returns the model with float16 inside; values beyond its range become the largest float16.
 
-    onnxruntime's layout optimizer crashes — the process, not an exception — on some float16 convolutions, so the
-    result is first loaded by a process of its own; where that dies, convolutions stay float32.
+    onnxruntime's layout optimizer crashes — the process, not an exception — on some float16 convolutions and
+    transpositions, so the result is first loaded by a process of its own; where that dies, these stay float32.
 
     Args:
         model: A float32 model whose nodes have unique names.
@@ -32,9 +32,10 @@ def to_half(model: onnx.ModelProto, kept: Collection[str], folder: Path) -> onnx
         folder: A temporary folder.
 
     Raises:
-        GateError: onnxruntime does not load the result either way.
+        GateError: onnxruntime does not load the result any way.
     """
-    for blocked in ([], ["Conv", "ConvTranspose"]):
+    convolutions, transpositions = ["Conv", "ConvTranspose"], ["Transpose"]
+    for blocked in ([], transpositions, convolutions, [*convolutions, *transpositions]):
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
         half: onnx.ModelProto = convert_float_to_float16(

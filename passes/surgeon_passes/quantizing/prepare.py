@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import heapq
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import onnx
@@ -67,6 +68,71 @@ def fuse(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
             fused.ir_version = model.ir_version
             return fused
     return model
+
+
+def untie(model: onnx.ModelProto, names: Collection[str]) -> None:
+    """Gives nodes that share a weight, but not the axis its scales lie along, a copy each.
+
+    onnxruntime's quantizer rounds a weight once, by the scales of whoever comes first.
+
+    Args:
+        model: A model whose nodes have names; it is changed in place.
+        names: The nodes that are going to be quantized.
+    """
+    weights = {entry.name: entry for entry in model.graph.initializer}
+    seen: dict[str, dict[tuple[str, int], str]] = {}
+    for node in model.graph.node:
+        place = 0 if node.op_type == "Gather" else 1
+        if node.name not in names or len(node.input) <= place or node.input[place] not in weights:
+            continue
+        name, known = node.input[place], seen.setdefault(node.input[place], {})
+        key = _scaled_axis(node)
+        if key not in known:
+            known[key] = name if not known else f"{name}_of_{node.name}"
+            if known[key] != name:
+                copy = model.graph.initializer.add()
+                copy.CopyFrom(weights[name])
+                copy.name = known[key]
+        node.input[place] = known[key]
+
+
+def _scaled_axis(node: onnx.NodeProto) -> tuple[str, int]:
+    """What tells apart nodes that need other scales of the same weight."""
+    transposed = any(each.name == "transB" and each.i for each in node.attribute)
+    kinds = {"Gather": ("rows", 0), "MatMul": ("columns", 1), "Gemm": ("columns", 0 if transposed else 1)}
+    return kinds.get(node.op_type, (node.op_type, 0))
+
+
+def sort_nodes(model: onnx.ModelProto) -> None:
+    """Puts nodes behind what they read, inside their bodies too, of which onnxruntime's quantizer does not think."""
+    nodes = list(model.graph.node)
+    makers = {output: k for k, node in enumerate(nodes) for output in node.output if output}
+    waiting = [{makers[name] for name in _read(node) if name in makers} for node in nodes]
+    users: list[list[int]] = [[] for _ in nodes]
+    for k, needed in enumerate(waiting):
+        for maker in needed:
+            users[maker].append(k)
+    ready = [k for k, needed in enumerate(waiting) if not needed]
+    heapq.heapify(ready)
+    order = []
+    while ready:
+        order.append(heapq.heappop(ready))
+        for user in users[order[-1]]:
+            waiting[user].discard(order[-1])
+            if not waiting[user]:
+                heapq.heappush(ready, user)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes[k] for k in order)
+
+
+def _read(node: onnx.NodeProto) -> Iterator[str]:
+    """The names a node reads, and those its bodies mention."""
+    yield from node.input
+    for attribute in node.attribute:
+        for body in [attribute.g, *attribute.graphs]:
+            yield from (output.name for output in body.output)
+            for inner in body.node:
+                yield from _read(inner)
 
 
 def strip_opsets(model: onnx.ModelProto) -> None:

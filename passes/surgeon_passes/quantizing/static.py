@@ -45,6 +45,7 @@ class Static:
         types: Operators onnxruntime may touch.
         per_channel: One scale per output channel of a weight instead of one for all.
         symmetric: int8 activations around zero instead of uint8 ones.
+        reduce_range: 7-bit weights, for processors whose sums would saturate.
         samples: How many samples the ranges come from.
     """
 
@@ -53,6 +54,7 @@ class Static:
     types: tuple[str, ...]
     per_channel: bool
     symmetric: bool
+    reduce_range: bool
     samples: int
 
     @staticmethod
@@ -65,6 +67,7 @@ class Static:
         calibration: str,
         per_channel: bool,
         activation: str,
+        reduce_range: bool,
         threads: int,
     ) -> Static:
         """Run the model over the calibration samples.
@@ -77,6 +80,7 @@ class Static:
             calibration: minmax, percentile (99.999 %) or entropy.
             per_channel: One scale per output channel of a weight instead of one for all.
             activation: uint8 (asymmetric) or int8 (symmetric).
+            reduce_range: Whether weights take 7 bits.
             threads: Threads to run the model with.
 
         Raises:
@@ -87,14 +91,14 @@ class Static:
         types = tuple(sorted({node.op_type for node in model.graph.node if node.name in set(choice.nodes)}))
         symmetric = activation == "int8"
         ranges, samples = _ranges(path, list(types), data, calibration, symmetric=symmetric, threads=threads)
-        return Static(path, ranges, types, per_channel, symmetric, samples)
+        return Static(path, ranges, types, per_channel, symmetric, reduce_range, samples)
 
     def build(self, choice: Choice) -> onnx.ModelProto:
         """Quantize what is chosen: weights stored with 8 bits, activations rounded at constant scales (QDQ)."""
         quantizer = QDQQuantizer(
             load_model_with_shape_infer(self.path),
             self.per_channel,
-            False,  # reduce_range: 7-bit weights, for CPUs without VNNI
+            self.reduce_range,
             QuantType.QInt8,
             QuantType.QInt8 if self.symmetric else QuantType.QUInt8,
             self.ranges,

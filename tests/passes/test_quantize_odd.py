@@ -1,0 +1,212 @@
+"""Odd graphs in every mode: they quantize or are left float with a reason, and always run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.helper as oh
+import pytest
+from onnx import numpy_helper as nh
+
+from surgeon.errors import GateError
+from surgeon.graph.load import from_model
+from surgeon.graph.save import to_model
+from surgeon.graph.sessions import run, session
+from surgeon.passes import Context
+from surgeon.stats.data import graph_inputs
+from surgeon.stats.synthetic import synthetic, synthetic_dataset
+from surgeon_passes.quantize import Quantize
+
+MODES = [
+    {"mode": "static"},
+    {"mode": "dynamic"},
+    {"mode": "auto"},
+    {"mode": "weights"},
+    {"mode": "weights", "bits": 4},
+    {"mode": "fp16"},
+]
+
+
+def array(name: str, *shape: int) -> onnx.TensorProto:
+    random = np.random.default_rng(len(name) + sum(shape))
+    return nh.from_array((random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype("f"), name)
+
+
+def info(name: str, *shape: object, kind: int = 1) -> onnx.ValueInfoProto:
+    return oh.make_tensor_value_info(name, kind, list(shape))
+
+
+def model_of(nodes, inputs, rank: int, weights) -> onnx.ModelProto:
+    y = info("y", *[f"d{k}" for k in range(rank)])
+    graph = oh.make_graph(nodes, "g", inputs, [y], weights)
+    return oh.make_model(graph, ir_version=8, opset_imports=[oh.make_opsetid("", 17)])
+
+
+def shared_weights() -> onnx.ModelProto:
+    nodes = [
+        oh.make_node("MatMul", ["x", "w"], ["a"], name="first"),
+        oh.make_node("Relu", ["a"], ["b"]),
+        oh.make_node("Gemm", ["b", "w", "c"], ["d"], name="second", transB=1),
+        oh.make_node("Gemm", ["d", "w", "c"], ["y"], name="third"),
+    ]
+    return model_of(nodes, [info("x", "N", 144)], 2, [array("w", 144, 144), array("c", 144)])
+
+
+def constants_in_sums() -> onnx.ModelProto:
+    nodes = [
+        oh.make_node("Conv", ["x", "w"], ["a"], name="conv", pads=[1] * 4),
+        oh.make_node("Add", ["a", "table"], ["b"], name="sum"),
+        oh.make_node("Conv", ["b", "v"], ["y"], name="last"),
+    ]
+    weights = [array("w", 32, 3, 3, 3), array("table", 1, 32, 8, 8), array("v", 16, 32, 3, 3)]
+    return model_of(nodes, [info("x", "N", 3, 8, 8)], 4, weights)
+
+
+def joins() -> onnx.ModelProto:
+    """Parts a hundred times as large as others, next to each other."""
+    nodes = [
+        oh.make_node("Conv", ["x", "w"], ["a"], name="small", pads=[1] * 4),
+        oh.make_node("Conv", ["x", "v"], ["b"], name="large", pads=[1] * 4),
+        oh.make_node("Concat", ["a", "b"], ["c"], axis=1),
+        oh.make_node("Conv", ["c", "u"], ["y"], name="both"),
+    ]
+    large = nh.from_array(100 * nh.to_array(array("v", 16, 16, 3, 3)), "v")
+    return model_of(
+        nodes, [info("x", "N", 16, 8, 8)], 4, [array("w", 16, 16, 3, 3), large, array("u", 8, 32, 3, 3)]
+    )
+
+
+def embeddings() -> onnx.ModelProto:
+    nodes = [
+        oh.make_node("Gather", ["table", "ids"], ["e"], name="embedding"),
+        oh.make_node("MatMul", ["e", "w"], ["y"], name="head"),
+    ]
+    return model_of(
+        nodes, [info("ids", "N", "length", kind=7)], 3, [array("table", 60, 64), array("w", 64, 96)]
+    )
+
+
+def branches() -> onnx.ModelProto:
+    def body(name: str, weight: str) -> onnx.GraphProto:
+        return oh.make_graph(
+            [oh.make_node("MatMul", ["h", weight], [name], name=f"in_{name}")],
+            name,
+            [],
+            [info(name, "N", 64)],
+            [array(weight, 64, 64)] if weight != "w" else [],
+        )
+
+    nodes = [
+        oh.make_node("MatMul", ["x", "w"], ["h"], name="before"),
+        oh.make_node("ReduceMax", ["x"], ["m"], keepdims=0),
+        oh.make_node("Greater", ["m", "zero"], ["c"]),
+        oh.make_node("If", ["c"], ["y"], name="if", then_branch=body("a", "w"), else_branch=body("b", "v")),
+    ]
+    zero = nh.from_array(np.float32(0.5), "zero")
+    return model_of(nodes, [info("x", "N", 64)], 2, [array("w", 64, 64), zero])
+
+
+def loops() -> onnx.ModelProto:
+    body = oh.make_graph(
+        [
+            oh.make_node("Identity", ["going"], ["go"]),
+            oh.make_node("MatMul", ["state", "w"], ["p"], name="step"),
+            oh.make_node("Tanh", ["p"], ["next"]),
+        ],
+        "body",
+        [info("i", kind=7), info("going", kind=9), info("state", "N", 64)],
+        [info("go", kind=9), info("next", "N", 64)],
+        [array("w", 64, 64)],
+    )
+    nodes = [
+        oh.make_node("MatMul", ["x", "v"], ["h"], name="before"),
+        oh.make_node("Loop", ["count", "yes", "h"], ["y"], name="loop", body=body),
+    ]
+    weights = [array("v", 64, 64), nh.from_array(np.array(3), "count"), nh.from_array(np.array(True), "yes")]
+    return model_of(nodes, [info("x", "N", 64)], 2, weights)
+
+
+def recurrent() -> onnx.ModelProto:
+    nodes = [
+        oh.make_node("LSTM", ["x", "w", "r", "b"], ["h", "", ""], name="lstm", hidden_size=128),
+        oh.make_node("Squeeze", ["h", "one"], ["s"]),
+        oh.make_node("GRU", ["s", "v", "u"], ["g", ""], name="gru", hidden_size=32),
+        oh.make_node("Squeeze", ["g", "one"], ["t"]),
+        oh.make_node("MatMul", ["t", "o"], ["y"], name="head"),
+    ]
+    weights = [
+        array("w", 1, 512, 24),
+        array("r", 1, 512, 128),
+        array("b", 1, 1024),
+        array("v", 1, 96, 128),
+        array("u", 1, 96, 32),
+        array("o", 32, 64),
+        nh.from_array(np.array([1]), "one"),
+    ]
+    return model_of(nodes, [info("x", "length", "N", 24)], 3, weights)
+
+
+def batches_of_weights() -> onnx.ModelProto:
+    nodes = [
+        oh.make_node("MatMul", ["x", "w"], ["a"], name="three"),
+        oh.make_node("MatMul", ["v", "a"], ["y"], name="left"),
+    ]
+    return model_of(nodes, [info("x", 4, 36, 48)], 3, [array("w", 4, 48, 32), array("v", 40, 36)])
+
+
+GRAPHS = [
+    shared_weights,
+    constants_in_sums,
+    joins,
+    embeddings,
+    branches,
+    loops,
+    recurrent,
+    batches_of_weights,
+]
+
+
+@pytest.mark.parametrize("options", MODES, ids=lambda options: "-".join(map(str, options.values())))
+@pytest.mark.parametrize("make", GRAPHS)
+def test_odd_graphs_run_in_every_mode(make, options) -> None:
+    model = make()
+    inputs = graph_inputs(from_model(model))
+    context = Context(Path("m.onnx"), inputs=tuple(inputs))
+    context.data = synthetic_dataset(inputs, seed=1, samples=32)
+    feeds = synthetic(inputs, seed=1, batch=4)
+    want = run(session(model), feeds)[0]
+    if make in (constants_in_sums, joins) and options["mode"] == "dynamic":
+        with pytest.raises(GateError, match="quantize with data"):
+            Quantize(mode="dynamic").run(from_model(model), context)
+        return
+    if make is batches_of_weights and options["mode"] in ("static", "dynamic"):
+        with pytest.raises(GateError, match="its weights have 3 axes"):
+            Quantize(mode=options["mode"]).run(from_model(model), context)
+        return
+    result = to_model(Quantize(**options).run(from_model(model), context))  # type: ignore[arg-type]  # vary
+    ours = run(session(result), feeds)[0]
+    assert ours.shape == want.shape
+    # 4 bits leave 8 % of a weight, 8 bits under 1 % of weights and activations; a few operators in a row
+    bound = 0.25 if options.get("bits") == 4 else 0.002 if options["mode"] == "fp16" else 0.05
+    assert np.linalg.norm(ours - want) < bound * np.linalg.norm(want)
+    if options["mode"] == "fp16":
+        return
+    done = sum(context.record["quantized"].values()) + sum(context.record["stored"].values())  # type: ignore[attr-defined]
+    assert done
+    assert all(entry["reason"] for entry in context.record["left_float"])  # type: ignore[attr-defined]
+    if options["mode"] in ("auto", "weights"):  # nothing with weights is left
+        assert {entry["operator"] for entry in context.record["left_float"]} <= {"Add"}  # type: ignore[attr-defined]
+
+
+def test_auto_gives_an_lstm_its_dynamic_kernel() -> None:
+    model = recurrent()
+    inputs = graph_inputs(from_model(model))
+    context = Context(Path("m.onnx"), inputs=tuple(inputs))
+    context.data = synthetic_dataset(inputs, seed=1, samples=16)
+    result = to_model(Quantize().run(from_model(model), context))
+    assert [node.op_type for node in result.graph.node].count("DynamicQuantizeLSTM") == 1
+    assert context.record["quantized"] == {"LSTM": 1, "MatMul": 1}
+    assert context.record["stored"] == {"GRU": 1}
+    assert context.record["left_float"] == []
