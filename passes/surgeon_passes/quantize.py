@@ -5,13 +5,13 @@ from __future__ import annotations
 import fnmatch
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from surgeon.errors import GateError, UsageError
+from surgeon.errors import DataError, GateError, UnsupportedModelError, UsageError
 from surgeon.passes import Pass
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ class Quantize(Pass):
         activation: Type of 8-bit activations: uint8 (asymmetric) or int8 (symmetric).
         samples: Calibration samples used at most.
         exclude: Nodes with a node or tensor name that matches one of these patterns stay float.
+        guard: Leave operators in float where 8 bits do not pay on this machine, by measurement; what is chosen then
+            depends on the machine.
     """
 
     name: ClassVar[str] = "quantize"
@@ -49,6 +51,7 @@ class Quantize(Pass):
     activation: Literal["uint8", "int8"] = "uint8"
     samples: int = 512
     exclude: tuple[str, ...] = ()
+    guard: bool = True
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -68,7 +71,7 @@ class Quantize(Pass):
 
     def _quantized(self, model: onnx.ModelProto, context: Context, folder: Path) -> onnx.ModelProto:
         from surgeon.graph.sessions import session
-        from surgeon_passes.quantizing import prepare
+        from surgeon_passes.quantizing import kernels, prepare
         from surgeon_passes.quantizing.compact import compact
 
         if model.ByteSize() > _LARGEST:
@@ -77,30 +80,42 @@ class Quantize(Pass):
         if self.mode == "fp16":
             return self._half(model, context, folder)
         model = prepare.raise_opset(model, prepare.QDQ_OPSET)
-        if not (self.exclude or context.exclude):  # patterns mean the names from before fusing
-            model = prepare.fuse(model, folder)
-            prepare.name_nodes(model)
+        model = self._fused(model, context, folder)
         known = {*_names(model)}
         mode, choice = self._choose(model, context)
         if not choice.weighted:
             raise GateError("nothing can be quantized", where="pass quantize", hint=_reasons(choice))
-        if mode == "static":
-            result = self._static(model, choice, context, folder)
-        else:
-            from surgeon_passes.quantizing.dynamic import quantize_dynamic
-
-            result = quantize_dynamic(model, choice, folder, per_channel=self.per_channel)
+        build = self._builder(mode, model, choice, context, folder)
+        if self.guard:
+            choice = self._guarded(mode, model, choice, build, context)
+        result = build(choice)
         compact(result, known)
         prepare.strip_opsets(result)
         prepare.restore_interface(result, model)
         session(result)
         _record(mode, choice, context)
+        context.record.update(kernels.count(result))
         return result
 
-    def _static(
-        self, model: onnx.ModelProto, choice: Choice, context: Context, folder: Path
-    ) -> onnx.ModelProto:
+    def _fused(self, model: onnx.ModelProto, context: Context, folder: Path) -> onnx.ModelProto:
+        """Lets onnxruntime fuse what it fuses, unless a pattern means something that would be gone then."""
+        from surgeon_passes.quantizing import prepare
+
+        fused = prepare.fuse(model, folder)
+        prepare.name_nodes(fused)
+        left = set(_names(fused))
+        lost = any(name not in left and self._excluded(name, context) for name in _names(model) if name)
+        return model if lost else fused
+
+    def _builder(
+        self, mode: str, model: onnx.ModelProto, choice: Choice, context: Context, folder: Path
+    ) -> Callable[[Choice], onnx.ModelProto]:
+        """Returns what makes a quantized model of a choice; ranges are found here, once."""
+        from surgeon_passes.quantizing.dynamic import quantize_dynamic
         from surgeon_passes.quantizing.static import Static
+
+        if mode == "dynamic":
+            return lambda each: quantize_dynamic(model, each, folder, per_channel=self.per_channel)
 
         static = Static.calibrated(
             model,
@@ -113,7 +128,35 @@ class Quantize(Pass):
             threads=context.threads,
         )
         context.record["samples"] = static.samples
-        return static.build(choice)
+        return static.build
+
+    def _guarded(
+        self,
+        mode: str,
+        model: onnx.ModelProto,
+        choice: Choice,
+        build: Callable[[Choice], onnx.ModelProto],
+        context: Context,
+    ) -> Choice:
+        """Returns what of a choice pays on this machine."""
+        from surgeon.measure import one_sample
+        from surgeon_passes.quantizing.choose import choose
+        from surgeon_passes.quantizing.speed import guard
+
+        def rechoose(stay: Mapping[str, str]) -> Choice:
+            static = mode == "static"
+            return choose(model, lambda name: self._excluded(name, context), static=static, stay=stay)
+
+        try:
+            with context.progress("measure 8-bit operators"):
+                verdict = guard(
+                    model, choice, rechoose, build, one_sample(context), conversions=mode == "static"
+                )
+        except (DataError, UnsupportedModelError) as error:
+            context.warn(f"nothing stays float for speed, which could not be measured: {error.message}")
+            return choice
+        context.record["speed"] = verdict.facts()
+        return verdict.taken.choice
 
     def _choose(self, model: onnx.ModelProto, context: Context) -> tuple[str, Choice]:
         """Returns the mode and the operators; without data, dynamic as long as it reaches half of the weights."""

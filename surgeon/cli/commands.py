@@ -45,6 +45,7 @@ def run_command(arguments: argparse.Namespace) -> int:
             latency=latency,
             monitor=monitor,
             debug=arguments.debug,
+            force=arguments.force,
         )
     if arguments.json:
         _write(to_json(result.report))

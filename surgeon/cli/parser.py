@@ -113,6 +113,11 @@ def _add_run(commands: Any) -> None:
     add("--threads", metavar="N", help="threads of onnxruntime; results do not depend on it")
     add("--no-clean", action="store_true", help="do not run clean first; tensor names stay those of MODEL")
     add("--no-latency", action="store_true", help="do not measure latency")
+    add(
+        "--force",
+        action="store_true",
+        help="write a quantized model even if it is slower here than MODEL; it is not measured for that then",
+    )
     add("--report", metavar="DIR", help="also write a readable report into this folder")
 
 

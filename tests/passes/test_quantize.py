@@ -77,7 +77,8 @@ def context_for(model: onnx.ModelProto, *, data: bool = True, **fields: object) 
 
 
 def quantized(model: onnx.ModelProto, context: Context, **options: object) -> onnx.ModelProto:
-    return to_model(Quantize(**options).run(from_model(model), context))  # type: ignore[arg-type]  # options vary
+    chosen = {"guard": False, **options}  # what is fast differs from machine to machine
+    return to_model(Quantize(**chosen).run(from_model(model), context))  # type: ignore[arg-type]  # options vary
 
 
 def difference(before: onnx.ModelProto, after: onnx.ModelProto) -> float:
@@ -239,7 +240,8 @@ def test_the_bytes_do_not_depend_on_threads_or_luck(mode: str, tmp_path: Path) -
     written = []
     for threads in (1, 2, 1):
         context = context_for(network(), threads=threads)
-        save(Quantize(mode=mode).run(from_model(network()), context), tmp_path / "q.onnx")  # type: ignore[arg-type]
+        chosen = Quantize(mode=mode, guard=False)  # type: ignore[arg-type]
+        save(chosen.run(from_model(network()), context), tmp_path / "q.onnx")
         written.append((tmp_path / "q.onnx").read_bytes())
     assert written[0] == written[1] == written[2]
 
@@ -288,7 +290,7 @@ def test_a_real_model_keeps_its_accuracy(shared: Path, tmp_path: Path) -> None:
     inputs = graph_inputs(graph)
     context = Context(path, inputs=tuple(inputs))
     context.data = open_data(str(shared / "data" / "cifar10.py:calibration_raw"), inputs)
-    save(Quantize().run(graph, context), tmp_path / "q.onnx")
+    save(Quantize(guard=False).run(graph, context), tmp_path / "q.onnx")
     test = open_data(str(shared / "data" / "cifar10.py:test_raw"), inputs, batch=250).take(2000)
     before, after = (evaluate(session(each), test, "top1") for each in (path, tmp_path / "q.onnx"))
     assert after >= before - 0.01

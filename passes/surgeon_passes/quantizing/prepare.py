@@ -44,6 +44,7 @@ def raise_opset(model: onnx.ModelProto, least: int) -> onnx.ModelProto:
             f"{str(error).strip().splitlines()[0]}",
             hint="export the model again with a newer opset",
         ) from error
+    restore_interface(converted, model)  # the converter guesses shapes
     converted.ir_version = max(model.ir_version, 7)
     return converted
 
