@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -100,7 +101,7 @@ class Verdict:
                 }
                 for each in self.candidates
             ],
-            "stay": sorted(self.taken.stay),
+            "exclude": [re.sub(r"([*?[])", r"[\1]", name) for name in sorted(self.taken.stay)],
         }
 
 
