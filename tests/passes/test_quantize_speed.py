@@ -22,7 +22,7 @@ from surgeon_passes.quantize import Quantize
 from surgeon_passes.quantizing import speed
 from surgeon_passes.quantizing.choose import Choice, choose
 from surgeon_passes.quantizing.kernels import count
-from surgeon_passes.quantizing.partition import Times, best, units_of
+from surgeon_passes.quantizing.partition import Times, best, predicted, units_of
 
 
 def convolutions(edges: Sequence[tuple[str, ...]], operators: Sequence[str] = ()) -> onnx.ModelProto:
@@ -81,14 +81,18 @@ def test_the_split_is_the_best_of_all(data: st.DataObject) -> None:
     )
     whole = whole_of(model)
     units = units_of(model.graph, whole, times)
-    floats, predicted = best(model.graph, whole, times)
+    floats, least = best(model.graph, whole, times)
     integer = set(whole.nodes) - {name for unit in floats for name in unit.nodes}
     splits = [
         {name for unit, taken in zip(units, chosen, strict=True) if taken for name in unit.nodes}
         for chosen in itertools.product((False, True), repeat=len(units))
     ]
-    assert predicted == pytest.approx(cost(model, times, integer))
-    assert predicted == pytest.approx(min(cost(model, times, each) for each in splits))
+    assert least == pytest.approx(cost(model, times, integer))
+    assert least == pytest.approx(min(cost(model, times, each) for each in splits))
+    for each in splits:
+        assert predicted(model.graph, whole, times, set(whole.nodes) - each) == pytest.approx(
+            cost(model, times, each)
+        )
 
 
 def test_what_depends_on_one_operator_alone_goes_with_it() -> None:
@@ -105,9 +109,9 @@ def test_what_only_moves_values_takes_the_side_of_its_neighbours() -> None:
     model = convolutions([("x",), ("t0",), ("t1",)], ["Conv", "Flatten", "Conv"])
     whole = Choice(["n0", "n2"], {"n0": "Conv", "n2": "Conv"})
     times = Times({"n0": 10.0, "n2": 10.0}, {"n0": 1.0, "n2": 1.0}, {"t0": 100, "t1": 100}, 1.0, 0.0)
-    floats, predicted = best(model.graph, whole, times)
+    floats, least = best(model.graph, whole, times)
     assert floats == []
-    assert predicted == 2.0
+    assert least == 2.0
 
 
 def latency(ratio: float) -> Latency:

@@ -7,7 +7,7 @@ one is found exactly: the source's side is 8-bit, the sink's float.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import networkx as nx
@@ -103,17 +103,36 @@ def best(
         The units that stay float, and the microseconds the split is predicted to take.
     """
     units = units_of(graph, choice, times)
-    network = nx.DiGraph()
-    network.add_edge(_INTEGER, _FLOAT, capacity=0.0)
-    owner = {name: index for index, unit in enumerate(units) for name in unit.nodes}
+    network = _borders(graph, choice, units, times)
     for index, unit in enumerate(units):
         network.add_edge(_INTEGER, index, capacity=unit.float_us)
         network.add_edge(index, _FLOAT, capacity=unit.integer_us * caution)
-    _add_conversions(
-        network, graph, owner, times, {name for name, each in choice.weighted.items() if each in PRODUCTS}
-    )
     time, (_, floats) = nx.minimum_cut(network, _INTEGER, _FLOAT)
     return [unit for index, unit in enumerate(units) if index in floats], float(time)
+
+
+def predicted(graph: onnx.GraphProto, choice: Choice, times: Times, floats: Collection[str]) -> float:
+    """Returns the microseconds a given split takes: the units of the nodes named stay float, the others do not."""
+    units = units_of(graph, choice, times)
+    network = _borders(graph, choice, units, times)
+    for index, unit in enumerate(units):
+        if unit.nodes[0] in floats:
+            network.add_edge(_INTEGER, index, capacity=unit.float_us)
+            network.add_edge(index, _FLOAT)  # without a capacity: infinite
+        else:
+            network.add_edge(_INTEGER, index)
+            network.add_edge(index, _FLOAT, capacity=unit.integer_us)
+    return float(nx.minimum_cut_value(network, _INTEGER, _FLOAT))
+
+
+def _borders(graph: onnx.GraphProto, choice: Choice, units: Sequence[Unit], times: Times) -> nx.DiGraph:
+    """Makes the network of what crossing from one side to the other costs, the units' own times left out."""
+    network = nx.DiGraph()
+    network.add_edge(_INTEGER, _FLOAT, capacity=0.0)
+    owner = {name: index for index, unit in enumerate(units) for name in unit.nodes}
+    products = {name for name, operator in choice.weighted.items() if operator in PRODUCTS}
+    _add_conversions(network, graph, owner, times, products)
+    return network
 
 
 def _add_conversions(
@@ -145,5 +164,5 @@ def _add_conversions(
         network.add_edge(into, maker, capacity=cost)
         network.add_edge(maker, out, capacity=0.0 if tensor in free else cost)
         for user in users:
-            network.add_edge(user, into)  # without a capacity: infinite
+            network.add_edge(user, into)
             network.add_edge(out, user)

@@ -14,10 +14,11 @@ from surgeon.stats.chunks import Array
 from surgeon.stats.kernels import Kernel, profile
 from surgeon.stats.latency import Latency, compare
 from surgeon_passes.quantizing.choose import Choice
-from surgeon_passes.quantizing.partition import Times, Unit, best
+from surgeon_passes.quantizing.partition import Times, Unit, best, predicted
 
 #: A candidate with more 8-bit weights is preferred to one that takes this fraction less of the float model's time.
 TOLERANCE = 0.03
+LEAST_GAIN = 0.01  # of the float model's time; splits that promise less are not tried
 _CAUTIONS = (
     0.4,
     0.6,
@@ -140,13 +141,7 @@ def guard(
     if not conversions:
         times = replace(times, per_element=0.0, per_kernel=0.0)
     proposals: list[tuple[Choice, Stay]] = [(whole, {})]
-    seen = {frozenset(whole.nodes)}
-    for caution in _CAUTIONS:
-        stay = reasons(best(model.graph, whole, times, caution=caution)[0])
-        choice = rechoose(stay)
-        if choice.weighted and frozenset(choice.nodes) not in seen:
-            seen.add(frozenset(choice.nodes))
-            proposals.append((choice, stay))
+    proposals += _proposals(model, whole, rechoose, times)
     built = [everything, *(build(choice) for choice, _ in proposals[1:])]
     latencies = watch.race([model, *built], feeds, _FIRST_SECONDS)
     # most of the time goes to those that may still win
@@ -159,6 +154,25 @@ def guard(
         for index, (choice, stay) in enumerate(proposals)
     ]
     return Verdict(_pick([candidates[index] for index in close], model), final[0].median_ms, candidates)
+
+
+def _proposals(
+    model: onnx.ModelProto, whole: Choice, rechoose: Callable[[Stay], Choice], times: Times
+) -> list[tuple[Choice, Stay]]:
+    """Returns the splits that promise to be faster than everything in 8 bits by more than can be measured."""
+    least = LEAST_GAIN * sum(times.floats.values())
+    everything = predicted(model.graph, whole, times, ())
+    seen = {frozenset(whole.nodes)}
+    proposals: list[tuple[Choice, Stay]] = []
+    for caution in _CAUTIONS:
+        stay = reasons(best(model.graph, whole, times, caution=caution)[0])
+        if not stay or everything - predicted(model.graph, whole, times, stay) < least:
+            continue
+        choice = rechoose(stay)
+        if choice.weighted and frozenset(choice.nodes) not in seen:
+            seen.add(frozenset(choice.nodes))
+            proposals.append((choice, stay))
+    return proposals
 
 
 def _pick(candidates: Sequence[Candidate], model: onnx.ModelProto) -> Candidate:
