@@ -95,6 +95,7 @@ def run(
     latency: bool = False,
     monitor: Monitor | None = None,
     debug: bool = False,
+    force: bool = False,
 ) -> Result:
     """Runs passes over a model; the model itself is never changed.
 
@@ -121,6 +122,7 @@ def run(
         latency: Whether to measure latency.
         monitor: Where warnings and progress go; default: nowhere, the report keeps the warnings.
         debug: Whether onnxruntime loads the result of every pass.
+        force: Whether a quantized model is taken although it is slower here than the original.
 
     Returns:
         The smaller model, the report, the plan and the recipe.
@@ -129,7 +131,8 @@ def run(
         UsageError: An argument, option or path is wrong.
         UnsupportedModelError: The model cannot be read.
         DataError: The data do not fit the model.
-        GateError: A target, the accuracy bound or the proof was missed, or there was nothing to do.
+        GateError: A target, the accuracy bound or the proof was missed, a quantized model is slower, or there was
+            nothing to do.
         PassError: A pass failed.
     """
     given = {
@@ -162,6 +165,7 @@ def run(
             latency=latency,
             latency_threads=threads or 1,
             debug=debug,
+            force=force,
         )
         finished: Finished = execute(job)
         if not isinstance(model, str | os.PathLike):

@@ -38,6 +38,7 @@ class Job:
         monitor: Where warnings and progress go.
         debug: Whether every pass's result is loaded in onnxruntime.
         label: The model's name in the report.
+        force: Whether a quantized model is written although it is slower than the original.
     """
 
     source: Path
@@ -51,6 +52,7 @@ class Job:
     latency: bool = True
     latency_threads: int = 1
     debug: bool = False
+    force: bool = False
 
 
 @dataclass
@@ -235,10 +237,14 @@ def _judge(job: Job, context: Context, metric: Metric | None, model: Path, judge
         with context.progress("evaluate"):
             scores = measure.measure_metric(job.source, model, metric, context)
         judged.before.metric, judged.after.metric = scores
-    if job.latency or "latency" in context.targets:
+    times = None
+    if not job.force and any("qdq" in each.ensures for each in job.recipe.passes):
+        with context.progress("measure speed"):
+            times = measure.check_speed(job.source, model, context, job.latency_threads)
+    if times is None and (job.latency or "latency" in context.targets):
         times = measure.measure_latency(job.source, model, context, job.latency_threads)
-        if times is not None:
-            judged.before.latency_ms, judged.after.latency_ms = times
+    if times is not None:
+        judged.before.latency_ms, judged.after.latency_ms = times
     judged.targets = measure.check_gates(judged.before, judged.after, context, metric)
     return judged
 

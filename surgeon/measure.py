@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,13 +14,18 @@ from surgeon.passes import Context, Graph
 if TYPE_CHECKING:
     import numpy as np
 
-    from surgeon.stats.chunks import Input
+    from surgeon.stats.chunks import Feeds, Input
+    from surgeon.stats.latency import Latency
     from surgeon.stats.metrics import Metric
 
 # a single run of a 2-core machine strays by a few percent, the median of interleaved runs by less
 LATENCY_TOLERANCE = 1.05
 LATENCY_SECONDS = 1.0
 _LATENCY_ROUNDS = 30
+# what a quantized model may be slower by: two sessions of one model differ as much
+SPEED_TOLERANCE = 1.02
+_SPEED_SECONDS = (1.0, 3.0, 6.0)
+_MOST_ROUNDS = 500
 
 
 @dataclass
@@ -171,6 +177,22 @@ def _sample(context: Context) -> dict[str, Any] | None:
         return None
 
 
+def one_sample(context: Context) -> Feeds:
+    """Returns one sample to time models on: the first of the data, whose sizes are real, or a made-up one.
+
+    Raises:
+        DataError: The data have none.
+        UnsupportedModelError: There are no data and the inputs are of a kind that cannot be made up.
+    """
+    from surgeon.stats.synthetic import synthetic
+
+    data = context.data if context.data is not None else context.evaluation
+    if data is None:
+        return synthetic(context.inputs, context.seed)
+    feeds, _ = next(iter(data.rebatched(1)))
+    return feeds
+
+
 def measure_latency(before: Path, after: Path, context: Context, threads: int) -> tuple[float, float] | None:
     """Measures two models interleaved, about a second in all; None where no sample can be made up."""
     from surgeon.stats.latency import compare
@@ -189,6 +211,69 @@ def measure_latency(before: Path, after: Path, context: Context, threads: int) -
         context.warn(f"latency not measured: {error}")
         return None
     return first.median_ms, first.median_ms * second.ratio
+
+
+def check_speed(
+    before: Path,
+    after: Path,
+    context: Context,
+    threads: int,
+    *,
+    compare: Callable[[float], Sequence[Latency]] | None = None,
+) -> tuple[float, float] | None:
+    """Makes sure that a quantized model is not slower than the model it was made from.
+
+    A measurement can stray, by noise and by where a session's memory happens to lie. So what looks slower is measured
+    again, longer and in new sessions, and only what is slower every time, by more than its error, is refused.
+
+    Args:
+        before: The original.
+        after: The result.
+        context: The run.
+        threads: Threads while measuring.
+        compare: Measures both for so many seconds, the original first; the default runs them on one sample.
+
+    Returns:
+        Milliseconds of both, or None where no sample runs, with a warning.
+
+    Raises:
+        GateError: The result is slower.
+    """
+    ratios = []
+    for seconds in _SPEED_SECONDS:
+        try:
+            first, second = (compare or _comparison(before, after, context, threads))(seconds)
+        except SurgeonError as error:
+            context.warn(f"whether the result is slower was not measured: {error}")
+            return None
+        ratios.append(second.ratio)
+        if second.ratio - 2 * second.error <= SPEED_TOLERANCE:
+            return first.median_ms, first.median_ms * second.ratio
+    said = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+    raise GateError(
+        f"the quantized model is slower than the original on this machine: it takes {said} times as long "
+        f"in {len(ratios)} measurements, {first.median_ms * second.ratio:.3g} ms instead of {first.median_ms:.3g} ms "
+        f"({threads} thread{'s' if threads > 1 else ''})",
+        where="speed",
+        hint="--force writes it all the same; quantize.guard=true leaves slow operators in float",
+    )
+
+
+def _comparison(
+    before: Path, after: Path, context: Context, threads: int
+) -> Callable[[float], Sequence[Latency]]:
+    from surgeon.narrow import narrowed
+    from surgeon.stats.latency import compare
+
+    feeds = one_sample(context)
+    changed = context.plan.interface if context.plan is not None else {}
+    return lambda seconds: compare(
+        [before, after],
+        [feeds, narrowed(feeds, changed)],
+        threads=threads,
+        runs=_MOST_ROUNDS,
+        seconds=seconds,
+    )
 
 
 def measure_metric(before: Path, after: Path, metric: Metric, context: Context) -> tuple[float, float]:

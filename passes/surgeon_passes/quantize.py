@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from surgeon.errors import GateError, UsageError
+from surgeon.errors import DataError, GateError, UnsupportedModelError, UsageError
 from surgeon.passes import Pass
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
     from surgeon.passes import Context, Graph
     from surgeon_passes.quantizing.choose import Choice
+    from surgeon_passes.quantizing.maker import Made, Maker
 
 _BLOCKS = (16, 32, 64, 128, 256)  # the sizes MatMulNBits has kernels for
 _LARGEST = 2**31 - 1  # bytes; onnxruntime's quantizer works on one protobuf message
@@ -44,6 +44,8 @@ class Quantize(Pass):
         symmetric: Whether zero is the middle of every block's range.
         samples: Calibration samples used at most.
         exclude: Nodes with a node or tensor name that matches one of these patterns stay float.
+        guard: Leave operators in float where 8 bits do not pay on this machine, by measurement; what is chosen then
+            depends on the machine.
     """
 
     name: ClassVar[str] = "quantize"
@@ -60,6 +62,7 @@ class Quantize(Pass):
     symmetric: bool = False
     samples: int = 512
     exclude: tuple[str, ...] = ()
+    guard: bool = True
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -82,119 +85,70 @@ class Quantize(Pass):
 
     def _quantized(self, model: onnx.ModelProto, context: Context, folder: Path) -> onnx.ModelProto:
         from surgeon.graph.sessions import session
-        from surgeon_passes.quantizing import prepare
-        from surgeon_passes.quantizing.compact import compact
+        from surgeon_passes.quantizing import kernels, prepare
 
         if model.ByteSize() > _LARGEST:
             raise GateError("models over 2 GB cannot be quantized", where="pass quantize", hint="prune first")
-        prepare.name_nodes(model)
         if self.mode == "fp16":
-            return self._half(model, context, folder)
-        model = prepare.raise_opset(model, prepare.QDQ_OPSET)
-        if not (self.exclude or context.exclude):  # patterns mean the names from before fusing
-            model = prepare.fuse(model, folder)
             prepare.name_nodes(model)
-        known = {*_names(model)}
-        mode, choice = self._choose(model, context)
-        prepare.untie(model, choice.weighted)
-        if mode == "static":
-            result = self._static(model, choice, context, folder)
-        elif mode == "dynamic":
-            result = self._dynamic(model, choice, folder)
-        else:
-            result = copy.deepcopy(model)
-        if self.mode == "auto" and mode != "dynamic":
-            result = self._recurrent(model, result, choice, context, folder)
-        stored = self._stored(result, choice, context) if self.mode in ("auto", "weights") else {}
-        if not choice.weighted and not stored:
-            raise GateError("nothing can be quantized", where="pass quantize", hint=_reasons(choice))
-        prepare.sort_nodes(result)
-        compact(result, known)
-        prepare.strip_opsets(result)
-        prepare.restore_interface(result, model)
-        session(result)
-        _record(mode, choice, stored, context)
-        return result
+            return self._half(model, context, folder)
+        maker = self._maker(prepare.prepared(model, self._excluding(context), folder), context, folder)
+        stay = self._guarded(maker, context) if self.guard and maker.whole.weighted else {}
+        choice = maker.choose(stay)
+        made = maker.finished(maker.draft(choice), choice, stay)
+        if not made.choice.weighted and not made.stored:
+            raise GateError("nothing can be quantized", where="pass quantize", hint=_reasons(made.choice))
+        session(made.model)
+        _record(maker.mode, made, context)
+        context.record.update(kernels.count(made.model))
+        return made.model
 
-    def _stored(self, model: onnx.ModelProto, choice: Choice, context: Context) -> dict[str, str]:
-        """Stores weights that are still floats with few bits; returns whose become floats at loading: name to operator."""
-        from surgeon_passes.quantizing.weights import Storage, store_weights
+    def _maker(self, model: onnx.ModelProto, context: Context, folder: Path) -> Maker:
+        from surgeon_passes.quantizing.maker import Maker
 
-        storage = Storage(self.bits if self.mode == "weights" else 8, self.block, self.symmetric)
-        found = store_weights(model, lambda name: self._excluded(name, context), storage)
-        choice.left.update(found.left)
-        for name in {**found.kernels, **found.folded}:
-            choice.left.pop(name, None)
-        choice.weighted.update(found.kernels)
-        return found.folded
-
-    def _recurrent(
-        self, model: onnx.ModelProto, result: onnx.ModelProto, choice: Choice, context: Context, folder: Path
-    ) -> onnx.ModelProto:
-        """Gives the LSTMs that a quantized ``model`` still has their dynamic 8-bit kernel: it is the faster one."""
-        from surgeon_passes.quantizing.choose import Choice, choose
-
-        found = choose(model, lambda name: self._excluded(name, context), static=False).weighted
-        layers = {name: operator for name, operator in found.items() if operator == "LSTM"}
-        if not layers:
-            return result
-        for name, operator in layers.items():
-            choice.left.pop(name, None)
-            choice.weighted[name] = operator
-        return self._dynamic(result, Choice(nodes=list(layers)), folder)
-
-    def _dynamic(self, model: onnx.ModelProto, choice: Choice, folder: Path) -> onnx.ModelProto:
-        from surgeon_passes.quantizing.dynamic import quantize_dynamic
-        from surgeon_passes.quantizing.processor import this_processor
-
-        reduce = this_processor().reduce_range
-        return quantize_dynamic(model, choice, folder, per_channel=self.per_channel, reduce_range=reduce)
-
-    def _static(
-        self, model: onnx.ModelProto, choice: Choice, context: Context, folder: Path
-    ) -> onnx.ModelProto:
-        from surgeon_passes.quantizing.processor import this_processor
-        from surgeon_passes.quantizing.static import Static
-
-        numbers = this_processor()
-        static = Static.calibrated(
+        maker = Maker(
             model,
-            choice,
-            context.calibration().take(self.samples),
+            self,
+            self._excluding(context),
+            lambda: context.calibration().take(self.samples),
             folder,
-            calibration=self.calibration,
-            per_channel=self.per_channel,
-            activation=numbers.activation if self.activation == "auto" else self.activation,
-            reduce_range=numbers.reduce_range,
+            dataless=context.data is None,
             threads=context.threads,
         )
-        context.record["samples"] = static.samples
-        return static.build(choice)
+        if maker.static is not None:
+            context.record["samples"] = maker.static.samples
+        return maker
 
-    def _choose(self, model: onnx.ModelProto, context: Context) -> tuple[str, Choice]:
-        """Returns the mode and the operators; without data, dynamic as long as it reaches half of the weights."""
-        from surgeon_passes.quantizing.choose import Choice, choose
+    def _guarded(self, maker: Maker, context: Context) -> Mapping[str, str]:
+        """What does not pay on this machine: nodes, and the reasons."""
+        from surgeon.measure import one_sample
+        from surgeon_passes.quantizing.speed import guard
 
-        def excluded(name: str) -> bool:
-            return self._excluded(name, context)
-
-        if self.mode == "weights":
-            return "weights", Choice()
-        if self.mode == "dynamic" or (self.mode == "auto" and context.data is None):
-            choice = choose(model, excluded, static=False)
-            if self.mode == "dynamic" or choice.reached(model) >= 0.5:
-                return "dynamic", choice
-        choice = choose(model, excluded, static=True)
-        return "weights" if self.mode == "auto" and not choice.weighted else "static", choice
+        try:
+            with context.progress("measure 8-bit operators"):
+                verdict = guard(
+                    maker.model,
+                    maker.whole,
+                    maker.choose,
+                    maker.draft,
+                    one_sample(context),
+                    conversions=maker.mode == "static",
+                )
+        except (DataError, UnsupportedModelError) as error:
+            context.warn(f"nothing stays float for speed, which could not be measured: {error.message}")
+            return {}
+        context.record["speed"] = verdict.facts()
+        return verdict.taken.stay
 
     def _half(self, model: onnx.ModelProto, context: Context, folder: Path) -> onnx.ModelProto:
         from surgeon_passes.quantizing.half import to_half
         from surgeon_passes.quantizing.prepare import restore_interface
 
+        excluded = self._excluding(context)
         kept = {
             node.name
             for node in model.graph.node
-            if any(self._excluded(name, context) for name in (node.name, *node.input, *node.output) if name)
+            if any(excluded(name) for name in (node.name, *node.input, *node.output) if name)
         }
         if not any(entry.data_type == 1 for entry in model.graph.initializer):
             raise GateError("there are no float32 weights", where="pass quantize")
@@ -208,19 +162,22 @@ class Quantize(Pass):
         ]
         return result
 
-    def _excluded(self, name: str, context: Context) -> bool:
-        return context.excluded(name) or any(fnmatch.fnmatchcase(name, each) for each in self.exclude)
+    def _excluding(self, context: Context) -> Callable[[str], bool]:
+        """Whether a node or tensor, by name, is to be left alone."""
+        return lambda name: (
+            context.excluded(name) or any(fnmatch.fnmatchcase(name, each) for each in self.exclude)
+        )
 
 
-def _record(mode: str, choice: Choice, stored: dict[str, str], context: Context) -> None:
+def _record(mode: str, made: Made, context: Context) -> None:
     context.record["mode"] = mode
-    context.record["quantized"] = _counts(choice.weighted)
-    context.record["stored"] = _counts(stored)
+    context.record["quantized"] = _counts(made.choice.weighted)
+    context.record["stored"] = _counts(made.stored)
     context.record["left_float"] = [
         {"node": name, "operator": operator, "reason": reason}
-        for name, (operator, reason) in choice.left.items()
+        for name, (operator, reason) in made.choice.left.items()
     ]
-    convolutions = sum(operator.startswith("Conv") for operator, _ in choice.left.values())
+    convolutions = sum(operator.startswith("Conv") for operator, _ in made.choice.left.values())
     if mode == "dynamic" and convolutions:
         context.warn(f"{convolutions} convolutions stay float: quantizing them takes --data")
 
@@ -228,13 +185,6 @@ def _record(mode: str, choice: Choice, stored: dict[str, str], context: Context)
 def _counts(operators: dict[str, str]) -> dict[str, int]:
     """How many nodes there are of each operator."""
     return dict(sorted(Counter(operators.values()).items()))
-
-
-def _names(model: onnx.ModelProto) -> Iterator[str]:
-    for node in model.graph.node:
-        yield node.name
-        yield from node.input
-        yield from node.output
 
 
 def _reasons(choice: Choice) -> str:

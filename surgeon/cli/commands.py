@@ -45,6 +45,7 @@ def run_command(arguments: argparse.Namespace) -> int:
             latency=latency,
             monitor=monitor,
             debug=arguments.debug,
+            force=arguments.force,
         )
     if arguments.json:
         _write(to_json(result.report))
@@ -88,15 +89,23 @@ def bench_command(arguments: argparse.Namespace) -> int:
     """Handles ``surgeon bench``."""
     from surgeon.cli import bench, show
 
-    facts = bench.measure(
-        [Path(model) for model in arguments.models],
+    seconds: float | None = _number(arguments.seconds, float, "--seconds")
+    if seconds is not None and (seconds <= 0 or arguments.rounds is not None):
+        what = "must be above 0" if seconds <= 0 else "and --rounds exclude each other"
+        raise UsageError(what, where="--seconds")
+    rounds = bench.MOST_ROUNDS if seconds is not None else bench.Settings.rounds
+    settings = bench.Settings(
         threads=_positive(arguments.threads, "--threads"),
-        rounds=_positive(arguments.rounds, "--rounds"),
+        rounds=rounds if arguments.rounds is None else _positive(arguments.rounds, "--rounds"),
+        warm_up=_positive(arguments.warm_up, "--warm-up", least=0),
+        seconds=seconds,
         batch=_positive(arguments.batch, "--batch"),
+        sizes=_sizes(arguments.size),
         data=arguments.data,
         preprocess=arguments.preprocess,
         seed=_positive(arguments.seed, "--seed", least=0),
     )
+    facts = bench.measure([Path(model) for model in arguments.models], settings)
     if arguments.json:
         _write(to_json(facts))
     else:
@@ -165,6 +174,17 @@ def _pairs(texts: list[str], flag: str) -> dict[str, float]:
             raise UsageError("given twice", where=f"{flag} {key.strip()}")
         pairs[key.strip()] = value.strip()
     return pairs
+
+
+def _sizes(texts: list[str]) -> dict[str, int]:
+    """Reads repeated ``dimension=size`` texts."""
+    sizes = {}
+    for text in texts:
+        name, equals, value = text.rpartition("=")
+        if not equals or not name:
+            raise UsageError(f"expected dimension=size, got {text!r}", where="--size")
+        sizes[name] = _positive(value, f"--size {name}")
+    return sizes
 
 
 def _number(text: str | None, kind: type[Any], flag: str) -> Any:

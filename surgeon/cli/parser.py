@@ -113,6 +113,11 @@ def _add_run(commands: Any) -> None:
     add("--threads", metavar="N", help="threads of onnxruntime; results do not depend on it")
     add("--no-clean", action="store_true", help="do not run clean first; tensor names stay those of MODEL")
     add("--no-latency", action="store_true", help="do not measure latency")
+    add(
+        "--force",
+        action="store_true",
+        help="write a quantized model even if it is slower here than MODEL; it is not measured for that then",
+    )
     add("--report", metavar="DIR", help="also write a readable report into this folder")
 
 
@@ -142,9 +147,20 @@ def _add_bench(commands: Any) -> None:
     command.add_argument(
         "--threads", metavar="N", default="1", help="threads of onnxruntime; default 1, the steadiest"
     )
-    command.add_argument("--rounds", metavar="N", default="30", help="how often each model runs; default 30")
+    command.add_argument("--rounds", metavar="N", help="how often each model runs; default 30")
+    command.add_argument("--seconds", metavar="S", help="how long to measure, instead of a number of rounds")
+    command.add_argument(
+        "--warm-up", metavar="N", default="3", help="runs before that, which do not count; default 3"
+    )
     command.add_argument(
         "--batch", metavar="N", default="1", help="samples per run where the model leaves it open"
+    )
+    command.add_argument(
+        "--size",
+        metavar="DIM=N",
+        action="append",
+        default=[],
+        help="size of another dimension that the model leaves open, by name; default 8; repeatable",
     )
     command.add_argument("--data", metavar="D", help="real inputs, as for run; default: seeded random ones")
     command.add_argument("--preprocess", metavar="SPEC", help="how images become arrays")

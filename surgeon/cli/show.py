@@ -35,12 +35,20 @@ def run(facts: Mapping[str, Any]) -> None:
 
 def bench(facts: Mapping[str, Any]) -> None:
     """Shows latencies side by side."""
-    table = _table("model", "median", "p10", "p90", "of the first", "speed-up", right=(1, 2, 3, 4, 5))
+    table = _table(
+        "model", "median", "p10", "p90", "of the first", "p10 … p90", "speed-up", right=(1, 2, 3, 4, 5, 6)
+    )
     for row in facts["models"]:
         times = [f"{row[key]:.3g} ms" for key in ("median_ms", "p10_ms", "p90_ms")]
         speedup = f"{row['speedup']:.2f} ×" if row["speedup"] else "-"
-        table.add_row(escape(row["model"]), *times, f"{row['ratio']:.3f}", speedup)
-    _console().print(table)
+        spread = f"{row['ratio_p10']:.3f} … {row['ratio_p90']:.3f}"
+        table.add_row(escape(row["model"]), *times, f"{row['ratio']:.3f}", spread, speedup)
+    console = _console()
+    console.print(table)
+    console.print(
+        f"{facts['rounds']} rounds in turns, {facts['threads']} thread{'s' * (facts['threads'] > 1)}, "
+        f"{facts['clock']} time"
+    )
 
 
 def verified(facts: Mapping[str, Any]) -> None:

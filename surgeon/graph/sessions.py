@@ -63,14 +63,14 @@ def session(
         UnsupportedModelError: onnxruntime cannot load the model; the message is its first line.
     """
     ort.set_default_logger_severity(_FATAL_ONLY)
-    options = _options(threads, optimize=optimize, frugal=frugal, reuse=reuse)
+    chosen = session_options(threads, optimize=optimize, frugal=frugal, reuse=reuse)
     where = str(model) if isinstance(model, Path) else None
     try:
         if not isinstance(model, onnx.ModelProto):
-            return _open(str(model) if isinstance(model, Path) else model, options)
+            return _open(str(model) if isinstance(model, Path) else model, chosen)
         if model.ByteSize() > _LARGEST_MESSAGE:
-            return _open_large(model, options)
-        return _open(model.SerializeToString(), options)
+            return _open_large(model, chosen)
+        return _open(model.SerializeToString(), chosen)
     except RUNTIME_ERRORS as error:
         raise UnsupportedModelError(
             f"onnxruntime cannot load the model: {first_line(error)}",
@@ -132,21 +132,24 @@ def first_line(error: BaseException) -> str:
     return _PREFIX.sub("", lines[0]).strip() if lines else type(error).__name__
 
 
-def _options(threads: int, *, optimize: bool, frugal: bool = False, reuse: bool = True) -> ort.SessionOptions:
-    options = ort.SessionOptions()
-    options.log_severity_level = _FATAL_ONLY
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.use_deterministic_compute = True
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    options.enable_mem_reuse = reuse
+def session_options(
+    threads: int, *, optimize: bool = True, frugal: bool = False, reuse: bool = True
+) -> ort.SessionOptions:
+    """Returns what `session` opens a model with, for who has to set more."""
+    chosen = ort.SessionOptions()
+    chosen.log_severity_level = _FATAL_ONLY
+    chosen.intra_op_num_threads = threads
+    chosen.inter_op_num_threads = 1
+    chosen.use_deterministic_compute = True
+    chosen.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    chosen.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    chosen.enable_mem_reuse = reuse
     if frugal:
-        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-        options.add_session_config_entry("session.disable_prepacking", "1")
+        chosen.enable_cpu_mem_arena = chosen.enable_mem_pattern = False
+        chosen.add_session_config_entry("session.disable_prepacking", "1")
     if not optimize:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return options
+        chosen.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return chosen
 
 
 def _open(model: str | bytes, options: ort.SessionOptions) -> ort.InferenceSession:

@@ -10,6 +10,7 @@ import sys
 import time
 
 import numpy as np
+import onnx
 import pytest
 import tiny
 from distributions import announce
@@ -248,6 +249,49 @@ def test_bench(surgeon, model):
     code, out, _ = surgeon("bench", model, "--rounds", "3")
     assert code == 0
     assert "median" in out
+
+
+def test_bench_json_contract(surgeon, model):
+    code, out, _ = surgeon(
+        "bench", model, model, "--seconds", "0.01", "--warm-up", "0", "--batch", "2", "--json"
+    )
+    facts = json.loads(out)
+    assert code == 0
+    assert set(facts) == {"schema", "threads", "rounds", "warm_up", "batch", "clock", "models"}
+    assert (facts["warm_up"], facts["batch"]) == (0, 2)
+    assert facts["rounds"] >= 3
+    assert facts["clock"] in ("processor", "wall")
+    ratios = {"ratio", "ratio_p10", "ratio_p90", "ratio_error"}
+    assert all(
+        set(row) == {"model", "median_ms", "p10_ms", "p90_ms", "speedup"} | ratios for row in facts["models"]
+    )
+    second = facts["models"][1]
+    assert second["ratio_p10"] <= second["ratio"] <= second["ratio_p90"]
+    assert second["ratio_error"] >= 0
+    assert (
+        json.loads(surgeon("bench", model, "--threads", "2", "--rounds", "2", "--json")[1])["clock"] == "wall"
+    )
+
+
+def test_bench_on_real_inputs_and_open_sizes(surgeon, model, tmp_path):
+    data = tiny.samples(tmp_path / "d.npz")
+    assert surgeon("bench", model, "--rounds", "2", "--data", data, "--batch", "4")[0] == 0
+    assert surgeon("bench", model, "--rounds", "2", "--size", "N=5")[0] == 0
+    code, _, err = surgeon("bench", model, "--size", "M=5")
+    assert (code, "no input has an open dimension" in err, "'N'" in err or ": N" in err) == (2, True, True)
+    assert surgeon("bench", model, "--size", "5")[0] == 2
+    assert surgeon("bench", model, "--seconds", "1", "--rounds", "3")[0] == 2
+    assert surgeon("bench", model, "--seconds", "0")[0] == 2
+    assert surgeon("bench", tmp_path / "missing.onnx")[0] == 2
+
+
+def test_bench_gives_each_model_inputs_that_fit_it(surgeon, model, tmp_path):
+    other = onnx.load(model)
+    other.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 16
+    other.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 16
+    onnx.save(other, tmp_path / "larger.onnx")
+    code, out, _ = surgeon("bench", model, tmp_path / "larger.onnx", "--rounds", "2", "--json")
+    assert (code, len(json.loads(out)["models"])) == (0, 2)
 
 
 def test_bench_refuses_other_inputs_and_bad_numbers(surgeon, model, tmp_path):

@@ -196,8 +196,11 @@ def test_odd_graphs_run_in_every_mode(make, options) -> None:
     done = sum(context.record["quantized"].values()) + sum(context.record["stored"].values())  # type: ignore[attr-defined]
     assert done
     assert all(entry["reason"] for entry in context.record["left_float"])  # type: ignore[attr-defined]
-    if options["mode"] in ("auto", "weights"):  # nothing with weights is left
-        assert {entry["operator"] for entry in context.record["left_float"]} <= {"Add"}  # type: ignore[attr-defined]
+    left = {entry["operator"] for entry in context.record["left_float"]} - {"Add"}  # type: ignore[attr-defined]
+    if options["mode"] == "auto":  # what computes in float has 8-bit weights
+        assert left <= set(context.record["stored"])  # type: ignore[call-overload]
+    if options["mode"] == "weights":
+        assert left == set()
 
 
 def test_auto_gives_an_lstm_its_dynamic_kernel() -> None:
@@ -209,4 +212,4 @@ def test_auto_gives_an_lstm_its_dynamic_kernel() -> None:
     assert [node.op_type for node in result.graph.node].count("DynamicQuantizeLSTM") == 1
     assert context.record["quantized"] == {"LSTM": 1, "MatMul": 1}
     assert context.record["stored"] == {"GRU": 1}
-    assert context.record["left_float"] == []
+    assert [entry["operator"] for entry in context.record["left_float"]] == ["GRU"]  # type: ignore[attr-defined]

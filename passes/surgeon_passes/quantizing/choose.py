@@ -15,6 +15,7 @@ _NEVER = {"GRU", "RNN", "LSTM", "Einsum", "Attention", "MultiHeadAttention"}
 _SMALLEST_TABLE = 1024  # elements; smaller Gathers pick constants, not embeddings
 _FOLLOWERS = {"Relu", "Clip", "MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"}
 _JOINS = {"Add", "Mul", "Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool"}
+_MOVERS = {"Concat": slice(None), "Split": slice(1), "Resize": slice(1)}  # and which of their inputs are data
 _STREAM = {*_JOINS, *_FOLLOWERS, "Pad", "Slice", "Split", "Concat", "Resize"}
 _LAST = {
     "Flatten",
@@ -63,8 +64,8 @@ def choose(
 ) -> Choice:
     """Chooses operators for 8-bit arithmetic.
 
-    Operators with constant float weights are quantized; so is what merely passes their 8-bit results on, and
-    elementwise arithmetic inside a stream of convolutions. Softmax, normalisations and products of two activations
+    Operators with constant float weights are quantized; so is what merely passes their 8-bit results on, to other
+    8-bit arithmetic where it is joined or split, and elementwise arithmetic inside a stream of convolutions. Softmax, normalisations and products of two activations
     stay float: they are where 8 bits cost accuracy, and on a CPU they gain nothing.
 
     Args:
@@ -76,6 +77,10 @@ def choose(
     choice = Choice()
     weights = {entry.name: entry for entry in model.graph.initializer}
     producers = {output: node for node in model.graph.node for output in node.output}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
     results = _results(model.graph, producers)
     for node in model.graph.node:
         reason = _why_float(node, weights, static=static)
@@ -92,7 +97,7 @@ def choose(
             static
             and results.isdisjoint(node.output)
             and node.name not in stay
-            and _may_follow(node, producers, weights, choice.weighted)
+            and _may_follow(node, producers, readers, weights, choice.weighted)
             and not any(map(excluded, _names(node)))
         ):
             choice.nodes.append(node.name)
@@ -161,14 +166,39 @@ def _attribute(node: onnx.NodeProto, name: str, default: float) -> float:
 def _may_follow(
     node: onnx.NodeProto,
     producers: dict[str, onnx.NodeProto],
+    readers: dict[str, list[onnx.NodeProto]],
     weights: dict[str, TensorProto],
     quantized: Collection[str],
 ) -> bool:
     if node.op_type in _FOLLOWERS:
         return True
-    if node.op_type not in _JOINS:
+    if node.op_type in _MOVERS:
+        if not _moves_integers(node) or not _reaches_integers(node, readers):
+            return False
+    elif node.op_type not in _JOINS:
         return False
-    return all(_from_convolution(name, producers, quantized) for name in node.input if name not in weights)
+    data = node.input[_MOVERS.get(node.op_type, slice(None))]
+    return all(_from_convolution(name, producers, quantized) for name in data if name not in weights)
+
+
+def _moves_integers(node: onnx.NodeProto) -> bool:
+    """Tells whether onnxruntime moves 8-bit values as they are; a Resize that interpolates computes in float."""
+    modes = [each.s for each in node.attribute if each.name == "mode"]
+    return node.op_type != "Resize" or modes in ([], [b"nearest"])
+
+
+def _reaches_integers(node: onnx.NodeProto, readers: dict[str, list[onnx.NodeProto]]) -> bool:
+    """Tells whether what is moved ends in 8-bit arithmetic somewhere; if not, rounding it again would be in vain."""
+    waiting, seen = [node], set()
+    while waiting:
+        for name in waiting.pop().output:
+            for reader in readers.get(name, []):
+                if reader.op_type in _WEIGHT_INPUT or reader.op_type in _JOINS:
+                    return True
+                if reader.op_type in {*_MOVERS, *_FOLLOWERS} and reader.name not in seen:
+                    seen.add(reader.name)
+                    waiting.append(reader)
+    return False
 
 
 def _results(graph: onnx.GraphProto, producers: dict[str, onnx.NodeProto]) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import onnx
@@ -27,6 +27,34 @@ def name_nodes(model: onnx.ModelProto) -> None:
         taken.add(node.name)
 
 
+def names(model: onnx.ModelProto) -> Iterator[str]:
+    """Yields the names of the main graph's nodes and of what they read and make."""
+    for node in model.graph.node:
+        yield node.name
+        yield from node.input
+        yield from node.output
+
+
+def prepared(model: onnx.ModelProto, excluded: Callable[[str], bool], folder: Path) -> onnx.ModelProto:
+    """Returns the model with names, in a sufficient opset, and fused unless a pattern means something that would be gone.
+
+    Args:
+        model: The model; its nodes get names in place.
+        excluded: Whether a node or tensor name is to be left alone.
+        folder: A temporary folder.
+
+    Raises:
+        GateError: The onnx package cannot convert it.
+    """
+    name_nodes(model)
+    model = raise_opset(model, QDQ_OPSET)
+    fused = fuse(model, folder)
+    name_nodes(fused)
+    left = set(names(fused))
+    lost = any(name not in left and excluded(name) for name in names(model) if name)
+    return model if lost else fused
+
+
 def raise_opset(model: onnx.ModelProto, least: int) -> onnx.ModelProto:
     """Returns the model in an opset of at least ``least``.
 
@@ -45,6 +73,7 @@ def raise_opset(model: onnx.ModelProto, least: int) -> onnx.ModelProto:
             f"{str(error).strip().splitlines()[0]}",
             hint="export the model again with a newer opset",
         ) from error
+    restore_interface(converted, model)  # the converter guesses shapes
     converted.ir_version = max(model.ir_version, 7)
     return converted
 

@@ -1,0 +1,325 @@
+"""The speed guard: what it proposes is the best split, what it takes is the fastest model, and what runs is counted."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+import onnx.helper as oh
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import numpy_helper as nh
+from quantizable import context_for, fed_by_eight_bits, network, quantized, weight
+
+from surgeon.graph.load import from_model
+from surgeon.graph.save import to_model
+from surgeon.stats.kernels import Kernel
+from surgeon.stats.latency import Latency
+from surgeon_passes.quantize import Quantize
+from surgeon_passes.quantizing import speed
+from surgeon_passes.quantizing.choose import Choice, choose
+from surgeon_passes.quantizing.kernels import count
+from surgeon_passes.quantizing.partition import Times, best, predicted, units_of
+
+
+def convolutions(edges: Sequence[tuple[str, ...]], operators: Sequence[str] = ()) -> onnx.ModelProto:
+    """Nodes ``n0``, ``n1``, … that read the tensors named and write ``t0``, ``t1``, …; the last one is the output."""
+    nodes = []
+    for index, inputs in enumerate(edges):
+        operator = operators[index] if operators else ("Conv" if len(inputs) == 1 else "Add")
+        weights = ["w"] if operator == "Conv" else []
+        nodes.append(oh.make_node(operator, [*inputs, *weights], [f"t{index}"], name=f"n{index}"))
+    x = oh.make_tensor_value_info("x", 1, [1, 8, 4, 4])
+    y = oh.make_tensor_value_info(f"t{len(edges) - 1}", 1, [1, 8, 4, 4])
+    graph = oh.make_graph(nodes, "g", [x], [y], [weight("w", 8, 8, 1, 1)])
+    return oh.make_model(graph, ir_version=8, opset_imports=[oh.make_opsetid("", 17)])
+
+
+def whole_of(model: onnx.ModelProto) -> Choice:
+    names = [node.name for node in model.graph.node]
+    return Choice(names, {node.name: node.op_type for node in model.graph.node if node.op_type == "Conv"})
+
+
+def cost(model: onnx.ModelProto, times: Times, integer: set[str]) -> float:
+    """Time of a split, written out: every node its own, and every tensor that is needed on the other side once."""
+    total = sum(
+        (times.integers if node.name in integer else times.floats)[node.name] for node in model.graph.node
+    )
+    made = {name: node.name in integer for node in model.graph.node for name in node.output}
+    readers: dict[str, list[bool]] = {model.graph.output[0].name: [False]}
+    for node in model.graph.node:
+        for name in node.input:
+            if name != "w":
+                readers.setdefault(name, []).append(node.name in integer)
+    for tensor, sides in readers.items():
+        if any(side != made.get(tensor, False) for side in sides):
+            total += times.conversion(tensor)
+    return total
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_the_split_is_the_best_of_all(data: st.DataObject) -> None:
+    number = data.draw(st.integers(1, 6))
+    tensors = ["x", *(f"t{index}" for index in range(number))]
+    edges = [
+        tuple(data.draw(st.lists(st.sampled_from(tensors[: index + 1]), min_size=1, max_size=2, unique=True)))
+        for index in range(number)
+    ]
+    # every node a unit: sums read what comes from elsewhere too
+    model = convolutions(edges)
+    microseconds = st.integers(0, 50).map(float)
+    times = Times(
+        {f"n{index}": data.draw(microseconds) for index in range(number)},
+        {f"n{index}": data.draw(microseconds) for index in range(number)},
+        {name: data.draw(st.integers(0, 20)) for name in tensors},
+        1.0,
+        2.0,
+    )
+    whole = whole_of(model)
+    units = units_of(model.graph, whole, times)
+    floats, least = best(model.graph, whole, times)
+    integer = set(whole.nodes) - {name for unit in floats for name in unit.nodes}
+    splits = [
+        {name for unit, taken in zip(units, chosen, strict=True) if taken for name in unit.nodes}
+        for chosen in itertools.product((False, True), repeat=len(units))
+    ]
+    assert least == pytest.approx(cost(model, times, integer))
+    assert least == pytest.approx(min(cost(model, times, each) for each in splits))
+    for each in splits:
+        assert predicted(model.graph, whole, times, set(whole.nodes) - each) == pytest.approx(
+            cost(model, times, each)
+        )
+
+
+def test_what_depends_on_one_operator_alone_goes_with_it() -> None:
+    model = convolutions(
+        [("x",), ("t0",), ("t1", "t0"), ("x",), ("t2", "t3")], ["Conv", "Sigmoid", "Mul", "Conv", "Add"]
+    )
+    times = Times({f"n{index}": 1.0 for index in range(5)}, {"n1": 3.0}, {}, 0.0, 0.0)
+    units = units_of(model.graph, whole_of(model), times)
+    assert [unit.nodes for unit in units] == [["n0", "n1", "n2"], ["n3"], ["n4"]]
+    assert (units[0].float_us, units[0].integer_us) == (3.0, 3.0)
+
+
+def test_what_only_moves_values_takes_the_side_of_its_neighbours() -> None:
+    model = convolutions([("x",), ("t0",), ("t1",)], ["Conv", "Flatten", "Conv"])
+    whole = Choice(["n0", "n2"], {"n0": "Conv", "n2": "Conv"})
+    times = Times({"n0": 10.0, "n2": 10.0}, {"n0": 1.0, "n2": 1.0}, {"t0": 100, "t1": 100}, 1.0, 0.0)
+    floats, least = best(model.graph, whole, times)
+    assert floats == []
+    assert least == 2.0
+
+
+def latency(ratio: float) -> Latency:
+    return Latency(ratio, ratio, ratio, ratio, ratio, ratio, rounds=100)
+
+
+class Clockwork:
+    """A stopwatch for which the operators named are slow in 8 bits, and everything else takes half of the time."""
+
+    def __init__(self, slow: Mapping[str, float], float_us: float = 100.0) -> None:
+        self.slow, self.float_us = slow, float_us
+        self.raced: list[list[float]] = []
+
+    def time(self, model: onnx.ModelProto, node: onnx.NodeProto) -> float:
+        producers = {name: each.op_type for each in model.graph.node for name in each.output}
+        if len(node.input) < 2 or producers.get(node.input[1]) != "DequantizeLinear":
+            return self.float_us
+        return self.float_us * self.slow.get(node.name, 0.5)
+
+    def profile(self, model: onnx.ModelProto, feeds: object) -> Sequence[Kernel]:
+        del feeds
+        return [
+            Kernel(node.name, node.op_type, self.time(model, node), 10)
+            for node in model.graph.node
+            if node.op_type in ("Conv", "Gemm", "MatMul")
+        ]
+
+    def race(self, models: Sequence[onnx.ModelProto], feeds: object, seconds: float) -> Sequence[Latency]:
+        totals = [sum(kernel.microseconds for kernel in self.profile(model, feeds)) for model in models]
+        self.raced.append([total / totals[0] for total in totals])
+        assert seconds > 0
+        return [latency(ratio) for ratio in self.raced[-1]]
+
+    def stopwatch(self) -> speed.Stopwatch:
+        return speed.Stopwatch(self.profile, self.race)
+
+
+def with_clockwork(monkeypatch: pytest.MonkeyPatch, clockwork: Clockwork) -> None:
+    stopwatch = clockwork.stopwatch()
+    monkeypatch.setattr(speed, "Stopwatch", lambda: stopwatch)
+
+
+def test_a_slow_operator_stays_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_clockwork(monkeypatch, Clockwork({"second": 3.0}))
+    context = context_for(network())
+    result = quantized(network(), context, guard=True)
+    assert fed_by_eight_bits(result, "Conv") == [True, False]
+    assert fed_by_eight_bits(result, "Gemm") == [True]
+    assert context.record["left_float"] == [
+        {"node": "second", "operator": "Conv", "reason": "8 bits take 3.0 times as long here"}
+    ]
+    facts: dict[str, object] = context.record["speed"]  # type: ignore[assignment]  # JSON facts
+    ratios = [(each["operators"], each["ratio"], each["taken"]) for each in facts["candidates"]]  # type: ignore[attr-defined]
+    assert ratios[0] == (3, pytest.approx(4 / 3), False)
+    assert (2, pytest.approx(2 / 3), True) in ratios
+
+
+def test_what_the_guard_decided_can_be_repeated_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_clockwork(monkeypatch, Clockwork({"first": 3.0}))
+    context = context_for(network())
+    guarded = quantized(network(), context, guard=True)
+    patterns = tuple(context.record["speed"]["exclude"])  # type: ignore[index]  # JSON facts
+    assert "first" in patterns
+    repeated = quantized(network(), context_for(network()), exclude=patterns)
+    assert repeated.SerializeToString(deterministic=True) == guarded.SerializeToString(deterministic=True)
+
+
+def test_more_eight_bits_are_preferred_where_the_difference_is_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    clockwork = Clockwork({"second": 1.05})  # 105 of 300 against 100: less than 3 % of the model's time
+    with_clockwork(monkeypatch, clockwork)
+    context = context_for(network())
+    assert fed_by_eight_bits(quantized(network(), context, guard=True), "Conv") == [True, True]
+
+
+def test_nothing_is_left_out_where_everything_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    clockwork = Clockwork({})
+    with_clockwork(monkeypatch, clockwork)
+    context = context_for(network())
+    quantized(network(), context, guard=True)
+    assert context.record["left_float"] == []
+    assert all(len(ratios) <= 3 for ratios in clockwork.raced)
+
+
+def test_dynamic_mode_is_guarded_by_the_names_onnxruntime_gives() -> None:
+    nodes = [
+        oh.make_node("MatMul", ["x", "w1"], ["h"], name="one"),
+        oh.make_node("Gemm", ["h", "w2"], ["y"], name="two", transB=1),
+    ]
+    ends = [oh.make_tensor_value_info(name, 1, ["N", 64]) for name in "xy"]
+    graph = oh.make_graph(nodes, "g", ends[:1], ends[1:], [weight("w1", 64, 64), weight("w2", 64, 64)])
+    model = oh.make_model(graph, ir_version=8, opset_imports=[oh.make_opsetid("", 17)])
+    floats = [Kernel("one", "MatMul", 10.0, 64), Kernel("two", "Gemm", 10.0, 64)]
+    integers = [
+        Kernel("one_quant", "MatMulInteger", 5.0, 64),
+        Kernel("two_MatMul_quant", "MatMulInteger", 20.0, 64),
+    ]
+    times = speed.measure(floats, integers, model, {"x": np.zeros((1, 64), "f")})
+    assert (times.floats, times.integers) == ({"one": 10.0, "two": 10.0}, {"one": 5.0, "two": 20.0})
+
+
+def test_what_converting_costs_is_taken_from_the_profile() -> None:
+    model = convolutions([("x",), ("t0",)])
+    floats = [Kernel("n0", "Conv", 10.0, 128), Kernel("n1", "Conv", 10.0, 128)]
+    integers = [
+        Kernel("x_QuantizeLinear", "QuantizeLinear", 3.0, 100),
+        Kernel("", "Transpose", 2.0, 100),
+        Kernel("n0", "QLinearConv", 4.0, 128),
+        Kernel("n1", "QLinearConv", 4.0, 128),
+        Kernel("t1_DequantizeLinear", "DequantizeLinear", 5.0, 300),
+    ]
+    times = speed.measure(floats, integers, model, {"x": np.zeros((1, 8, 4, 4), "f")})
+    assert times.per_element == (2.0 + 1.0 + 4.0) / 400  # without the microsecond that starts each kernel
+    assert times.sizes == {"x": 128, "t0": 128, "t1": 128}
+
+
+def test_the_guard_says_when_it_cannot_measure() -> None:
+    nodes = [oh.make_node("Gather", ["table", "ids"], ["e"]), oh.make_node("MatMul", ["e", "w"], ["y"])]
+    ids = oh.make_tensor_value_info("ids", 7, ["N", "length"])
+    y = oh.make_tensor_value_info("y", 1, None)
+    graph = oh.make_graph(nodes, "g", [ids], [y], [weight("table", 2, 1024), weight("w", 1024, 8)])
+    model = oh.make_model(graph, ir_version=8, opset_imports=[oh.make_opsetid("", 17)])
+    context = context_for(model, data=False)
+    result = Quantize(mode="dynamic").run(from_model(model), context)  # made-up indices are out of range
+    assert context.record["quantized"] == {"Gather": 1, "MatMul": 1}
+    assert any("could not be measured" in text for text in context.warnings)
+    assert to_model(result).graph.output[0].name == "y"
+
+
+def test_integer_kernels_conversions_and_float_kernels_are_counted() -> None:
+    context = context_for(network())
+    quantized(network(), context)
+    assert context.record["kernels"] == {
+        "QGemm": 1,
+        "QLinearAdd": 1,
+        "QLinearConv": 2,
+        "QLinearGlobalAveragePool": 1,
+    }
+    assert context.record["leftover"] == {"DequantizeLinear": 0, "QuantizeLinear": 1}
+    assert context.record["float_kernels"] == {}
+    context = context_for(network())
+    quantized(network(), context, exclude=("second",))
+    assert context.record["float_kernels"] == {"Conv": 1}
+
+
+def test_kernels_of_a_float_model() -> None:
+    assert count(network()) == {
+        "kernels": {},
+        "leftover": {"DequantizeLinear": 0, "QuantizeLinear": 0},
+        "float_kernels": {"Conv": 2, "Gemm": 1},
+    }
+
+
+def shuffle() -> onnx.ModelProto:
+    """Two branches joined, their channels shuffled and split again, as in a ShuffleNet."""
+    nodes = [
+        oh.make_node("Conv", ["x", "w1"], ["a"], pads=[1] * 4),
+        oh.make_node("Conv", ["x", "w2"], ["b"], pads=[1] * 4),
+        oh.make_node("Concat", ["a", "b"], ["c"], name="join", axis=1),
+        oh.make_node("Reshape", ["c", "five"], ["d"]),
+        oh.make_node("Transpose", ["d"], ["e"], perm=[0, 2, 1, 3, 4]),
+        oh.make_node("Reshape", ["e", "four"], ["f"]),
+        oh.make_node("Split", ["f"], ["g", "h"], name="split", axis=1),
+        oh.make_node("Conv", ["g", "w1"], ["i"], pads=[1] * 4),
+        oh.make_node("Concat", ["h", "i"], ["j"], axis=1),
+        oh.make_node("Conv", ["j", "w3"], ["y"]),
+    ]
+    weights = [weight("w1", 8, 8, 3, 3), weight("w2", 8, 8, 3, 3), weight("w3", 8, 16, 1, 1)]
+    weights += [
+        nh.from_array(np.array([-1, 2, 8, 6, 6]), "five"),
+        nh.from_array(np.array([-1, 16, 6, 6]), "four"),
+    ]
+    ends = [oh.make_tensor_value_info(name, 1, ["N", 8, 6, 6]) for name in "xy"]
+    graph = oh.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    return oh.make_model(graph, ir_version=8, opset_imports=[oh.make_opsetid("", 17)])
+
+
+def test_what_joins_and_splits_integers_moves_them() -> None:
+    context = context_for(shuffle())
+    quantized(shuffle(), context)
+    assert context.record["leftover"] == {"DequantizeLinear": 1, "QuantizeLinear": 1}
+    assert context.record["kernels"] == {"QLinearConcat": 2, "QLinearConv": 4}
+
+
+def test_values_that_only_float_operators_read_are_not_joined_in_eight_bits() -> None:
+    nodes = [
+        oh.make_node("Conv", ["x", "w"], ["a"]),
+        oh.make_node("Concat", ["a", "a"], ["b"], name="join", axis=1),
+        oh.make_node("Softplus", ["b"], ["c"]),
+        oh.make_node("Exp", ["c"], ["y"]),
+    ]
+    ends = [oh.make_tensor_value_info(name, 1, None) for name in "xy"]
+    ends[0] = oh.make_tensor_value_info("x", 1, ["N", 8, 6, 6])
+    graph = oh.make_graph(nodes, "g", ends[:1], ends[1:], [weight("w", 8, 8, 1, 1)])
+    model = oh.make_model(graph, ir_version=8, opset_imports=[oh.make_opsetid("", 17)])
+    for node in model.graph.node:
+        node.name = node.name or node.op_type
+    assert choose(model, lambda name: False, static=True).nodes == ["Conv"]
+
+
+@pytest.mark.parametrize(("mode", "chosen"), [("nearest", True), ("linear", False)])
+def test_a_resize_moves_integers_unless_it_interpolates(mode: str, chosen: bool) -> None:
+    nodes = [
+        oh.make_node("Conv", ["x", "w"], ["a"], name="one"),
+        oh.make_node("Resize", ["a", "", "scales"], ["b"], name="resize", mode=mode),
+        oh.make_node("Conv", ["b", "w"], ["y"], name="two"),
+    ]
+    ends = [oh.make_tensor_value_info(name, 1, None) for name in "xy"]
+    scales = nh.from_array(np.array([1, 1, 2, 2], "f"), "scales")
+    graph = oh.make_graph(nodes, "g", ends[:1], ends[1:], [weight("w", 8, 8, 1, 1), scales])
+    model = oh.make_model(graph, ir_version=8, opset_imports=[oh.make_opsetid("", 17)])
+    assert ("resize" in choose(model, lambda name: False, static=True).nodes) == chosen
