@@ -35,7 +35,9 @@ class Quantize(Pass):
             at run time), weights (weights with few bits, activations as they were), fp16 (half precision inside),
             or auto: static with data; without, dynamic where that reaches half of the weights and otherwise static
             with made-up inputs. What has no 8-bit kernel keeps its arithmetic in auto, and 8-bit weights in the file.
-        calibration: How static mode finds the range of an activation: minmax, percentile (99.999 %) or entropy.
+        calibration: How static mode finds the range of an activation: minmax, moving-average, percentile, entropy, mse,
+            or auto: for each activation the one of these that changes least what comes out of the operators behind.
+        percentile: Per cent of an activation's values that its range covers, with percentile.
         per_channel: One scale per output channel of a weight instead of one for all.
         activation: Type of 8-bit activations: uint8 (asymmetric), int8 (symmetric), or auto, which is what this
             processor is faster with.
@@ -52,7 +54,8 @@ class Quantize(Pass):
     removes: ClassVar[frozenset[str]] = frozenset({"float", "prunable"})
 
     mode: Literal["auto", "static", "dynamic", "weights", "fp16"] = "auto"
-    calibration: Literal["minmax", "percentile", "entropy"] = "minmax"
+    calibration: Literal["auto", "minmax", "moving-average", "percentile", "entropy", "mse"] = "auto"
+    percentile: float = 99.999
     per_channel: bool = True
     activation: Literal["auto", "uint8", "int8"] = "auto"
     bits: Literal[4, 8] = 8
@@ -67,6 +70,10 @@ class Quantize(Pass):
         if self.block not in _BLOCKS:
             known = ", ".join(map(str, _BLOCKS))
             raise UsageError(f"must be one of {known}, got {self.block}", where="quantize.block")
+        if not 50 < self.percentile <= 100:
+            raise UsageError(
+                f"must be over 50 and at most 100, got {self.percentile}", where="quantize.percentile"
+            )
 
     def run(self, graph: Graph, context: Context) -> Graph:
         """Returns the quantized graph; raises GateError where nothing can be quantized."""
@@ -98,7 +105,7 @@ class Quantize(Pass):
         mode, choice = self._choose(model, context)
         prepare.untie(model, choice.weighted)
         if mode == "static":
-            result = self._static(model, choice, context, folder)
+            result, choice = self._static(model, choice, context, folder)
         elif mode == "dynamic":
             result = self._dynamic(model, choice, folder)
         else:
@@ -152,7 +159,7 @@ class Quantize(Pass):
 
     def _static(
         self, model: onnx.ModelProto, choice: Choice, context: Context, folder: Path
-    ) -> onnx.ModelProto:
+    ) -> tuple[onnx.ModelProto, Choice]:
         from surgeon_passes.quantizing.processor import this_processor
         from surgeon_passes.quantizing.static import Static
 
@@ -163,13 +170,19 @@ class Quantize(Pass):
             context.calibration().take(self.samples),
             folder,
             calibration=self.calibration,
+            percentile=self.percentile,
             per_channel=self.per_channel,
             activation=numbers.activation if self.activation == "auto" else self.activation,
             reduce_range=numbers.reduce_range,
             threads=context.threads,
         )
-        context.record["samples"] = static.samples
-        return static.build(choice)
+        found = static.calibration
+        context.record["samples"] = found.samples
+        context.record["calibration"] = found.facts()
+        for note in found.notes:
+            context.warn(note)
+        choice = static.possible(choice)
+        return static.build(choice), choice
 
     def _choose(self, model: onnx.ModelProto, context: Context) -> tuple[str, Choice]:
         """Returns the mode and the operators; without data, dynamic as long as it reaches half of the weights."""
