@@ -59,7 +59,7 @@ class Distribution:
     def centres(self) -> Array:
         """The middles of the bins, ``[bins]``, within the least and the greatest value."""
         middles = (self.first + 0.5 + np.arange(len(self.counts))) * self.width
-        return np.clip(middles, self.lowest, self.highest)
+        return np.asarray(np.clip(middles, self.lowest, self.highest))
 
 
 class Histogram:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 PERCENTILE = 99.999
 _STEPS = {False: 255, True: 254}  # between the ends of a range: uint8 0..255, int8 -127..127
 _ENDS = 128  # candidates for either end of a range
+_ROUNDING = 1e-9  # a share of the values that is a whole number stays one
 _TURNS = 8
 _MAGNITUDES = 2048  # bins of magnitudes, as many as TensorRT has
 _TINY = float(np.finfo(np.float32).tiny)
@@ -78,11 +79,12 @@ def by_percentile(values: Distribution, percentile: float, *, symmetric: bool) -
     if symmetric:
         magnitudes, width = _folded(values, values.counts)
         inside = np.cumsum(magnitudes)
-        needed = inside[-1] * (percentile / 100)
+        needed = inside[-1] * (percentile / 100) * (1 - _ROUNDING)
         threshold = (int(np.searchsorted(inside, needed)) + 1) * width
-        return -threshold, min(threshold, max(values.highest, -values.lowest))
+        threshold = min(threshold, max(values.highest, -values.lowest))
+        return -threshold, threshold
     counts, edges = values.counts, values.edges
-    cut = counts.sum() * (1 - percentile / 100) / 2
+    cut = counts.sum() * (100 - percentile) / 200 * (1 + _ROUNDING)
     low = int(np.searchsorted(np.cumsum(counts), cut, side="right"))
     high = len(counts) - int(np.searchsorted(np.cumsum(counts[::-1]), cut, side="right"))
     low, high = min(low, len(counts) - 1), max(high, 1)
@@ -104,7 +106,8 @@ def by_entropy(values: Distribution, symmetric: bool) -> tuple[float, float]:
         magnitudes, width = _folded(values, counts)
         ends, lost = divergences(magnitudes, levels=128)
         threshold = float(ends[int(np.argmin(lost))]) * width
-        return -threshold, min(threshold, max(values.highest, -values.lowest))
+        threshold = min(threshold, max(values.highest, -values.lowest))
+        return -threshold, threshold
     zero = min(max(-values.first, 0), len(counts))  # the edge that is zero, or the closest to it
     start, end = 0, len(counts)
     for _ in range(_TURNS):

@@ -18,7 +18,7 @@ from surgeon_passes.quantizing.activations import Activations
 from surgeon_passes.quantizing.judge import Judge
 from surgeon_passes.quantizing.taps import LIMIT, Taps
 
-JUDGED = 64  # samples that ranges are judged by
+JUDGED = 32  # samples that ranges are judged by
 _FALLBACK = "mse"
 _TIE = 1e-3  # relative differences of errors below are chance
 
