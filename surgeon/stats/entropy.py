@@ -57,8 +57,11 @@ def divergences(counts: Array, *, levels: int, before: float = 0.0, step: int = 
     spread = np.log(np.maximum(held, NOTHING) / np.maximum(places, 1))
     cross = (true * spread).sum(axis=1)
     within = np.maximum(held, np.where(true > 0, NOTHING, 0.0)).sum(axis=1)
-    lost = (own - cross) / total - np.log(total / within)
-    return kept, np.where(inside[kept] > 0, lost, np.inf)
+    some = inside[kept] > 0
+    lost = np.full(len(kept), np.inf)
+    if some.any():
+        lost[some] = (own - cross)[some] / total - np.log(total / within[some])
+    return kept, lost
 
 
 def _self_information(counts: Array) -> Array:

@@ -77,10 +77,12 @@ def by_percentile(values: Distribution, percentile: float, *, symmetric: bool) -
     Ends are edges of bins, the closest that do not cut off more, as in onnxruntime's calibrator.
     """
     if symmetric:
-        magnitudes, width = _folded(values, values.counts)
-        inside = np.cumsum(magnitudes)
+        places = values.first + np.arange(len(values.counts))
+        bins = np.where(places < 0, -1 - places, places)  # those below zero, mirrored onto those above
+        order = np.argsort(bins, kind="stable")
+        inside = np.cumsum(values.counts[order])
         needed = inside[-1] * (percentile / 100) * (1 - _ROUNDING)
-        threshold = (int(np.searchsorted(inside, needed)) + 1) * width
+        threshold = float(bins[order[np.searchsorted(inside, needed)]] + 1) * values.width
         threshold = min(threshold, max(values.highest, -values.lowest))
         return -threshold, threshold
     counts, edges = values.counts, values.edges
@@ -204,11 +206,10 @@ def _without_zeros(values: Distribution) -> Array:
 def _folded(values: Distribution, counts: Array) -> tuple[Array, float]:
     """The histogram of magnitudes, from zero: counts and width. Bins below zero are mirrored onto those above."""
     size = max(values.first + len(counts), -values.first, 1)
-    places = values.first + np.arange(len(counts))
-    folded = np.bincount(np.where(places < 0, -1 - places, places), counts, minlength=size)
     merge = math.ceil(size / _MAGNITUDES)
-    padded = np.append(folded, np.zeros(-size % merge))
-    return padded.reshape(-1, merge).sum(axis=1), values.width * merge
+    places = values.first + np.arange(len(counts))
+    places = np.where(places < 0, -1 - places, places) // merge
+    return np.bincount(places, counts, minlength=math.ceil(size / merge)), values.width * merge
 
 
 def _best_end(counts: Array, before: float, least: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,8 @@ def test_percentiles_are_the_edges_of_bins_around_the_sorted_values(kind: str, p
     magnitudes = sorted(abs(value) for value in ordered)
     inside = magnitudes[math.ceil(len(ordered) * percentile / 100 - 1e-6) - 1]
     threshold = by_percentile(found, percentile, symmetric=True)[1]
-    assert inside <= threshold <= inside + 4 * width
+    edge = math.floor(inside / width) + 1 if inside in ordered else math.ceil(inside / width)
+    assert threshold == min(edge * width, magnitudes[-1])
 
 
 def divergence(counts: list[float], kept: int, levels: int, before: float) -> float:
@@ -226,3 +228,19 @@ def test_grids_are_those_of_onnxruntime(low: float, high: float, symmetric: bool
         np.float32(low), np.float32(high), *(np.array(end, dtype) for end in limits), symmetric
     )
     assert Range(low, high).grid(symmetric=symmetric) == (float(scale), int(zero))
+
+
+def test_a_narrow_range_far_from_zero_takes_no_more_memory_than_a_wide_one() -> None:
+    def peak(values: Array) -> int:
+        found = distribution(values)
+        tracemalloc.start()
+        for method in METHODS:
+            for symmetric in (False, True):
+                find_range(method, found, symmetric=symmetric)
+        most: int = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    random = np.random.default_rng(0)
+    wide = peak(random.standard_normal(1000).astype(np.float32))
+    assert peak((1e6 + random.random(1000)).astype(np.float32)) < wide * 1.1
