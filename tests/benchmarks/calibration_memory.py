@@ -3,7 +3,7 @@
     python tests/benchmarks/calibration_memory.py [FEW MANY]
 
 Each row is one process of ``surgeon run MODEL --passes quantize{samples=N}`` on a small convolutional network with images of
-96 by 96, which a script makes one batch at a time. "idle" is what the interpreter and the libraries take; "peak" includes it. Needs Linux.
+32 by 32, which a script makes one batch at a time. "idle" is what the interpreter and the libraries take; "peak" includes it. Needs Linux.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import onnx.helper as oh
 from memory import IDLE, RUN, peak_of
 from onnx import numpy_helper as nh
 
-SIDE, CHANNELS, LAYERS = 96, 32, 6
+SIDE, CHANNELS, LAYERS = 32, 32, 6
 DATA = f"""
 import numpy as np
 def samples():
