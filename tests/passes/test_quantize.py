@@ -136,13 +136,13 @@ def test_what_has_infinite_values_stays_float_and_says_so() -> None:
         opset_imports=[oh.make_opsetid("", 17)],
     )
     context = context_for(model)
-    result = quantized(model, context)
+    result = quantized(model, context, mode="static")
     assert sum(fed_by_eight_bits(result, "MatMul")) == 1
     reason = "no range for tensor masked: it has infinite values, which 8 bits do not"
     assert context.record["left_float"] == [{"node": "bad", "operator": "MatMul", "reason": reason}]
     del model.graph.node[2], model.graph.output[1]
     with pytest.raises(GateError, match="nothing can be quantized"):
-        quantized(model, context_for(model))
+        quantized(model, context_for(model), mode="static")
 
 
 def test_the_interface_stays() -> None:
