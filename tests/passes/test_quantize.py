@@ -18,6 +18,7 @@ from surgeon.graph.sessions import run, session
 from surgeon.passes import Context
 from surgeon.stats.data import graph_inputs, open_data
 from surgeon.stats.metrics import evaluate
+from surgeon.stats.ranges import METHODS, Range
 from surgeon.stats.synthetic import synthetic
 from surgeon_passes.quantize import Quantize
 
@@ -45,7 +46,7 @@ def difference(before: onnx.ModelProto, after: onnx.ModelProto) -> float:
     return float(np.linalg.norm(ours - theirs) / np.linalg.norm(ours))
 
 
-@pytest.mark.parametrize("calibration", ["minmax", "percentile", "entropy"])
+@pytest.mark.parametrize("calibration", ["auto", *METHODS])
 @pytest.mark.parametrize("activation", ["uint8", "int8"])
 def test_static(calibration: str, activation: str) -> None:
     model = network()
@@ -59,6 +60,38 @@ def test_static(calibration: str, activation: str) -> None:
     assert context.record["quantized"] == {"Conv": 2, "Gemm": 1}
     assert context.record["left_float"] == []
     assert context.record["samples"] == 64
+    found: dict[str, dict[str, list[object]]] = context.record["calibration"]  # type: ignore[assignment]  # JSON
+    assert found["without_range"] == {}
+    assert set(found["methods"]) <= {*METHODS}
+    assert sum(found["methods"].values()) == len(found["ranges"]) == 5  # type: ignore[arg-type]  # JSON
+    constants = {entry.name: nh.to_array(entry) for entry in result.graph.initializer}
+    rounding = next(node for node in result.graph.node if node.input[0] == "x")
+    _, lowest, highest = found["ranges"]["x"]
+    scale, zero = Range(lowest, highest).grid(symmetric=activation == "int8")  # type: ignore[arg-type]  # JSON
+    assert constants[rounding.input[1]] == pytest.approx(scale, rel=1e-4)
+    assert constants[rounding.input[2]] == zero
+
+
+def test_what_has_infinite_values_stays_float_and_says_so() -> None:
+    nodes = [
+        oh.make_node("Log", ["x"], ["masked"], name="log"),
+        oh.make_node("MatMul", ["masked", "v"], ["a"], name="bad"),
+        oh.make_node("MatMul", ["x", "w"], ["b"], name="good"),
+    ]
+    ends = [oh.make_tensor_value_info(name, 1, ["N", 64]) for name in "xab"]
+    model = oh.make_model(
+        oh.make_graph(nodes, "g", ends[:1], ends[1:], [weight("w", 64, 64), weight("v", 64, 64)]),
+        ir_version=8,
+        opset_imports=[oh.make_opsetid("", 17)],
+    )
+    context = context_for(model)
+    result = quantized(model, context, mode="static")
+    assert sum(fed_by_eight_bits(result, "MatMul")) == 1
+    reason = "no range for tensor masked: it has infinite values, which 8 bits do not"
+    assert context.record["left_float"] == [{"node": "bad", "operator": "MatMul", "reason": reason}]
+    del model.graph.node[2], model.graph.output[1]
+    with pytest.raises(GateError, match="nothing can be quantized"):
+        quantized(model, context_for(model), mode="static")
 
 
 def test_the_interface_stays() -> None:
@@ -233,6 +266,8 @@ def test_nothing_to_quantize() -> None:
 def test_options_are_checked() -> None:
     with pytest.raises(UsageError, match="at least 1"):
         Quantize(samples=0)
+    with pytest.raises(UsageError, match="over 50"):
+        Quantize(percentile=50)
 
 
 def test_a_real_model_keeps_its_accuracy(shared: Path, tmp_path: Path) -> None:

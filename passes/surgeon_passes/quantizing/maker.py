@@ -76,12 +76,14 @@ class Maker:
         prepare.untie(model, self.whole.weighted)
         if self.mode == "static":
             self.static = self._calibrated(data(), threads)
+            self.whole = self.static.possible(self.whole)
 
     def choose(self, stay: Mapping[str, str] = NOTHING_STAYS) -> Choice:
         """What gets a kernel for few bits when some nodes, by name, stay float, and why these do."""
         if self.mode == "weights":
             return Choice()
-        return choose(self.model, self.excluded, static=self.mode == "static", stay=stay)
+        found = choose(self.model, self.excluded, static=self.mode == "static", stay=stay)
+        return found if self.static is None else self.static.possible(found)
 
     def draft(self, choice: Choice) -> onnx.ModelProto:
         """The model with kernels for few bits alone."""
@@ -110,6 +112,7 @@ class Maker:
             data,
             self.folder,
             calibration=self.options.calibration,
+            percentile=self.options.percentile,
             per_channel=self.options.per_channel,
             activation=numbers.activation if self.options.activation == "auto" else self.options.activation,
             reduce_range=numbers.reduce_range,
@@ -139,7 +142,9 @@ class Maker:
         storage = Storage(options.bits if options.mode == "weights" else 8, options.block, options.symmetric)
         found = store_weights(made.model, self.excluded, storage)
         made.choice.left.update(found.left)
-        wanted = found.folded if options.mode == "weights" else {}  # elsewhere that they compute in float has a reason
+        wanted = (
+            found.folded if options.mode == "weights" else {}
+        )  # elsewhere that they compute in float has a reason
         for name in {**found.kernels, **wanted}:
             made.choice.left.pop(name, None)
         made.choice.weighted.update(found.kernels)

@@ -4,35 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import onnx
 from onnxruntime.quantization import QuantType
-from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
+from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
-from surgeon.graph import sessions
-from surgeon.stats.data import Dataset, runnable
+from surgeon.stats.data import Dataset
+from surgeon.stats.ranges import PERCENTILE
+from surgeon_passes.quantizing.activations import UNROUNDED, Activations
+from surgeon_passes.quantizing.calibrate import Calibration, calibrate
 from surgeon_passes.quantizing.choose import Choice
-
-_METHODS = {
-    "minmax": CalibrationMethod.MinMax,
-    "percentile": CalibrationMethod.Percentile,
-    "entropy": CalibrationMethod.Entropy,
-}
-
-
-class _OneBatch:
-    """A calibration reader of a single batch: the calibrator condenses it before it sees the next."""
-
-    def __init__(self, feeds: dict[str, Any]) -> None:
-        self._feeds: dict[str, Any] | None = feeds
-
-    def get_next(self) -> dict[str, Any] | None:
-        """Returns the batch, then None."""
-        feeds, self._feeds = self._feeds, None
-        return feeds
 
 
 @dataclass(frozen=True)
@@ -41,21 +25,21 @@ class Static:
 
     Attributes:
         path: The prepared model.
-        ranges: The range of every activation that may be quantized.
+        calibration: The ranges of its activations.
+        activations: Its activations.
         types: Operators onnxruntime may touch.
         per_channel: One scale per output channel of a weight instead of one for all.
         symmetric: int8 activations around zero instead of uint8 ones.
         reduce_range: 7-bit weights, for processors whose sums would saturate.
-        samples: How many samples the ranges come from.
     """
 
     path: Path
-    ranges: Any
+    calibration: Calibration
+    activations: Activations
     types: tuple[str, ...]
     per_channel: bool
     symmetric: bool
     reduce_range: bool
-    samples: int
 
     @staticmethod
     def calibrated(
@@ -65,6 +49,7 @@ class Static:
         folder: Path,
         *,
         calibration: str,
+        percentile: float = PERCENTILE,
         per_channel: bool,
         activation: str,
         reduce_range: bool,
@@ -75,9 +60,10 @@ class Static:
         Args:
             model: A prepared model in opset 13 or newer.
             choice: All that may be quantized.
-            data: Calibration samples; one batch is in memory at a time.
+            data: Calibration samples; one small batch is in memory at a time.
             folder: A temporary folder.
-            calibration: minmax, percentile (99.999 %) or entropy.
+            calibration: auto, minmax, moving-average, percentile, entropy or mse.
+            percentile: Per cent of the values that a range of method percentile covers.
             per_channel: One scale per output channel of a weight instead of one for all.
             activation: uint8 (asymmetric) or int8 (symmetric).
             reduce_range: Whether weights take 7 bits.
@@ -90,47 +76,72 @@ class Static:
         onnx.save(model, str(path))
         types = tuple(sorted({node.op_type for node in model.graph.node if node.name in set(choice.nodes)}))
         symmetric = activation == "int8"
-        ranges, samples = _ranges(path, list(types), data, calibration, symmetric=symmetric, threads=threads)
-        return Static(path, ranges, types, per_channel, symmetric, reduce_range, samples)
+        inferred = load_model_with_shape_infer(path)
+        activations = Activations.of(inferred)
+        found = calibrate(
+            inferred,
+            activations,
+            activations.needed(model, choice),
+            data,
+            method=calibration,
+            percentile=percentile,
+            symmetric=symmetric,
+            threads=threads,
+        )
+        return Static(path, found, activations, types, per_channel, symmetric, reduce_range)
+
+    def possible(self, choice: Choice) -> Choice:
+        """Returns the choice without the nodes that read or make an activation without a range."""
+        nodes = {node.name: node for node in onnx.load(str(self.path), load_external_data=False).graph.node}
+        kept = Choice(left=dict(choice.left))
+        for name in choice.nodes:
+            reason = self._why_not(nodes[name])
+            if reason is None:
+                kept.nodes.append(name)
+                if name in choice.weighted:
+                    kept.weighted[name] = choice.weighted[name]
+            elif name in choice.weighted:
+                kept.left[name] = (choice.weighted[name], reason)
+        return kept
 
     def build(self, choice: Choice) -> onnx.ModelProto:
         """Quantize what is chosen: weights stored with 8 bits, activations rounded at constant scales (QDQ)."""
+        nodes = self.possible(choice).nodes
+        if not nodes:  # to onnxruntime, none means all
+            return onnx.load(str(self.path))
         quantizer = QDQQuantizer(
             load_model_with_shape_infer(self.path),
             self.per_channel,
             self.reduce_range,
             QuantType.QInt8,
             QuantType.QInt8 if self.symmetric else QuantType.QUInt8,
-            self.ranges,
-            choice.nodes,
+            self._tensors(),
+            nodes,
             [],
             self.types,
             {
                 "ActivationSymmetric": self.symmetric,
-                # a float result straight from the integer product is more accurate and saves a rounding
-                "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
+                "OpTypesToExcludeOutputQuantization": list(UNROUNDED),
             },
         )
         quantizer.quantize_model()
         result: onnx.ModelProto = quantizer.model.model
         return result
 
+    def _why_not(self, node: onnx.NodeProto) -> str | None:
+        for name in self.activations.rounded(node):
+            leader = self.activations.leader(name)
+            if leader not in self.calibration.ranges:
+                reason = self.calibration.unusable.get(leader, "it was not calibrated")
+                return f"no range for tensor {name}: {reason}"
+        return None
 
-def _ranges(
-    path: Path, types: list[str], data: Dataset, calibration: str, *, symmetric: bool, threads: int
-) -> tuple[Any, int]:
-    augmented = path.with_name("augmented.onnx")
-    calibrator = create_calibrator(
-        path,
-        types,
-        augmented_model_path=str(augmented),
-        calibrate_method=_METHODS[calibration],
-        extra_options={"symmetric": symmetric},
-    )
-    calibrator.infer_session = sessions.session(augmented, threads=threads, optimize=False)
-    fitting = runnable(data, calibrator.infer_session)
-    samples = 0
-    for feeds, _ in fitting:
-        calibrator.collect_data(_OneBatch(feeds))
-        samples += 1 if fitting.batch == 1 else len(next(iter(feeds.values())))
-    return calibrator.compute_data(), samples
+    def _tensors(self) -> TensorsData:
+        """Ranges as onnxruntime's quantizer takes them, which changes them."""
+        data = {}
+        for name, element in self.activations.types.items():
+            found = self.calibration.ranges.get(self.activations.leader(name))
+            if found is not None:
+                dtype = onnx.helper.tensor_dtype_to_np_dtype(element)
+                data[name] = TensorData(lowest=np.array(found[0], dtype), highest=np.array(found[1], dtype))
+        return TensorsData(CalibrationMethod.MinMax, data)

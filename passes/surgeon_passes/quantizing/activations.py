@@ -1,0 +1,91 @@
+"""Which activations need a range, and which of them have the same one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import onnx
+from onnx import TensorProto
+
+from surgeon_passes.quantizing.choose import Choice
+
+#: A float result straight from the integer product is more accurate and saves a rounding.
+UNROUNDED = ("MatMul", "Gemm")
+#: Operators with the same values in their result as in their first input, in another shape.
+RESHAPING = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+_CLIPPING = frozenset({"Clip", "Relu"})
+_ROUNDABLE = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16})
+
+
+@dataclass(frozen=True)
+class Activations:
+    """The float tensors of a model's main graph that onnxruntime's quantizer can round.
+
+    Attributes:
+        types: Their element types.
+        readers: The nodes that read a tensor, by its name.
+        outputs: Names of the model's outputs.
+        leaders: Which tensor the range of another comes from. What a Relu or Clip alone reads has the range of what
+            that makes of it; what is only reshaped has the range of what it was before.
+    """
+
+    types: Mapping[str, int]
+    readers: Mapping[str, list[onnx.NodeProto]]
+    outputs: frozenset[str]
+    leaders: Mapping[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def of(model: onnx.ModelProto) -> Activations:
+        """Reads a model whose tensors have inferred types."""
+        graph = model.graph
+        constants = {entry.name for entry in graph.initializer}
+        types = {
+            info.name: info.type.tensor_type.elem_type
+            for info in (*graph.value_info, *graph.output, *graph.input)
+            if info.name not in constants and info.type.tensor_type.elem_type in _ROUNDABLE
+        }
+        readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in graph.node:
+            for name in dict.fromkeys(read_by(node)):
+                readers.setdefault(name, []).append(node)
+        outputs = frozenset(output.name for output in graph.output)
+        leaders: dict[str, str] = {}
+        for node in graph.node:
+            if node.domain not in ("", "ai.onnx") or not node.input:
+                continue
+            source, target = node.input[0], node.output[0]
+            if source not in types or target not in types:
+                continue
+            if node.op_type in _CLIPPING and len(readers[source]) == 1 and source not in outputs:
+                leaders[source] = target
+            elif node.op_type in RESHAPING:
+                leaders.setdefault(target, source)
+        return Activations(types, readers, outputs, leaders)
+
+    def leader(self, name: str) -> str:
+        """Returns the tensor whose range ``name`` has."""
+        while name in self.leaders:
+            name = self.leaders[name]
+        return name
+
+    def rounded(self, node: onnx.NodeProto) -> Iterator[str]:
+        """Yields the tensors that are rounded where ``node`` is quantized."""
+        results = () if node.op_type in UNROUNDED else tuple(node.output)
+        yield from (name for name in (*node.input, *results) if name in self.types)
+
+    def needed(self, model: onnx.ModelProto, choice: Choice) -> list[str]:
+        """Returns the leaders of all tensors that the chosen nodes round, in order of the graph."""
+        chosen = set(choice.nodes)
+        found = (name for node in model.graph.node if node.name in chosen for name in self.rounded(node))
+        return list(dict.fromkeys(self.leader(name) for name in found))
+
+
+def read_by(node: onnx.NodeProto) -> Iterator[str]:
+    """Yields what a node reads, also inside its bodies (their own tensors have no names of the main graph)."""
+    yield from (name for name in node.input if name)
+    for attribute in node.attribute:
+        for body in [attribute.g, *attribute.graphs]:
+            for inner in body.node:
+                yield from read_by(inner)
+            yield from (output.name for output in body.output)

@@ -1,0 +1,151 @@
+"""Ranges of activations from data, read twice at most and held one small batch at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+
+from surgeon.errors import UnsupportedModelError
+from surgeon.stats.data import Dataset, Feeds
+from surgeon.stats.histogram import Histogram
+from surgeon.stats.ranges import METHODS, PERCENTILE, Range, find_range
+from surgeon_passes.quantizing.activations import Activations
+from surgeon_passes.quantizing.judge import Judge
+from surgeon_passes.quantizing.taps import LIMIT, Taps
+
+JUDGED = 32  # samples that ranges are judged by
+_FALLBACK = "mse"
+_TIE = 1e-3  # relative differences of errors below are chance
+
+
+@dataclass
+class Calibration:
+    """What was found out.
+
+    Attributes:
+        ranges: The range of each tensor that has one.
+        methods: Where it comes from.
+        unusable: Tensors that cannot be rounded, and why.
+        samples: How many samples were read.
+        notes: What the user should know.
+    """
+
+    ranges: dict[str, Range] = field(default_factory=dict)
+    methods: dict[str, str] = field(default_factory=dict)
+    unusable: dict[str, str] = field(default_factory=dict)
+    samples: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def facts(self) -> dict[str, object]:
+        """Returns what the report says: how many ranges come from each method, and every range."""
+        return {
+            "methods": dict(sorted(Counter(self.methods.values()).items())),
+            "ranges": {
+                name: [self.methods[name], *(float(f"{end:.5g}") for end in found)]
+                for name, found in self.ranges.items()
+            },
+            "without_range": dict(self.unusable),
+        }
+
+
+def calibrate(
+    model: onnx.ModelProto,
+    activations: Activations,
+    tensors: Sequence[str],
+    data: Dataset,
+    *,
+    method: str,
+    percentile: float = PERCENTILE,
+    symmetric: bool,
+    threads: int,
+    limit: int = LIMIT,
+) -> Calibration:
+    """Finds the range of each tensor.
+
+    Args:
+        model: A prepared model.
+        activations: Its tensors.
+        tensors: Those that need a range.
+        data: Calibration samples.
+        method: auto, or one of :data:`surgeon.stats.ranges.METHODS`.
+        percentile: For percentile.
+        symmetric: int8 instead of uint8.
+        threads: Threads for onnxruntime.
+        limit: Bytes of activations held at a time.
+
+    Raises:
+        DataError: There are no samples, or they do not fit the model.
+    """
+    taps = Taps(model, tensors, data, threads=threads, limit=limit)
+    histograms = {name: Histogram() for name in tensors}
+    result = Calibration()
+    for size, values in taps:
+        for name, array in values:
+            histograms[name].add(array)
+        result.samples += size
+    found = {}
+    for name, histogram in histograms.items():
+        if histogram.strange:
+            result.unusable[name] = "it has infinite values, which 8 bits do not"
+        elif histogram.empty:
+            result.unusable[name] = "it was empty in all samples"
+        else:
+            found[name] = histogram.distribution()
+    names = METHODS if method == "auto" else (method,)
+    candidates = {
+        each: {
+            name: find_range(each, values, symmetric=symmetric, percentile=percentile)
+            for name, values in found.items()
+        }
+        for each in names
+    }
+    result.methods = dict.fromkeys(found, method)
+    if method == "auto":
+        result.methods = _judged(
+            model, activations, taps, candidates, result, symmetric=symmetric, threads=threads
+        )
+    result.ranges = {name: candidates[each][name] for name, each in result.methods.items()}
+    return result
+
+
+def _judged(
+    model: onnx.ModelProto,
+    activations: Activations,
+    taps: Taps,
+    candidates: Mapping[str, Mapping[str, Range]],
+    result: Calibration,
+    *,
+    symmetric: bool,
+    threads: int,
+) -> dict[str, str]:
+    """Returns, for each tensor, the method whose range does least harm to what reads it."""
+    names = list(candidates[_FALLBACK])
+    chosen = dict.fromkeys(names, _FALLBACK)
+    methods = [_FALLBACK, *(each for each in candidates if each != _FALLBACK)]
+    try:
+        judge = Judge(model, activations, names, symmetric=symmetric, threads=threads)
+        powers: Any = 0.0
+        for feeds in _spread(taps.data, result.samples):
+            powers = powers + np.stack([judge.powers(feeds, candidates[each]) for each in methods])
+        scores = judge.scores(powers)
+    except UnsupportedModelError as error:
+        result.notes.append(f"ranges were not judged by what reads them, only by histograms: {error}")
+        return chosen
+    for name, errors in scores.items():
+        best = int(np.argmin(errors))
+        if errors[best] < errors[0] * (1 - _TIE):
+            chosen[name] = methods[best]
+    return chosen
+
+
+def _spread(data: Dataset, samples: int) -> Iterator[Feeds]:
+    """Yields batches from all over the data, about JUDGED samples."""
+    every = max(1, samples // JUDGED)
+    for index, (feeds, _) in enumerate(data):
+        if index % every == 0:
+            yield feeds
