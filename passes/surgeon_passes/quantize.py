@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import onnx
 
     from surgeon.passes import Context, Graph
+    from surgeon.stats.data import Dataset
     from surgeon_passes.quantizing.choose import Choice
 
 _BLOCKS = (16, 32, 64, 128, 256)  # the sizes MatMulNBits has kernels for
@@ -43,6 +44,9 @@ class Quantize(Pass):
         block: How many of these weights share a scale.
         symmetric: Whether zero is the middle of every block's range.
         samples: Calibration samples used at most.
+        equalize: Whether channels are equalized first, as the pass ``equalize`` does. By default static mode tries it, and
+            keeps it where the quantized model is closer to the float one on held-out calibration samples.
+        smooth: The same for what the pass ``smooth`` does.
         exclude: Nodes with a node or tensor name that matches one of these patterns stay float.
     """
 
@@ -59,6 +63,8 @@ class Quantize(Pass):
     block: int = 32
     symmetric: bool = False
     samples: int = 512
+    equalize: bool | None = None
+    smooth: bool | None = None
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -75,7 +81,8 @@ class Quantize(Pass):
         from surgeon.graph.source import source_of
 
         with tempfile.TemporaryDirectory(prefix="surgeon-quantize-") as folder, _quiet():
-            model = self._quantized(to_model(graph), context, Path(folder))
+            scaled = self._with_steps(graph, context, Path(folder))
+            model = self._quantized(to_model(scaled), context, Path(folder))
         result = from_model(model)
         result.surgeon_source = source_of(graph) or source_of(result)
         return result
@@ -115,6 +122,36 @@ class Quantize(Pass):
         session(result)
         _record(mode, choice, stored, context)
         return result
+
+    def _with_steps(self, graph: Graph, context: Context, folder: Path) -> Graph:
+        """The graph after `equalize` and `smooth`, where they are wanted or help; facts of both go into the record."""
+        from surgeon.graph.save import to_model
+        from surgeon_passes.equalize import Equalize
+        from surgeon_passes.quantizing.trial import Step, take_steps
+        from surgeon_passes.smooth import Smooth
+
+        if self.mode in ("weights", "fp16") or (self.equalize is False and self.smooth is False):
+            return graph
+        tried = self._reaches_static(to_model(graph), context)
+        steps = [
+            Step(Equalize(self.per_channel, exclude=self.exclude), self.equalize, tried),
+            Step(Smooth(None, self.per_channel, exclude=self.exclude), self.smooth, tried),
+        ]
+
+        def quantized(candidate: Graph, data: Dataset) -> onnx.ModelProto:
+            return self._quantized(to_model(candidate), replace(context, data=data, record={}), folder)
+
+        result, facts = take_steps(graph, steps, quantized, context, self.samples)
+        context.record.update(facts)
+        return result
+
+    def _reaches_static(self, model: onnx.ModelProto, context: Context) -> bool:
+        """Whether activations will have constant scales."""
+        from surgeon_passes.quantizing.prepare import name_nodes
+
+        name_nodes(model)
+        mode, choice = self._choose(model, context)
+        return mode == "static" and bool(choice.weighted)
 
     def _stored(self, model: onnx.ModelProto, choice: Choice, context: Context) -> dict[str, str]:
         """Stores weights that are still floats with few bits; returns whose become floats at loading: name to operator."""
