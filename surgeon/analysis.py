@@ -28,6 +28,7 @@ class Tie:
     axis: int
 
 
+OUTPUT = "graph output"
 UNENTERED = "inside an operator that is not understood"
 # what a rule trips over in broken models: other ranks, missing inputs or attributes, a number of groups that is zero
 _MISFITS = (IndexError, KeyError, TypeError, ValueError, ZeroDivisionError)
@@ -71,7 +72,7 @@ def solve(graph: gs.Graph, shapes: Shapes | None = None, tied: Sequence[Tie] = (
     for tensor in graph.outputs:
         for k, axis in enumerate(solver.axes.get(tensor.name) or ()):
             if (tensor.name, k) not in free:
-                pin(axis, Pin(tensor.name, "graph output"))
+                pin(axis, Pin(tensor.name, OUTPUT))
     for each in tied:
         first, second = solver.axes[each.input], solver.axes[each.output]
         if first is not None and second is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -28,16 +28,27 @@ class Reference:
     Attributes:
         graph: As it was before anything was cut or changed in value.
         kept: For each tensor that shrank, per axis which positions are left.
+        factors: For each tensor whose channels were scaled, what it is multiplied by; broadcastable to what is left of it.
     """
 
     graph: gs.Graph
     kept: Masks = field(default_factory=dict)
+    factors: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def left(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
         """What is left of a tensor of the graph."""
         for axis, flags in self.kept.get(name, {}).items():
             array = np.compress(flags, array, axis=axis)
+        if name in self.factors:
+            array = (array * _fitting(self.factors[name], array)).astype(array.dtype)
         return array
+
+    def scaled(self, factors: Mapping[str, NDArray[np.float64]]) -> Reference:
+        """The reference after tensors of the smaller model were multiplied by factors."""
+        both = {**self.factors}
+        for name, array in factors.items():
+            both[name] = both[name] * array if name in both else array
+        return replace(self, factors=both)
 
 
 def narrowed(reference: Reference | None, model: Model, plan: Plan) -> Reference:
@@ -60,4 +71,23 @@ def narrowed(reference: Reference | None, model: Model, plan: Plan) -> Reference
             whole[whole] = flags
             before[axis] = whole
         earlier[name] = before
-    return Reference(reference.graph, earlier)
+    return Reference(reference.graph, earlier, _cut_factors(reference.factors, kept))
+
+
+def _fitting(factors: NDArray[np.float64], array: NDArray[Any]) -> NDArray[np.float64]:
+    """Factors for an array; along an axis that is longer or shorter (batch times heads) they repeat themselves."""
+    for axis, (have, need) in enumerate(zip(factors.shape, array.shape, strict=True)):
+        if have not in (1, need):
+            period = int(np.gcd(have, need))
+            factors = np.repeat(np.take(factors, range(period), axis)[None], need // period, 0)
+            factors = np.concatenate(list(factors), axis)
+    return factors
+
+
+def _cut_factors(factors: Mapping[str, NDArray[np.float64]], kept: Masks) -> dict[str, NDArray[np.float64]]:
+    result = dict(factors)
+    for name in factors.keys() & kept.keys():
+        for axis, flags in kept[name].items():
+            if result[name].shape[axis] == len(flags):
+                result[name] = np.compress(flags, result[name], axis=axis)
+    return result

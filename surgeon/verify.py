@@ -182,7 +182,7 @@ def _compare(
             raise GateError(f"the cut model does not run: {answer.message}", where="proof") from answer
         wanted = list(narrowed(dict(zip(names, outputs, strict=True)), kept).values())
         difference = relative_error(wanted, answer)
-        if TOLERANCE < difference <= LARGEST_NOISE and difference <= 2 * _noise(
+        if TOLERANCE < difference <= LARGEST_NOISE and difference <= 2 * measured_noise(
             original, probe, outputs, opened
         ):
             difference = TOLERANCE
@@ -191,7 +191,9 @@ def _compare(
     return _Compared(worst, len(usable), told, refusal)
 
 
-def _noise(original: gs.Graph, probe: Feeds, expected: Sequence[NDArray[Any]], opened: Opened) -> float:
+def measured_noise(
+    original: gs.Graph, probe: Feeds, expected: Sequence[NDArray[Any]], opened: Opened
+) -> float:
     """How much the original's own outputs move when onnxruntime merely rounds otherwise.
 
     It computes them in another order, and from inputs that differ by one unit in the last place.

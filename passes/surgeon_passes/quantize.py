@@ -8,7 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import onnx
 
     from surgeon.passes import Context, Graph
+    from surgeon.stats.data import Dataset
     from surgeon_passes.quantizing.choose import Choice
     from surgeon_passes.quantizing.maker import Made, Maker
 
@@ -45,6 +46,9 @@ class Quantize(Pass):
         block: How many of these weights share a scale.
         symmetric: Whether zero is the middle of every block's range.
         samples: Calibration samples used at most.
+        equalize: Whether channels are equalized first, as the pass ``equalize`` does. By default static mode tries it, and
+            keeps it where the quantized model is closer to the float one on held-out calibration samples.
+        smooth: The same for what the pass ``smooth`` does.
         exclude: Nodes with a node or tensor name that matches one of these patterns stay float.
         guard: Leave operators in float where 8 bits do not pay on this machine, by measurement; what is chosen then
             depends on the machine.
@@ -64,6 +68,8 @@ class Quantize(Pass):
     block: int = 32
     symmetric: bool = False
     samples: int = 512
+    equalize: bool | None = None
+    smooth: bool | None = None
     exclude: tuple[str, ...] = ()
     guard: bool = True
 
@@ -84,8 +90,11 @@ class Quantize(Pass):
         from surgeon.graph.save import to_model
         from surgeon.graph.source import source_of
 
+        if to_model(graph).ByteSize() > _LARGEST:
+            raise GateError("models over 2 GB cannot be quantized", where="pass quantize", hint="prune first")
         with tempfile.TemporaryDirectory(prefix="surgeon-quantize-") as folder, _quiet():
-            model = self._quantized(to_model(graph), context, Path(folder))
+            scaled = self._with_steps(graph, context, Path(folder))
+            model = self._quantized(to_model(scaled), context, Path(folder))
         result = from_model(model)
         result.surgeon_source = source_of(graph) or source_of(result)
         return result
@@ -94,8 +103,6 @@ class Quantize(Pass):
         from surgeon.graph.sessions import session
         from surgeon_passes.quantizing import kernels, prepare
 
-        if model.ByteSize() > _LARGEST:
-            raise GateError("models over 2 GB cannot be quantized", where="pass quantize", hint="prune first")
         if self.mode == "fp16":
             prepare.name_nodes(model)
             return self._half(model, context, folder)
@@ -109,6 +116,35 @@ class Quantize(Pass):
         _record(maker.mode, made, context)
         context.record.update(kernels.count(made.model))
         return made.model
+
+    def _with_steps(self, graph: Graph, context: Context, folder: Path) -> Graph:
+        """The graph after `equalize` and `smooth`, where they are wanted or help; facts of both go into the record."""
+        from surgeon.graph.save import to_model
+        from surgeon_passes.equalize import Equalize
+        from surgeon_passes.quantizing.maker import mode_of
+        from surgeon_passes.quantizing.prepare import name_nodes, prepared
+        from surgeon_passes.quantizing.trial import Step, take_steps
+        from surgeon_passes.smooth import Smooth
+
+        if self.mode in ("weights", "fp16") or (self.equalize is False and self.smooth is False):
+            return graph
+        excluded, model = self._excluding(context), to_model(graph)
+        name_nodes(model)
+        mode, choice = mode_of(model, self, excluded, dataless=context.data is None)
+        tried = mode == "static" and bool(choice.weighted)
+        steps = [
+            Step(Equalize(self.per_channel, exclude=self.exclude), self.equalize, tried),
+            Step(Smooth(None, self.per_channel, exclude=self.exclude), self.smooth, tried),
+        ]
+
+        def quantized(candidate: Graph, data: Dataset) -> onnx.ModelProto:
+            trial = replace(context, data=data, record={})
+            maker = self._maker(prepared(to_model(candidate), excluded, folder), trial, folder)
+            return maker.draft(maker.whole)
+
+        result, facts = take_steps(graph, steps, quantized, context, self.samples)
+        context.record.update(facts)
+        return result
 
     def _maker(self, model: onnx.ModelProto, context: Context, folder: Path) -> Maker:
         from surgeon_passes.quantizing.maker import Maker
@@ -132,7 +168,7 @@ class Quantize(Pass):
 
     def _guarded(self, maker: Maker, context: Context) -> Mapping[str, str]:
         """What does not pay on this machine: nodes, and the reasons."""
-        from surgeon.measure import one_sample
+        from surgeon.measure import SPEED_TOLERANCE, one_sample
         from surgeon_passes.quantizing.speed import guard
 
         try:
@@ -149,6 +185,10 @@ class Quantize(Pass):
             context.warn(f"nothing stays float for speed, which could not be measured: {error.message}")
             return {}
         context.record["speed"] = verdict.facts()
+        ratio = verdict.taken.latency.ratio
+        if self.mode == "auto" and ratio > SPEED_TOLERANCE:  # few bits are worth storing all the same
+            reason = f"with any operator in 8 bits the model takes {ratio:.2f} times as long here"
+            return dict.fromkeys(maker.whole.nodes, reason)
         return verdict.taken.stay
 
     def _half(self, model: onnx.ModelProto, context: Context, folder: Path) -> onnx.ModelProto:

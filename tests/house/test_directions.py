@@ -37,6 +37,7 @@ LAYERS = [
         "stats",
         "grad",
         "refit",
+        "scaling",
         "names",
         "explain",
         "wording",

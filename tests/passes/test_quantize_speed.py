@@ -195,6 +195,18 @@ def test_nothing_is_left_out_where_everything_pays(monkeypatch: pytest.MonkeyPat
     assert all(len(ratios) <= 3 for ratios in clockwork.raced)
 
 
+def test_where_nothing_pays_only_weights_are_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_clockwork(monkeypatch, Clockwork(dict.fromkeys(("first", "second", "head"), 3.0)))
+    context = context_for(network())
+    result = quantized(network(), context, guard=True)
+    assert not any(node.op_type == "QuantizeLinear" for node in result.graph.node)
+    assert context.record["quantized"] == {}
+    assert context.record["stored"] == {"Conv": 1}  # the others have fewer than 1,024 weights
+    left: list[dict[str, str]] = context.record["left_float"]  # type: ignore[assignment]  # JSON facts
+    assert [each["node"] for each in left] == ["first", "second", "head"]
+    assert all("times as long" in each["reason"] for each in left)
+
+
 def test_dynamic_mode_is_guarded_by_the_names_onnxruntime_gives() -> None:
     nodes = [
         oh.make_node("MatMul", ["x", "w1"], ["h"], name="one"),

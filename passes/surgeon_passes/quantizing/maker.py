@@ -87,9 +87,9 @@ class Maker:
 
     def draft(self, choice: Choice) -> onnx.ModelProto:
         """The model with kernels for few bits alone."""
-        if self.static is not None:
-            return self.static.build(choice)
-        return self._dynamic(self.model, choice) if self.mode == "dynamic" else copy.deepcopy(self.model)
+        if not choice.nodes:  # to onnxruntime's quantizers none means all
+            return copy.deepcopy(self.model)
+        return self._dynamic(self.model, choice) if self.static is None else self.static.build(choice)
 
     def finished(self, model: onnx.ModelProto, choice: Choice, stay: Mapping[str, str]) -> Made:
         """A draft with few bits for what is left, and without ballast."""
