@@ -84,6 +84,7 @@ def run(
     metric: str | None = None,
     target: Mapping[str, float] | None = None,
     max_drop: float | None = None,
+    confidence: float | None = None,
     exclude: Sequence[str] | None = None,
     seed: int | None = None,
     threads: int | None = None,
@@ -111,6 +112,8 @@ def run(
         target: Fractions of the original to reach at most: macs, params, size, latency.
         max_drop: The largest accepted loss of the metric, as a fraction; without a target, prune finds the smallest model
             within it.
+        confidence: The chance with which passes that look for a model within ``max_drop`` want it to hold on other data;
+            default 0.9, and 0.5 takes what was measured.
         exclude: Patterns of node and tensor names to leave alone.
         seed: Seed of everything random; default 0.
         threads: Threads for onnxruntime; results do not depend on it.
@@ -137,21 +140,18 @@ def run(
     """
     given = {
         "target": target,
-        "data": os.fspath(data) if isinstance(data, str | os.PathLike) else None,
-        "evaluation": os.fspath(evaluation) if isinstance(evaluation, str | os.PathLike) else None,
+        "data": _spec(data),
+        "evaluation": _spec(evaluation),
         "preprocess": preprocess,
         "metric": metric,
         "max_drop": max_drop,
+        "confidence": confidence,
         "exclude": exclude,
         "seed": seed,
         "clean": clean,
     }
-    resolved = resolve(
-        passes,
-        {name: value for name, value in given.items() if value is not None},
-        sets=sets,
-        recipe=None if recipe is None else Path(recipe),
-    )
+    settings = {name: value for name, value in given.items() if value is not None}
+    resolved = resolve(passes, settings, sets=sets, recipe=None if recipe is None else Path(recipe))
     with _file_of(model) as source:
         job = Job(
             source=source,
@@ -171,6 +171,11 @@ def run(
         if not isinstance(model, str | os.PathLike):
             _hold(finished.graph)
     return Result(finished.graph, finished.report, finished.plan, finished.recipe)
+
+
+def _spec(data: Data | None) -> str | None:
+    """Data that a recipe can name."""
+    return os.fspath(data) if isinstance(data, str | os.PathLike) else None
 
 
 def _threads(threads: int | None) -> int:

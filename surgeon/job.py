@@ -143,6 +143,7 @@ def _context(job: Job, graph: Graph) -> Context:
         data=data,
         evaluation=evaluation,
         max_drop=settings.max_drop,
+        confidence=settings.confidence,
         targets=settings.target,
         exclude=settings.exclude,
         seed=settings.seed,

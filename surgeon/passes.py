@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Graph: TypeAlias = Any  # onnx_graphsurgeon.Graph, which comes without types
 Advance: TypeAlias = Callable[[int], None]
 SYNTHETIC_SAMPLES = 64
+CONFIDENCE = 0.9
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,29 @@ class SilentMonitor:
         return nullcontext(lambda _: None)
 
 
+class Later(Protocol):
+    """The rest of a run, which a pass may try on a graph of its own."""
+
+    names: tuple[str, ...]
+
+    def __call__(
+        self,
+        graph: Graph,
+        *,
+        plan: Plan | None = None,
+        reference: Reference | None = None,
+        settle: bool = False,
+    ) -> Graph:
+        """Returns what the later passes make of a graph; it is left as it is, and so is the run.
+
+        Args:
+            graph: A candidate for the result of the current pass.
+            plan: What was removed in it, on top of the run's plan.
+            reference: What it should compute, if not the run's reference.
+            settle: Whether they take their time, as in the run itself, and keep what they find for further trials.
+        """
+
+
 @dataclass
 class Context:
     """What a pass may ask of the run.
@@ -105,6 +129,7 @@ class Context:
         evaluation: Labelled or reference data to judge a candidate by, or None.
         metric: Name of the metric to judge by, which `surgeon.stats.metrics.find_metric` finds.
         max_drop: The largest accepted loss of that metric, or None.
+        confidence: The chance with which a loss has to stay within a budget on data like those it was measured on.
         targets: Fractions of the original to reach at most: macs, params, size, latency.
         exclude: Patterns of node and tensor names to leave alone.
         seed: Seed of everything random.
@@ -116,6 +141,9 @@ class Context:
             pipeline's own idea of whether the pass changed anything.
         plan: What was removed, set by the pass that cut.
         reference: What the model should still compute: the graph before values were changed, and what of it is left.
+        later: What the passes after the current one make of a graph, for passes that judge by it; None after the last.
+        trial: Whether the pass works for such a judgement only, so that what it makes is measured and thrown away.
+        kept: What passes keep for one another, and for their trials, by what it is.
         warnings: Every warning so far.
         monitor: Where warnings and progress are shown.
     """
@@ -127,6 +155,7 @@ class Context:
     evaluation: Dataset | None = None
     metric: str = "top1"
     max_drop: float | None = None
+    confidence: float = CONFIDENCE
     targets: Mapping[str, float] = field(default_factory=dict)
     exclude: tuple[str, ...] = ()
     seed: int = 0
@@ -136,6 +165,9 @@ class Context:
     record: dict[str, object] = field(default_factory=dict)
     plan: Plan | None = None
     reference: Reference | None = None
+    later: Later | None = None
+    trial: bool = False
+    kept: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     monitor: Monitor = field(default_factory=SilentMonitor)
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from surgeon.errors import PassError, PluginError, SurgeonError, UsageError
 from surgeon.graph.copy import copy_of
-from surgeon.passes import Context, Graph, Pass
+from surgeon.passes import Context, Graph, Pass, SilentMonitor
 from surgeon.reference import Reference
 from surgeon.syntax import Call, format_passes
+
+if TYPE_CHECKING:
+    from surgeon.plan import Plan
 
 _WEAKEST_FIRST = ("none", "structural", "exact")
 
@@ -103,8 +106,9 @@ def run_passes(graph: Graph, passes: Sequence[Pass], context: Context, *, debug:
     outcome = Outcome(graph)
     if context.reference is None:
         context.reference = Reference(copy_of(graph))
-    for each in passes:
+    for position, each in enumerate(passes):
         context.record = {}
+        context.later = later_of(passes[position + 1 :], context)
         plan = context.plan
         started = time.perf_counter()
         result = _run_one(each, copy_of(outcome.graph), context)
@@ -116,6 +120,47 @@ def run_passes(graph: Graph, passes: Sequence[Pass], context: Context, *, debug:
             earlier = tuple(as_text(other) for other in passes[: len(outcome.passes) - 1])
             context.plan = replace(context.plan, after=earlier)
     return outcome
+
+
+class Rest:
+    """The passes after one of a run, tried on graphs that pass may return.
+
+    Attributes:
+        names: What they are called.
+    """
+
+    def __init__(self, passes: Sequence[Pass], context: Context) -> None:
+        self._passes, self._context = tuple(passes), context
+        self.names = tuple(each.name for each in passes)
+
+    def __call__(
+        self,
+        graph: Graph,
+        *,
+        plan: Plan | None = None,
+        reference: Reference | None = None,
+        settle: bool = False,
+    ) -> Graph:
+        """Returns what the passes make of a graph; the graph, the record and the warnings of the run stay as they are."""
+        context = self._context
+        joined = plan if plan is None or context.plan is None else context.plan.then(plan)
+        trial = replace(
+            context,
+            record={},
+            warnings=[],
+            monitor=SilentMonitor(),
+            plan=joined or context.plan,
+            reference=reference or context.reference,
+            later=None,
+            trial=not settle,
+        )
+        return run_passes(graph, self._passes, trial).graph
+
+
+def later_of(passes: Sequence[Pass], context: Context) -> Rest | None:
+    """The passes that a trial runs: all but those that learn, which take too long for that; None where none are left."""
+    tried = [each for each in passes if not each.learns]
+    return Rest(tried, context) if tried else None
 
 
 def as_text(each: Pass) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from surgeon.errors import UsageError
 from surgeon.options import build, options_of
-from surgeon.passes import Pass, check_targets
+from surgeon.passes import CONFIDENCE, Pass, check_targets
 from surgeon.plugins import load_pass
 from surgeon.suggest import did_you_mean
 from surgeon.syntax import Call, parse_passes, parse_value
@@ -35,6 +35,7 @@ class Settings:
         preprocess: How images become arrays.
         metric: Name of the metric, or None for the default.
         max_drop: The largest accepted loss of the metric, as a fraction.
+        confidence: The chance with which passes that look for a model within that drop want it to hold on other data.
         exclude: Patterns of node and tensor names to leave alone.
         seed: Seed of everything random.
         clean: Whether `clean` runs first.
@@ -46,6 +47,7 @@ class Settings:
     preprocess: str | None = None
     metric: str | None = None
     max_drop: float | None = None
+    confidence: float = CONFIDENCE
     exclude: tuple[str, ...] = ()
     seed: int = 0
     clean: bool = True
@@ -54,6 +56,8 @@ class Settings:
         check_targets(self.target)
         if self.max_drop is not None and not 0.0 <= self.max_drop <= 1.0:
             raise UsageError(f"must be a fraction in [0, 1], got {self.max_drop}", where="max-drop")
+        if not 0.5 <= self.confidence < 1.0:
+            raise UsageError(f"must be in [0.5, 1), got {self.confidence}", where="confidence")
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"must be in 0 … 2³² − 1, got {self.seed}", where="seed")
 

@@ -8,9 +8,10 @@ import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeAlias
 
 SCHEMA = 1
+Table: TypeAlias = tuple[tuple[str, ...], list[tuple[str, ...]]]  # the head, and the rows
 NO_GROUPS: dict[str, Any] = {"total": 0, "cut": 0, "whole": []}
 NO_CERTIFICATE: dict[str, Any] = {"status": "none", "max_rel_err": None, "probes": 0}
 
@@ -75,20 +76,19 @@ def rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     return table
 
 
-def budgets(report: Mapping[str, Any]) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
+def budgets(report: Mapping[str, Any]) -> list[Table]:
     """Returns the head and the rows of each trade-off curve that was measured, the smallest model first."""
     found = [each["budget"] for each in report["passes"] if each.get("budget")]
-    return [_curve(budget, report["before"]) for budget in found]
+    return [_curve(budget, report) for budget in found]
 
 
-def _curve(
-    budget: Mapping[str, Any], before: Mapping[str, Any]
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def _curve(budget: Mapping[str, Any], report: Mapping[str, Any]) -> Table:
+    before, later = report["before"], budget.get("judged_after")
     head = ("asked", "MACs", "parameters", str(budget["metric"]), "change", "")
     table: list[tuple[str, ...]] = []
     taken = False
     for point in budget["curve"]:
-        said = "costs too much"
+        said = _too_much(budget, point, report)
         if point["within"]:
             said, taken = ("within" if taken else "taken"), True
         table.append(
@@ -97,7 +97,7 @@ def _curve(
                 amount(point["macs"]),
                 amount(point["params"]),
                 *_change(budget["before"], point["metric"]),
-                said,
+                f"{said}, {_size(point['bytes'])} after {', '.join(later)}" if later else said,
             )
         )
     first = (
@@ -106,6 +106,33 @@ def _curve(
         *_change(budget["before"], budget["before"])[:1],
     )
     return head, [*table, ("", *first, "", "original")]
+
+
+def controls(report: Mapping[str, Any]) -> list[Table]:
+    """Returns the head and the rows of each search for operators that stay float, in the order of measuring."""
+    found = [each["control"] for each in report["passes"] if each.get("control")]
+    tables: list[Table] = []
+    for control in found:
+        head = ("operators in float", "bytes", str(control["metric"]), "change", "")
+        rows: list[tuple[str, ...]] = []
+        kept = sorted(entry["node"] for entry in control["float"])
+        for point in control["curve"]:
+            said = "within" if point["within"] else _too_much(control, point, report)
+            if point["float"] is not None and point["nodes"] == kept:
+                said = "taken" if point["within"] else f"taken, {said}"
+            number = "all, as it came" if point["float"] is None else str(point["float"])
+            rows.append((number, _size(point["bytes"]), *_change(control["before"], point["metric"]), said))
+        tables.append((head, rows))
+    return tables
+
+
+def _too_much(budget: Mapping[str, Any], point: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    """Says of a point that is not within its budget whether what was measured is, without certainty."""
+    if point["metric"] is None:
+        return "costs too much"
+    loss = budget["before"] - point["metric"]
+    higher = (report.get("metric") or {}).get("higher_is_better", True)
+    return "not for sure" if (loss if higher else -loss) <= budget["max_drop"] else "costs too much"
 
 
 def _change(old: float | None, new: float | None) -> tuple[str, str]:
@@ -142,6 +169,12 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines += _table(("pass", "time", "options"), passes)
     for head, body in budgets(report):
         lines += ["", "## Accuracy budget", "", *_table(head, body)]
+    for head, body in controls(report):
+        lines += ["", "## Accuracy control", "", *_table(head, body)]
+    kept = [entry for each in report["passes"] for entry in each.get("left_float", ())]
+    if kept:
+        named = ((str(e["node"]), str(e["operator"]), str(e["reason"])) for e in kept)
+        lines += ["", "## Left in float", "", *_table(("node", "operator", "why"), named)]
     if report.get("warnings"):
         lines += ["", "## Warnings", "", *(f"- {text}" for text in report["warnings"])]
     lines += ["", f"Took {report['seconds']:.1f} s. Versions: {_pairs(report.get('versions', {}))}.", ""]

@@ -82,3 +82,52 @@ def test_markdown_tables_are_not_broken_by_contents(facts):
     assert "score=l1\\|l2" in text
     assert "careful" in text
     assert "<" not in text
+
+
+def test_what_was_measured_for_accuracy_is_told(facts):
+    point = {
+        "asked": 0.5,
+        "macs": 100,
+        "params": 10,
+        "bytes": 900,
+        "metric": 0.85,
+        "bound": 0.2,
+        "within": False,
+    }
+    budget = {"metric": "top1", "before": 0.9, "max_drop": 0.1, "by": "macs", "judged_after": ["quantize"]}
+    worse = {**point, "metric": 0.7}
+    facts["passes"] = [
+        {
+            "name": "prune",
+            "seconds": 0.1,
+            "budget": {
+                **budget,
+                "curve": [worse, point, {**point, "metric": None}, {**point, "within": True}],
+            },
+        },
+        {
+            "name": "quantize",
+            "seconds": 0.1,
+            "left_float": [{"node": "head", "operator": "Gemm", "reason": "accuracy: too much"}],
+            "control": {
+                **budget,
+                "float": [{"node": "head", "weights": "stored", "reason": "accuracy"}],
+                "curve": [
+                    {"float": 0, "nodes": [], **worse},
+                    {"float": None, "nodes": [], **point},
+                    {"float": 1, "nodes": ["head"], **point, "within": True},
+                ],
+            },
+        },
+    ]
+    ((_, rows),) = report.budgets(facts)
+    assert [row[-1].split(", ")[0] for row in rows] == [
+        "costs too much", "not for sure", "costs too much", "taken", "original",
+    ]  # fmt: skip
+    assert rows[0][-1] == "costs too much, 900 B after quantize"
+    ((_, rows),) = report.controls(facts)
+    assert [row[0] for row in rows] == ["0", "all, as it came", "1"]
+    assert [row[-1] for row in rows] == ["costs too much", "not for sure", "taken"]
+    text = report.markdown(facts).splitlines()
+    assert "| head | Gemm | accuracy: too much |" in text[text.index("## Left in float") :]
+    assert "| 1 | 900 B | 0.8500 | -0.0500 | taken |" in text

@@ -50,8 +50,8 @@ class Prune(Pass):
         macs: At most this fraction of the multiply-accumulates (as ``--target macs=``).
         params: At most this fraction of the parameters.
         size: At most this fraction of the weight bytes.
-        max_drop: Find the smallest model that loses at most this of the metric; by default the run's ``--max-drop``. Give
-            less than the run where a later pass needs its share.
+        max_drop: Find the smallest model that loses at most this of the metric, whatever later passes lose; by default the
+            run's ``--max-drop``, which a cut has to keep with the later passes of the run behind it.
         by: What is to be smallest within ``max_drop``: macs, params, or size (the weight bytes).
         tries: How many cuts are measured at most to find the smallest within ``max_drop``.
         score: How indices are ranked: auto (obs with data, given or made up for reconstruct, else l2); obs, the error that is

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from surgeon_passes.quantizing.maker import Made, Maker
 
 _BLOCKS = (16, 32, 64, 128, 256)  # the sizes MatMulNBits has kernels for
+_STEPS = "steps before quantizing that help"  # where the run keeps them
 _LARGEST = 2**31 - 1  # bytes; onnxruntime's quantizer works on one protobuf message
 
 
@@ -49,6 +50,8 @@ class Quantize(Pass):
         equalize: Whether channels are equalized first, as the pass ``equalize`` does. By default static mode tries it, and
             keeps it where the quantized model is closer to the float one on held-out calibration samples.
         smooth: The same for what the pass ``smooth`` does.
+        max_drop: The largest accepted loss of the metric: as many operators stay float as that takes; by default the
+            run's ``--max-drop``.
         exclude: Nodes with a node or tensor name that matches one of these patterns stay float.
         guard: Leave operators in float where 8 bits do not pay on this machine, by measurement; what is chosen then
             depends on the machine.
@@ -70,12 +73,15 @@ class Quantize(Pass):
     samples: int = 512
     equalize: bool | None = None
     smooth: bool | None = None
+    max_drop: float | None = None
     exclude: tuple[str, ...] = ()
     guard: bool = True
 
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise UsageError(f"must be at least 1, got {self.samples}", where="quantize.samples")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 1:
+            raise UsageError(f"must lie in [0, 1], got {self.max_drop}", where="quantize.max_drop")
         if self.block not in _BLOCKS:
             known = ", ".join(map(str, _BLOCKS))
             raise UsageError(f"must be one of {known}, got {self.block}", where="quantize.block")
@@ -102,14 +108,15 @@ class Quantize(Pass):
     def _quantized(self, model: onnx.ModelProto, context: Context, folder: Path) -> onnx.ModelProto:
         from surgeon.graph.sessions import session
         from surgeon_passes.quantizing import kernels, prepare
+        from surgeon_passes.quantizing.control import Mixes, within_budget
 
         if self.mode == "fp16":
             prepare.name_nodes(model)
             return self._half(model, context, folder)
         maker = self._maker(prepare.prepared(model, self._excluding(context), folder), context, folder)
-        stay = self._guarded(maker, context) if self.guard and maker.whole.weighted else {}
-        choice = maker.choose(stay)
-        made = maker.finished(maker.draft(choice), choice, stay)
+        guarded = self.guard and maker.whole.weighted and not context.trial  # what is tried is not timed
+        stay = self._guarded(maker, context) if guarded else {}
+        made = within_budget(Mixes(maker, stay), context, *self._budget(context))
         if not made.choice.weighted and not made.stored:
             raise GateError("nothing can be quantized", where="pass quantize", hint=_reasons(made.choice))
         session(made.model)
@@ -132,9 +139,16 @@ class Quantize(Pass):
         name_nodes(model)
         mode, choice = mode_of(model, self, excluded, dataless=context.data is None)
         tried = mode == "static" and bool(choice.weighted)
+        known: dict[str, bool] = context.kept.get(
+            _STEPS, {}
+        )  # a pass before this has tried them on its candidates
         steps = [
-            Step(Equalize(self.per_channel, exclude=self.exclude), self.equalize, tried),
-            Step(Smooth(None, self.per_channel, exclude=self.exclude), self.smooth, tried),
+            Step(
+                Equalize(self.per_channel, exclude=self.exclude), known.get("equalize", self.equalize), tried
+            ),
+            Step(
+                Smooth(None, self.per_channel, exclude=self.exclude), known.get("smooth", self.smooth), tried
+            ),
         ]
 
         def quantized(candidate: Graph, data: Dataset) -> onnx.ModelProto:
@@ -144,6 +158,7 @@ class Quantize(Pass):
 
         result, facts = take_steps(graph, steps, quantized, context, self.samples)
         context.record.update(facts)
+        context.kept[_STEPS] = {name: bool(each["kept"]) for name, each in facts.items()}
         return result
 
     def _maker(self, model: onnx.ModelProto, context: Context, folder: Path) -> Maker:
@@ -165,6 +180,12 @@ class Quantize(Pass):
             for note in found.notes:
                 context.warn(note)
         return maker
+
+    def _budget(self, context: Context) -> tuple[float | None, str]:
+        """What may be lost, and the option that says so."""
+        if self.max_drop is not None:
+            return self.max_drop, "quantize.max_drop"
+        return context.max_drop, "--max-drop"
 
     def _guarded(self, maker: Maker, context: Context) -> Mapping[str, str]:
         """What does not pay on this machine: nodes, and the reasons."""

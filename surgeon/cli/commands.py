@@ -34,6 +34,7 @@ def run_command(arguments: argparse.Namespace) -> int:
             metric=arguments.metric,
             target=targets or None,
             max_drop=_number(arguments.max_drop, float, "--max-drop"),
+            confidence=_number(arguments.confidence, float, "--confidence"),
             exclude=arguments.exclude,
             seed=_number(arguments.seed, int, "--seed"),
             threads=_number(arguments.threads, int, "--threads"),

@@ -103,6 +103,8 @@ def _add_run(commands: Any) -> None:
         help="at most this fraction of the original: macs, params, size, latency; repeatable")  # fmt: skip
     add("--max-drop", metavar="X",
         help="largest accepted loss of the metric: 0.01; without a target, prune finds the smallest model within it")  # fmt: skip
+    add("--confidence", metavar="P",
+        help="the chance with which --max-drop has to hold on other data, as far as passes look for it; default 0.9, 0.5 takes what was measured")  # fmt: skip
     add(
         "--exclude",
         metavar="PATTERN",

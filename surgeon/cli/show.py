@@ -27,6 +27,12 @@ def run(facts: Mapping[str, Any]) -> None:
         for point in body:
             curve.add_row(*map(escape, point))
         console.print(curve)
+    for head, body in report.controls(facts):
+        if len(body) > 1:
+            mixes = _table(*head, right=(0, 1, 2, 3))
+            for point in body:
+                mixes.add_row(*map(escape, point))
+            console.print(mixes)
     files = [facts["output"], *facts["files"].values()]
     console.print(
         f"wrote {', '.join(map(str, files))} in {facts['seconds']:.1f} s", markup=False, highlight=False

@@ -17,6 +17,7 @@ from surgeon.graph import sessions
 from surgeon.stats import sources
 from surgeon.stats.chunks import Array
 from surgeon.stats.data import Dataset, runnable
+from surgeon.stats.paired import Scores
 from surgeon.suggest import did_you_mean
 
 Outputs = Sequence[Array]
@@ -204,18 +205,47 @@ def evaluate(
     Raises:
         DataError: The metric needs labels or a reference that are not there.
     """
+    return scores(session, dataset, metric, reference).value
+
+
+def scores(
+    session: ort.InferenceSession,
+    dataset: Dataset,
+    metric: str | Metric,
+    reference: ort.InferenceSession | None = None,
+) -> Scores:
+    """Evaluates a model as :func:`evaluate` does, and keeps what the metric says of each sample or batch."""
     chosen = find_metric(metric)
     sums: Array = np.zeros(1)
     weights: Array = np.zeros(1)
+    units: list[tuple[Array, Array]] = []
     for feeds, labels in runnable(dataset, session):
         outputs = sessions.run(session, feeds)
         truth = _truth(chosen, labels, reference, feeds, dataset.name)
-        partial, weight = _as_sums(chosen, outputs, truth, dataset.name)
+        score = _score(chosen, outputs, truth, dataset.name)
+        partial, weight = _as_sums(score, outputs)
         sums, weights = _added(sums, partial), _added(weights, weight)
+        units += _units(score, partial, weight, len(outputs[0]) if outputs[0].ndim else 1)
     occurring = weights > 0
     if not occurring.any():
         raise DataError(f"the metric {chosen.name!r} found nothing to measure", where=dataset.name)
-    return float((sums[occurring] / weights[occurring]).mean())
+    value = float((sums[occurring] / weights[occurring]).mean())
+    return Scores(value, *(_stacked([unit[part] for unit in units]) for part in (0, 1)))
+
+
+def _units(score: Score, sums: Array, weights: Array, samples: int) -> list[tuple[Array, Array]]:
+    """The sums and weights of each sample, or of the batch where samples are not told apart."""
+    values = np.asarray(score, float) if not isinstance(score, tuple) else np.empty(0)
+    if values.ndim != 1 or not len(values) or len(values) % samples:
+        return [(sums, weights)]
+    each = values.reshape(-1, samples)  # one row for every output
+    return [(each[:, k].sum(keepdims=True), np.array([float(len(each))])) for k in range(samples)]
+
+
+def _stacked(rows: list[Array]) -> Array:
+    """Rows under one another, those of fewer classes filled up with zeros."""
+    widest = max(len(row) for row in rows)
+    return np.stack([np.pad(row, (0, widest - len(row))) for row in rows])
 
 
 def _truth(
@@ -238,9 +268,9 @@ def _truth(
     return sessions.run(reference, feeds)
 
 
-def _as_sums(metric: Metric, outputs: Outputs, truth: Array | Outputs, where: str) -> tuple[Array, Array]:
+def _score(metric: Metric, outputs: Outputs, truth: Array | Outputs, where: str) -> Score:
     try:
-        score = metric.function(outputs, truth)
+        return metric.function(outputs, truth)
     except DataError:
         raise
     except (ValueError, IndexError, TypeError, KeyError) as error:
@@ -248,6 +278,9 @@ def _as_sums(metric: Metric, outputs: Outputs, truth: Array | Outputs, where: st
             f"the metric {metric.name!r} does not fit outputs {[list(o.shape) for o in outputs]}: {error}",
             where=where,
         ) from error
+
+
+def _as_sums(score: Score, outputs: Outputs) -> tuple[Array, Array]:
     if isinstance(score, tuple):
         return np.atleast_1d(np.asarray(score[0], float)), np.atleast_1d(np.asarray(score[1], float))
     values = np.asarray(score, float)

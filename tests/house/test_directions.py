@@ -43,7 +43,7 @@ LAYERS = [
         "wording",
     },
     {"options", "syntax", "passes", "plugins", "recipe", "report", "output"},
-    {"measure", "pipeline", "job", "api", "inspect", "replay"},
+    {"judge", "measure", "pipeline", "job", "api", "inspect", "replay"},
     {"cli"},
 ]
 EXEMPT = {"__init__", "__main__"}  # the package's front door names what lies behind it

@@ -1,22 +1,22 @@
-"""The accuracy budget: the smallest cut that costs no more of the metric than is allowed, by bisection."""
+"""The accuracy budget: the smallest cut that costs no more of the metric than is allowed, by bisection.
+
+Where other passes follow, a cut is judged by what they make of it, so that they need no part of the budget set aside.
+"""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from surgeon.errors import GateError, UsageError
+from surgeon.errors import GateError
+from surgeon.judge import MEASURED, Judge, Verdict
+from surgeon.reference import narrowed
 from surgeon_passes.pruning.choose import OutOfReachError, least_left
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from surgeon.passes import Context, Graph
-    from surgeon.stats.metrics import Metric
+    from surgeon.passes import Graph, Later
     from surgeon_passes.prune import Prune
     from surgeon_passes.pruning.cutting import Cut, Cutting
 
@@ -75,14 +75,18 @@ def cut_within(cutting: Cutting, max_drop: float) -> Cut:
 
     Raises:
         UsageError: There is nothing to measure the metric on, or it cannot tell models apart.
-        GateError: Even the mildest cut costs more than is allowed.
+        GateError: Even the mildest cut costs more than is allowed, or what the later passes make of the model as it is.
     """
     options, context = cutting.options, cutting.context
     least = least_left(options, cutting.model, context, cutting.ranking, cutting.refused, options.by)
-    if least >= 1.0:  # nothing can go; the choice says why
+    if (
+        least >= 1.0 or context.trial
+    ):  # nothing can go, the choice says why; or a pass before this looks for its share
         return cutting.to({options.by: 1.0})
-    search = _Search(cutting, _Judge.of(context, max_drop))
+    search = _Search(cutting, Judge.of(context, max_drop, _option(options)))
     with context.progress("budget", options.tries) as advance:
+        if search.later is not None:
+            search.start()
 
         def attempt(fraction: float) -> Trial | None:
             trial = search.attempt(fraction)
@@ -92,59 +96,8 @@ def cut_within(cutting: Cutting, max_drop: float) -> Cut:
         trials = smallest(attempt, least, options.tries)
     context.record["budget"] = search.record()
     if search.best is None:
-        raise _too_much(options, search.judge, trials)
+        raise _too_much(search, trials)
     return search.best
-
-
-@dataclass(frozen=True)
-class _Judge:
-    """Measures models on the evaluation data, exactly as the run does in the end."""
-
-    metric: Metric
-    context: Context
-    max_drop: float
-    before: float
-
-    @staticmethod
-    def of(context: Context, max_drop: float) -> _Judge:
-        from surgeon.graph.sessions import session
-        from surgeon.stats.metrics import evaluate, find_metric
-
-        if context.evaluation is None:
-            hint = "give --eval, or --max-drop for the whole run, which holds some of --data out"
-            raise UsageError("needs data to measure accuracy on", where="prune.max_drop", hint=hint)
-        metric = find_metric(context.metric)
-        original = session(context.source_path, threads=context.threads)
-        before = evaluate(original, context.evaluation, metric, original)
-        if metric.higher_is_better and before == 0:
-            raise UsageError(
-                "is 0 for the original already, so that no loss would show",
-                where=f"--metric {metric.name}",
-                hint="check that the labels fit the outputs, or take another metric",
-            )
-        return _Judge(metric, context, max_drop, before)
-
-    def measure(self, graph: Graph) -> float:
-        from surgeon.graph.save import save
-        from surgeon.graph.sessions import session
-        from surgeon.stats.metrics import evaluate
-
-        threads, evaluation = self.context.threads, self.context.evaluation
-        assert evaluation is not None
-        compares = self.metric.against == "reference" or not evaluation.has_labels
-        reference = session(self.context.source_path, threads=threads) if compares else None
-        with tempfile.TemporaryDirectory(
-            prefix=".surgeon-", dir=self.context.scratch, ignore_cleanup_errors=True
-        ) as folder:
-            path = Path(folder) / "candidate.onnx"
-            save(graph, path)
-            runner = session(path, threads=threads)
-            with suppress(OSError):  # what is open can go: nothing is left even if the process is killed
-                shutil.rmtree(folder)
-            return evaluate(runner, evaluation, self.metric, reference)
-
-    def within(self, value: float) -> bool:
-        return self.metric.within(self.before, value, self.max_drop)
 
 
 @dataclass
@@ -152,35 +105,68 @@ class _Search:
     """The cuts that were measured, and the smallest of those within the budget."""
 
     cutting: Cutting
-    judge: _Judge
+    judge: Judge
     best: Cut | None = None
     least: float = 1.0
+    confidence: float = 1.0
     curve: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
     whole: dict[str, float] = field(init=False)
 
     def __post_init__(self) -> None:
         self.whole = _sizes(self.cutting.model.original)
 
+    @property
+    def later(self) -> Later | None:
+        """The passes by whose result a cut is judged; a budget of the pass's own is for its own cut."""
+        return self.cutting.context.later if self.cutting.options.max_drop is None else None
+
+    def start(self) -> None:
+        """Measure what the later passes make of the model as it is: if nothing better is found, nothing is cut.
+
+        Where that is too much already, they do their best with it first, and what they found is used for the cuts.
+        """
+        uncut = self.cutting.to({self.cutting.options.by: 1.0})
+        if not self._take(uncut, 1.0).within and self.later is not None:
+            self.later(uncut.graph, settle=True)
+            self._take(uncut, 1.0)
+
     def attempt(self, fraction: float) -> Trial | None:
-        by = self.cutting.options.by
+        """Cut to a fraction, measure, and remember it where it is the smallest within the budget so far."""
         try:
-            found = self.cutting.to({by: fraction})
+            found = self.cutting.to({self.cutting.options.by: fraction})
         except OutOfReachError:
             return None
-        sizes, value = _sizes(found.graph), self.judge.measure(found.graph)
+        return self._take(found, fraction)
+
+    def _take(self, found: Cut, asked: float) -> Trial:
+        by = self.cutting.options.by
+        sizes, verdict = _sizes(found.graph), self._verdict(found)
+        self.confidence = min(self.confidence, verdict.confidence)
         left = sizes[by] / max(self.whole[by], 1.0)
-        trial = Trial(fraction, left, value, self.judge.within(value))
+        trial = Trial(asked, left, verdict.metric, verdict.within)
         if trial.within and (self.best is None or left < self.least):
             self.best, self.least = found, left
         point = {
-            "asked": fraction,
+            "asked": asked,
             "macs": int(sizes["macs"]),
             "params": int(sizes["params"]),
-            "metric": value,
+            "bytes": verdict.bytes,
+            "metric": verdict.metric,
+            "bound": verdict.bound,
             "within": trial.within,
         }
         self.curve.append((left, point))
         return trial
+
+    def _verdict(self, found: Cut) -> Verdict:
+        """What is measured of a cut, or of what the later passes make of it."""
+        if self.later is None:
+            return self.judge.measure(found.graph)
+        if found.proved is None:
+            return self.judge.measure(self.later(found.graph))
+        plan = found.proved.plan
+        reference = narrowed(self.cutting.context.reference, self.cutting.model, plan)
+        return self.judge.measure(self.later(found.graph, plan=plan, reference=reference))
 
     def record(self) -> dict[str, Any]:
         """The trade-off curve, the smallest model first."""
@@ -189,7 +175,9 @@ class _Search:
             "metric": self.judge.metric.name,
             "before": self.judge.before,
             "max_drop": self.judge.max_drop,
+            "confidence": self.confidence,
             "by": self.cutting.options.by,
+            "judged_after": [] if self.later is None else list(self.later.names),
             "curve": [point for _, point in ordered],
         }
 
@@ -202,17 +190,26 @@ def _sizes(graph: Graph) -> dict[str, float]:
     return {"macs": cost.macs, "params": float(parameters(graph)), "size": cost.bytes}
 
 
-def _too_much(options: Prune, judge: _Judge, trials: list[Trial]) -> GateError:
-    where = "--max-drop" if options.max_drop is None else "prune.max_drop"
+def _option(options: Prune) -> str:
+    return "--max-drop" if options.max_drop is None else "prune.max_drop"
+
+
+def _too_much(search: _Search, trials: list[Trial]) -> GateError:
+    options, judge = search.cutting.options, search.judge
+    where = _option(options)
     if not trials:
         return GateError("no cut could be reached within the limits of its groups", where=where)
     name, mildest = judge.metric.name, trials[-1]
     best = min(trials, key=lambda trial: judge.metric.loss(judge.before, trial.metric)).metric
     lost = judge.metric.loss(judge.before, mildest.metric)
+    bound = max(search.curve, key=lambda entry: entry[0])[1]["bound"]
+    sure = (
+        f", up to {bound:.4f} on other data ({search.confidence:g})" if search.confidence > MEASURED else ""
+    )
     return GateError(
         f"no cut costs at most {judge.max_drop:g} of {name}, {judge.before:.4f} before: the mildest of "
-        f"{len(trials)} that were measured leaves {mildest.left:.3f} of the {WORDS[options.by]} and loses {lost:.4f}; "
+        f"{len(trials)} that were measured leaves {mildest.left:.3f} of the {WORDS[options.by]} and loses {lost:.4f}{sure}; "
         f"the best {name} was {best:.4f}",
         where=where,
-        hint="allow more, or give more calibration data",
+        hint="allow more, or give more calibration or evaluation data",
     )

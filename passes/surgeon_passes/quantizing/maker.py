@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -91,13 +91,22 @@ class Maker:
             return copy.deepcopy(self.model)
         return self._dynamic(self.model, choice) if self.static is None else self.static.build(choice)
 
-    def finished(self, model: onnx.ModelProto, choice: Choice, stay: Mapping[str, str]) -> Made:
-        """A draft with few bits for what is left, and without ballast."""
+    def finished(
+        self, model: onnx.ModelProto, choice: Choice, stay: Mapping[str, str], bare: Collection[str] = ()
+    ) -> Made:
+        """A draft with few bits for what is left, and without ballast.
+
+        Args:
+            model: The draft.
+            choice: What it was made of.
+            stay: Nodes that compute in float, and why.
+            bare: Those of them whose weights stay float in the file as well; in mode weights all of them.
+        """
         made = Made(model, choice)
         if self.options.mode == "auto" and self.mode != "dynamic":
             self._add_recurrent(made, stay)
         if self.options.mode in ("auto", "weights"):
-            self._store(made)
+            self._store(made, stay, stay if self.options.mode == "weights" else bare)
         prepare.sort_nodes(made.model)
         compact(made.model, set(prepare.names(self.model)))
         prepare.strip_opsets(made.model)
@@ -136,12 +145,13 @@ class Maker:
             made.choice.weighted[name] = operator
         made.model = self._dynamic(made.model, Choice(nodes=list(layers)))
 
-    def _store(self, made: Made) -> None:
+    def _store(self, made: Made, stay: Mapping[str, str], bare: Collection[str]) -> None:
         """Stores weights that are still floats with few bits."""
         options = self.options
         storage = Storage(options.bits if options.mode == "weights" else 8, options.block, options.symmetric)
-        found = store_weights(made.model, self.excluded, storage)
-        made.choice.left.update(found.left)
+        found = store_weights(made.model, lambda name: name in bare or self.excluded(name), storage)
+        for name, (operator, reason) in found.left.items():
+            made.choice.left[name] = (operator, stay[name] if name in bare else reason)
         wanted = (
             found.folded if options.mode == "weights" else {}
         )  # elsewhere that they compute in float has a reason

@@ -17,6 +17,7 @@ from surgeon.stats.ranges import PERCENTILE
 from surgeon_passes.quantizing.activations import UNROUNDED, Activations
 from surgeon_passes.quantizing.calibrate import Calibration, calibrate
 from surgeon_passes.quantizing.choose import Choice
+from surgeon_passes.quantizing.keep import keep_float
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ class Static:
         )
         quantizer.quantize_model()
         result: onnx.ModelProto = quantizer.model.model
+        keep_float(result)
         return result
 
     def _why_not(self, node: onnx.NodeProto) -> str | None:

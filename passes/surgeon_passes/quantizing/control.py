@@ -1,0 +1,244 @@
+"""Accuracy control: the fewest operators go back to float so that the quantized model stays within its budget."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+from surgeon.errors import GateError
+from surgeon.judge import MEASURED, Judge, Verdict
+from surgeon_passes.quantizing.sensitivity import Outputs, Sensitivity, groups_of, sensitivities
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from surgeon.passes import Context
+    from surgeon_passes.quantizing.maker import Made, Maker
+
+TRIES = 40  # models that are measured at most once the count is known, to put operators back
+FLOAT = "operators that stay float for accuracy"  # where the run keeps them once found, for what is quantized after that
+_SAMPLES, _BATCHES = 128, 16
+
+
+@dataclass(frozen=True)
+class Mixes:
+    """Models of float and quantized operators.
+
+    Attributes:
+        maker: What makes them.
+        stay: What stays float in any case, and why.
+    """
+
+    maker: Maker
+    stay: Mapping[str, str]
+
+    def make(self, stay: Mapping[str, str], bare: Collection[str] = ()) -> Made:
+        """Make one.
+
+        Args:
+            stay: Nodes whose arithmetic stays float as well, and why.
+            bare: Those of them whose weights stay float in the file as well.
+        """
+        every = {**self.stay, **stay}
+        choice = self.maker.choose(every)
+        return self.maker.finished(self.maker.draft(choice), choice, every, bare)
+
+    def tried(self, names: Collection[str], *, bare: bool = False) -> Made:
+        """Make one with some operators in float, to be measured and thrown away."""
+        return self.make(dict.fromkeys(names, "for the trial"), names if bare else ())
+
+    def operators(self) -> list[str]:
+        """All that is quantized in one way or the other if it may, in the order of the graph."""
+        made = self.make({})
+        chosen = {*made.choice.weighted, *made.stored} - set(self.stay)
+        return [node.name for node in self.maker.model.graph.node if node.name in chosen]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Operators that stay float, with the reasons, and whether their weights do so in the file as well."""
+
+    reasons: Mapping[str, str]
+    plain: bool
+
+
+def fewest(
+    order: Sequence[str], holds: Callable[[frozenset[str]], bool], tries: int = TRIES
+) -> frozenset[str] | None:
+    """Look for the fewest operators that have to stay float.
+
+    First their number along the order, by doubling and bisection; then, since the order is only a forecast, whatever of them
+    can be quantized after all is, in halves as long as that fails. ``holds`` is believed where it was asked and nowhere else.
+
+    Args:
+        order: Most to blame first. The last is never float: at least one is to be quantized.
+        holds: Whether the budget holds with these in float. It does not with none.
+        tries: How often it is asked at most after the number is known.
+
+    Returns:
+        None where it never held.
+    """
+    holds = cache(holds)
+    low, high, most = 0, 1, len(order) - 1
+    if most < 1:
+        return None
+    while not holds(frozenset(order[:high])):
+        if high == most:
+            return None
+        low, high = high, min(2 * high, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(frozenset(order[:middle])) else (middle, high)
+    kept = frozenset(order[:high])
+    left = [tuple(order[: high - 1])] if high > 1 else []  # without the last it was seen not to hold
+    while left and tries:
+        part, tries = left.pop(), tries - 1
+        if holds(kept - set(part)):
+            kept -= set(part)
+        elif len(part) > 1:
+            left += [part[: len(part) // 2], part[len(part) // 2 :]]  # the least to blame first
+    return kept
+
+
+def within_budget(mixes: Mixes, context: Context, max_drop: float | None, where: str) -> Made:
+    """Quantize as much as the budget allows.
+
+    Args:
+        mixes: The models there are.
+        context: The run; its record takes ``control`` and ``sensitivity``.
+        max_drop: The largest accepted loss of the metric; None for no budget.
+        where: The option that gives it, for messages.
+
+    Raises:
+        GateError: No mix of float and quantized operators is within the budget.
+    """
+    settled: Settled = context.kept.get(FLOAT, Settled({}, plain=False))
+    made = mixes.make(settled.reasons, settled.reasons if settled.plain else ())
+    if max_drop is None or context.trial or not (made.choice.weighted or made.stored):
+        return made
+    return _Control(mixes, context, Judge.of(context, max_drop, where), where).run(made, settled)
+
+
+@dataclass
+class _Control:
+    """The mixes that were measured, and the best of them."""
+
+    mixes: Mixes
+    context: Context
+    judge: Judge
+    where: str
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    confidence: float = 1.0
+
+    def run(self, made: Made, settled: Settled) -> Made:
+        """Return the given model, with some in float already, if it is within the budget, otherwise one with more."""
+        already = frozenset(settled.reasons)
+        first = self._note(already, self.judge.measure(made.model), plain=settled.plain)
+        if not first.within:
+            self._check_float(first)
+        if first.within or self._accepts(first):
+            self._record(made, settled)
+            return made
+        ranked = self._ranked(self.mixes.operators())
+        order = [name for each in ranked for name in each.nodes]
+        for plain in (False, True):  # float arithmetic with stored weights is smaller, and often enough
+            kept = fewest(order, partial(self._holds, plain=plain))
+            if kept is not None:
+                break
+        if kept is None:
+            self._record(None, Settled({}, plain=False))
+            raise self._nothing_holds(first)
+        blame = {name: each for each in ranked for name in each.nodes}
+        found = Settled({name: _reason(blame[name]) for name in order if name in kept}, plain=plain)
+        self.context.kept[FLOAT] = found
+        made = self.mixes.make(found.reasons, found.reasons if plain else ())
+        self._record(made, found)
+        return made
+
+    def _holds(self, names: frozenset[str], *, plain: bool) -> bool:
+        made = self.mixes.tried(names, bare=plain)
+        return self._accepts(self._note(names, self.judge.measure(made.model), plain=plain))
+
+    def _accepts(self, verdict: Verdict) -> bool:
+        """Whether a loss is within the budget, for sure or, where even the float model is not for sure, as measured."""
+        return verdict.within if self.confidence > MEASURED else verdict.loss <= self.judge.max_drop
+
+    def _check_float(self, first: Verdict) -> None:
+        """Measure the model as it came: operators in float cannot do better."""
+        came = self._note(None, self.judge.measure(self.mixes.maker.model))
+        if came.within:
+            return
+        if came.loss > self.judge.max_drop and first.loss > self.judge.max_drop:
+            raise GateError(
+                f"the model loses {came.loss:.4f} of {self.judge.metric.name} before anything is quantized; at most "
+                f"{self.judge.max_drop:g} may be lost",
+                where=self.where,
+                hint="ask less of the passes before quantize",
+            )
+        self.confidence = MEASURED
+        self.context.warn(
+            f"the model loses {came.loss:.4f} of {self.judge.metric.name} before anything is quantized, so that at most "
+            f"{self.judge.max_drop:g} cannot be shown for other data: quantize is judged by what was measured"
+        )
+
+    def _note(self, names: frozenset[str] | None, verdict: Verdict, *, plain: bool = False) -> Verdict:
+        self.curve.append(
+            {
+                "float": None if names is None else len(names),
+                "nodes": sorted(names or ()),
+                "weights": "float" if plain else "stored",
+                "metric": verdict.metric,
+                "bound": verdict.bound,
+                "bytes": verdict.bytes,
+                "within": verdict.within,
+            }
+        )
+        return verdict
+
+    def _ranked(self, names: list[str]) -> list[Sensitivity]:
+        context = self.context
+        data = context.calibration().take(_SAMPLES)
+        feeds = [batch[0] for batch in itertools.islice(data, _BATCHES)]
+        outputs = Outputs.of(self.mixes.maker.model, feeds, context.threads)
+        with context.progress("sensitivity", 2 * len(groups_of(names)) + 1) as advance:
+            found = sensitivities(
+                lambda kept: self.mixes.tried(kept).model, names, outputs, context.threads, advance
+            )
+        context.record["sensitivity"] = [
+            {"nodes": list(each.nodes), "alone": each.alone, "saved": each.saved} for each in found
+        ]
+        return found
+
+    def _record(self, made: Made | None, found: Settled) -> None:
+        judge, stored = self.judge, set() if made is None else {*made.choice.weighted, *made.stored}
+        self.context.record["control"] = {
+            "metric": judge.metric.name,
+            "before": judge.before,
+            "max_drop": judge.max_drop,
+            "float": [
+                {"node": name, "weights": "stored" if name in stored else "float", "reason": reason}
+                for name, reason in found.reasons.items()
+            ],
+            "curve": self.curve,
+        }
+
+    def _nothing_holds(self, first: Verdict) -> GateError:
+        judge = self.judge
+        mixes = [point for point in self.curve if point["float"] is not None]
+        best = min(mixes, key=lambda point: judge.metric.loss(judge.before, point["metric"]))
+        return GateError(
+            f"no mix of float and quantized operators costs at most {judge.max_drop:g} of {judge.metric.name}, "
+            f"{judge.before:.4f} before: quantized as a whole it is {first.metric:.4f}, and {best['metric']:.4f} at best, with "
+            f"{best['float']} operators in float",
+            where=self.where,
+            hint="allow more, give more calibration or evaluation data, or leave quantize out",
+        )
+
+
+def _reason(blame: Sensitivity) -> str:
+    return (
+        f"accuracy: quantized alone it changes the outputs by {blame.alone:.2g} of their variance, and the budget did not "
+        "hold with it"
+    )

@@ -1,0 +1,127 @@
+"""How much of the outputs' error each quantized operator is to blame for, measured with only it, or all but it, quantized.
+
+Divergence is the squared error of the float outputs relative to their variance. Errors of operators quantized alone add
+up to that of all, nearly, so that they say which to give up. What giving one up brings in the end is the other figure: where two
+operators share a rounded tensor, neither brings much without the other.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from surgeon.graph import sessions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    import onnx
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+    Feeds = Sequence[Mapping[str, Array]]
+    Make = Callable[[Collection[str]], onnx.ModelProto]
+    Advance = Callable[[int], None]
+
+MOST_GROUPS = 96  # of operators that are measured; where there are more, neighbours go together
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What some neighbouring operators cost.
+
+    Attributes:
+        nodes: Their names; one, unless there are very many.
+        alone: The divergence of the outputs with only these quantized.
+        saved: How much smaller the divergence of the quantized model is with these float.
+    """
+
+    nodes: tuple[str, ...]
+    alone: float
+    saved: float
+
+    @property
+    def blame(self) -> float:
+        """What they are ranked by."""
+        return self.alone + max(self.saved, 0.0)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The float outputs of a model on some batches, to compare others with.
+
+    Attributes:
+        feeds: The batches.
+        values: For each output its values, samples first.
+    """
+
+    feeds: Feeds
+    values: tuple[Array, ...]
+
+    @staticmethod
+    def of(model: onnx.ModelProto, feeds: Feeds, threads: int) -> Outputs:
+        """Run the float model."""
+        return Outputs(feeds, _run(model, feeds, threads))
+
+    def divergence(self, other: onnx.ModelProto, threads: int) -> float:
+        """The mean over the outputs of their squared error relative to their variance; 0 where none is a float."""
+        found = []
+        for ours, theirs in zip(_run(other, self.feeds, threads), self.values, strict=True):
+            if theirs.dtype.kind != "f":
+                continue
+            there = np.isfinite(theirs)  # masks may be infinite
+            error = np.square(ours[there] - theirs[there], dtype=np.float64).sum()
+            spread = (
+                theirs[there] - np.broadcast_to(theirs.mean(axis=0, dtype=np.float64), theirs.shape)[there]
+            )
+            found.append(float(error / max(float(np.square(spread, dtype=np.float64).sum()), TINY)))
+        return float(np.mean(found)) if found else 0.0
+
+
+def groups_of(names: Sequence[str], most: int = MOST_GROUPS) -> list[tuple[str, ...]]:
+    """Operators in the order of the graph, one by one or, where there are more than ``most``, neighbours together."""
+    count = min(len(names), most)
+    edges = [round(k * len(names) / count) for k in range(count + 1)] if count else [0]
+    return [tuple(names[start:end]) for start, end in itertools.pairwise(edges)]
+
+
+def sensitivities(
+    make: Make, names: Sequence[str], outputs: Outputs, threads: int, progress: Advance = lambda _: None
+) -> list[Sensitivity]:
+    """Measure every operator, most to blame first.
+
+    Args:
+        make: Builds the model with all quantized but the operators of the given names.
+        names: All quantized operators with weights, in the order of the graph.
+        outputs: What the float model makes of some samples.
+        threads: Threads for onnxruntime.
+        progress: Called with 1 after each model that was measured.
+    """
+    whole = outputs.divergence(make(()), threads)
+    progress(1)
+    found = []
+    for nodes in groups_of(names):
+        others = [name for name in names if name not in nodes]
+        alone = outputs.divergence(make(others), threads)
+        progress(1)
+        saved = whole - outputs.divergence(make(nodes), threads)
+        progress(1)
+        found.append(Sensitivity(nodes, alone, saved))
+    return sorted(found, key=lambda each: -each.blame)
+
+
+def _run(model: onnx.ModelProto, feeds: Feeds, threads: int) -> tuple[Array, ...]:
+    runner = sessions.session(model, threads=threads)
+    batches = [sessions.run(runner, batch) for batch in feeds]
+    return tuple(_joined(values) for values in zip(*batches, strict=True))
+
+
+def _joined(values: Sequence[Array]) -> Array:
+    """Batches one after the other; where samples differ in shape, all values in a row."""
+    if all(value.ndim and value.shape[1:] == values[0].shape[1:] for value in values):
+        return np.concatenate(values)
+    return np.concatenate([value.reshape(-1) for value in values])
