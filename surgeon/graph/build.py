@@ -80,7 +80,8 @@ class _Builder:
     def node(
         self, message: onnx.NodeProto, scope: _Scope, declared: Mapping[str, onnx.ValueInfoProto]
     ) -> gs.Node:
-        inputs = [scope.get(name) for name in message.input]
+        # where nodes are out of order, an output may be read before the node that makes it
+        inputs = [scope.get(name, declared.get(name)) for name in message.input]
         attributes = {attribute.name: self.attribute(attribute, scope) for attribute in message.attribute}
         outputs = [scope.make(name, declared.get(name)) for name in message.output]
         return gs.Node(

@@ -29,6 +29,8 @@ Array = NDArray[Any]
 Feeds = dict[str, Array]
 Session: TypeAlias = ort.InferenceSession
 DATA = SHARED / "data"
+# the functions of the data script that fit a model: calibration_plain, search_plain, test_plain and so on
+CIFAR10 = {"resnet20": "", "resnet56": "", "densenet_bc100": "_plain", "vit": "_plain", "resnet8": "_raw"}
 
 
 @dataclass(frozen=True)
@@ -136,13 +138,7 @@ def _imagenet_test(kind: str) -> Iterator[Feeds]:
 def classifiers() -> list[Task]:
     """Models whose metric is top-1 and whose data come ready for them."""
     tasks = []
-    for name, kind in (
-        ("resnet20", ""),
-        ("resnet56", ""),
-        ("densenet_bc100", "_plain"),
-        ("vit", "_plain"),
-        ("resnet8", "_raw"),
-    ):
+    for name, kind in CIFAR10.items():
         test = partial(_cifar10_test, kind)
         tasks.append(_classifier(f"cifar10_{name}", partial(_cifar10, kind), test))
     for name in ("mobilenet_v1", "mobilenet_v2", "squeezenet"):

@@ -51,6 +51,18 @@ def test_initializers_stop_being_inputs(parse) -> None:
     assert isinstance(graph.nodes[0].inputs[1], gs.Constant)
 
 
+def test_an_output_read_before_it_is_made_keeps_its_type(parse) -> None:
+    model = parse("net (float[N, 4] x) => (float[N, 4] y, float[N, 4] z) { y = Relu(x)  z = Neg(y) }")
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(nodes))
+    outputs = from_model(model).outputs
+    assert [(each.name, each.dtype, each.shape) for each in outputs] == [
+        ("y", np.float32, ["N", 4]),
+        ("z", np.float32, ["N", 4]),
+    ]
+
+
 def test_nodes_are_put_in_order(parse, run) -> None:
     model = parse("net (float[2] x) => (float[2] y) { a = Neg(x)  b = Exp(a)  y = Abs(b) }")
     nodes = list(model.graph.node)[::-1]
