@@ -116,6 +116,7 @@ class Context:
             pipeline's own idea of whether the pass changed anything.
         plan: What was removed, set by the pass that cut.
         reference: What the model should still compute: the graph before values were changed, and what of it is left.
+        unrounded: The float graph that a quantized one was made of, set by the pass that quantized; None before.
         warnings: Every warning so far.
         monitor: Where warnings and progress are shown.
     """
@@ -136,6 +137,7 @@ class Context:
     record: dict[str, object] = field(default_factory=dict)
     plan: Plan | None = None
     reference: Reference | None = None
+    unrounded: Graph | None = None
     warnings: list[str] = field(default_factory=list)
     monitor: Monitor = field(default_factory=SilentMonitor)
 

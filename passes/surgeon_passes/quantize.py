@@ -43,6 +43,10 @@ class Quantize(Pass):
         block: How many of these weights share a scale.
         symmetric: Whether zero is the middle of every block's range.
         samples: Calibration samples used at most.
+        rounding: How static mode rounds weights: gptq (each makes up for what others lose, as in the pass of that name) or
+            nearest.
+        correct_bias: Whether static mode lets biases make up for mean errors, as the pass of that name does.
+        memory: Megabytes of activations held in memory for these two, per model; the rest goes to temporary files.
         exclude: Nodes with a node or tensor name that matches one of these patterns stay float.
     """
 
@@ -59,11 +63,17 @@ class Quantize(Pass):
     block: int = 32
     symmetric: bool = False
     samples: int = 512
+    rounding: Literal["nearest", "gptq"] = "gptq"
+    correct_bias: bool = True
+    memory: int = 2048
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise UsageError(f"must be at least 1, got {self.samples}", where="quantize.samples")
+        for option in ("samples", "memory"):
+            if getattr(self, option) < 1:
+                raise UsageError(
+                    f"must be at least 1, got {getattr(self, option)}", where=f"quantize.{option}"
+                )
         if self.block not in _BLOCKS:
             known = ", ".join(map(str, _BLOCKS))
             raise UsageError(f"must be one of {known}, got {self.block}", where="quantize.block")
@@ -81,6 +91,7 @@ class Quantize(Pass):
         return result
 
     def _quantized(self, model: onnx.ModelProto, context: Context, folder: Path) -> onnx.ModelProto:
+        from surgeon.graph.load import from_model
         from surgeon.graph.sessions import session
         from surgeon_passes.quantizing import prepare
         from surgeon_passes.quantizing.compact import compact
@@ -97,6 +108,7 @@ class Quantize(Pass):
         known = {*_names(model)}
         mode, choice = self._choose(model, context)
         prepare.untie(model, choice.weighted)
+        context.unrounded = from_model(model)
         if mode == "static":
             result = self._static(model, choice, context, folder)
         elif mode == "dynamic":
@@ -153,6 +165,7 @@ class Quantize(Pass):
     def _static(
         self, model: onnx.ModelProto, choice: Choice, context: Context, folder: Path
     ) -> onnx.ModelProto:
+        from surgeon_passes.quantizing import values
         from surgeon_passes.quantizing.processor import this_processor
         from surgeon_passes.quantizing.static import Static
 
@@ -169,7 +182,15 @@ class Quantize(Pass):
             threads=context.threads,
         )
         context.record["samples"] = static.samples
-        return static.build(choice)
+        return values.improved(
+            static.build(choice),
+            model,
+            context,
+            rounding=self.rounding,
+            correct_bias=self.correct_bias,
+            samples=self.samples,
+            memory=self.memory,
+        )
 
     def _choose(self, model: onnx.ModelProto, context: Context) -> tuple[str, Choice]:
         """Returns the mode and the operators; without data, dynamic as long as it reaches half of the weights."""

@@ -63,8 +63,8 @@ def drop_zero_biases(graph: gs.Graph, given: list[gs.Node]) -> None:
         bias = node.inputs[BIAS]
         chain: Any = weight_chain(bias)
         if chain is not None and not np.any(peek(chain[0])):
-            del node.inputs[BIAS:]
-            for maker in bias.inputs:
+            node.inputs.pop()
+            for maker in list(bias.inputs):
                 maker.outputs.clear()
                 graph.nodes.remove(maker)
 
@@ -100,7 +100,11 @@ def _store(graph: gs.Graph, node: gs.Node, values: Array, scale: Array | None) -
     result = gs.Variable(name, scale.dtype, list(values.shape))
     inputs = [gs.Constant(f"{name}_quantized", values), gs.Constant(f"{name}_scale", scale)]
     maker = gs.Node(
-        "DequantizeLinear", f"{name}_DequantizeLinear", {"axis": 0} if scale.size > 1 else {}, inputs, [result]
+        "DequantizeLinear",
+        f"{name}_DequantizeLinear",
+        {"axis": 0} if scale.size > 1 else {},
+        inputs,
+        [result],
     )
     graph.nodes.insert(graph.nodes.index(node), maker)
     node.inputs[BIAS] = result

@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 
 
 def round_again(
-    graph: gs.Graph, reference: Reference, feeds: Feeds, *, ordered: bool = True, sweeps: int = 2, **options: Any
+    graph: gs.Graph,
+    reference: Reference,
+    feeds: Feeds,
+    *,
+    ordered: bool = True,
+    sweeps: int = 2,
+    **options: Any,
 ) -> Settled:
     """Choose the integers of a quantized graph's weights by what the float graph computes, in place.
 

@@ -56,9 +56,7 @@ class Rounded:
             ordered: See above.
             sweeps: See above.
         """
-        scale, zero = (
-            view.matrices(node, np.asarray(each, np.float64)) for each in (grid.scale, grid.zero)
-        )
+        scale, zero = (view.matrices(node, np.asarray(each, np.float64)) for each in (grid.scale, grid.zero))
         return Rounded(
             np.where(scale == 0, 1.0, scale), zero, grid.least, grid.most, ordered=ordered, sweeps=sweeps
         )

@@ -182,5 +182,7 @@ class _Sweep:
     def _anchor(self, twin: Twin, start: NDArray[np.float64]) -> NDArray[np.float64]:
         """The weights of the original, or those of the graph where it was cut."""
         theirs = self.originals[twin.original.op.node.outputs[0].name]
-        shapes = [weight_shape(n.inputs[v.weight]) for n, v in ((twin.node, twin.view), (theirs, twin.original))]
+        shapes = [
+            weight_shape(n.inputs[v.weight]) for n, v in ((twin.node, twin.view), (theirs, twin.original))
+        ]
         return get_weight(twin.original, self.originals) if shapes[0] == shapes[1] else start

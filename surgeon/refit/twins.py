@@ -20,7 +20,7 @@ from surgeon.stats.product import Product
 from surgeon.stats.weight import weight_chain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from surgeon.reference import Reference
 
@@ -77,16 +77,16 @@ class Twins:
         views, names = _views(reference.graph, result.original_shapes)
         for op in operators(graph, result.shapes):
             label = str(op.node.name or (op.node.outputs[0].name if op.node.outputs else ""))
-            mine = linear_views(op, rounded=True)
-            if not mine and any(weight_chain(tensor) is not None for tensor in op.node.inputs[:2]):
-                if op.node.op in WEIGHTED:
-                    result.left[label] = "its bias is computed, or it is no product with one weight"
+            mine, reason = _of(op)
+            if reason and any(weight_chain(tensor) is not None for tensor in op.node.inputs[:2]):
+                result.left[label] = reason
+            if not mine:
                 continue
-            theirs = views.get(_key(op.node)) or names.get(op.node.outputs[0].name if mine else "")
-            if mine and (theirs is None or len(theirs) != len(mine)):
+            theirs = views.get(_key(op.node)) or names.get(op.node.outputs[0].name) or []
+            if len(theirs) != len(mine):
                 result.left[label] = "the original has no such operator"
                 continue
-            for view, other in zip(mine, theirs or (), strict=True):
+            for view, other in zip(mine, theirs, strict=True):
                 if not view.output or not other.output:
                     result.left[label] = "its products are no tensors"
                     continue
@@ -148,11 +148,23 @@ def unrounded(tensor: gs.Tensor) -> gs.Tensor:
     return tensor
 
 
+def _of(op: Op) -> tuple[Sequence[Linear], str]:
+    """The products of an operator, or why a weighted one has none."""
+    if op.node.op not in WEIGHTED or op.node.domain:
+        return [], ""
+    tensors = [*op.node.inputs, *op.node.outputs[:1]]
+    unknown = [t.name for t in tensors if t.name and op.shapes.dims.get(t.name) is None]
+    if unknown:
+        return [], f"the shape of {unknown[0]} is not known"
+    views = linear_views(op, rounded=True)
+    return views, "" if views else "its bias is computed, or it is no product with one weight"
+
+
 def _views(
     graph: gs.Graph, shapes: Shapes
 ) -> tuple[dict[tuple[str, str], list[Linear]], dict[str, list[Linear]]]:
     """The products of a graph by node, and by first output."""
-    found = [(op.node, list(linear_views(op, rounded=True))) for op in operators(graph, shapes)]
+    found = [(op.node, list(_of(op)[0])) for op in operators(graph, shapes)]
     known = [(node, views) for node, views in found if views]
     return (
         {_key(node): views for node, views in known if node.name},
