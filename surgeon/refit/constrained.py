@@ -3,7 +3,8 @@
 Without the constraint they solve a ridge regression towards weights that are known to be good; where the result passes
 through an activation, further least-squares steps follow, see `surgeon.refit.through`. The constraint then finds what is
 allowed and near to that, as the matrix of the regression measures nearness, which is the same as a small error. All
-strengths of the ridge are tried, and for each output what does best on held-out places is taken.
+strengths of the ridge are tried, and the best goes on through the activation; for each output what does best on held-out
+places is taken.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ import numpy as np
 from surgeon.refit.fit import BIAS_STRENGTH, ENOUGH, TINY, Effort, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
@@ -66,47 +65,73 @@ def fit_constrained(
     """
     judge = _Judge(sample)
     before = judge.errors(start)
+    choice = _Choice(judge, start, before)
     fitted = ~sample.held_out
-    best, least = start, before
     if fitted.any() and np.isfinite(before).all() and np.isfinite(sample.target).all():
-        for candidate in _candidates(sample, fitted, anchor, constraint, effort):
-            errors = judge.errors(candidate)
-            better = errors < least
-            best = np.where(better[:, None], candidate, best)
-            least = np.where(better, errors, least)
+        ridges = _Ridges(sample, fitted, anchor)
+        totals = []
+        for strength in effort.strengths:
+            inverse, hessian = ridges.of(strength)
+            totals.append(choice.offer(constraint(inverse @ ridges.right(strength, ridges.t), hessian)))
+        if sample.through is not None and effort.steps and totals:
+            strength = effort.strengths[int(np.argmin(totals))]
+            choice.offer(constraint(ridges.through(strength, effort.steps), ridges.of(strength)[1]))
     scale = max(judge.energy, TINY)
-    return Constrained(best, float(before.sum()) / scale, float(least.sum()) / scale)
+    return Constrained(choice.best, float(before.sum()) / scale, float(choice.least.sum()) / scale)
 
 
-def _candidates(
-    sample: Sample, fitted: NDArray[np.bool_], anchor: Matrix, constraint: Constraint, effort: Effort
-) -> Iterator[Matrix]:
-    x, t = sample.x[:, fitted], sample.target[:, fitted]
-    other = None if sample.other is None else sample.other[:, fitted]
-    gram = (x.swapaxes(1, 2) @ x).astype(np.float64)
-    right = (x.swapaxes(1, 2) @ t).astype(np.float64)
-    for strength in effort.strengths:
-        penalty = _penalty(gram, strength)
-        hessian = gram + penalty[:, :, None] * np.eye(gram.shape[1])
-        inverse = np.linalg.inv(hessian)
-        pull = penalty[:, :, None] * anchor
-        ideal = inverse @ (right + pull)
-        yield constraint(ideal, hessian)
-        if sample.through is None or not effort.steps:
-            continue
-        last = np.inf
-        for _ in range(effort.steps):
-            prediction = x @ ideal.astype(np.float32)
-            if other is None:
-                towards = sample.through.towards(prediction, t)
-            else:
-                towards = sample.through.towards(prediction + other, t + other) - other
+class _Choice:
+    """What did best so far, for each output."""
+
+    def __init__(self, judge: _Judge, start: Matrix, errors: Matrix) -> None:
+        self.judge, self.best, self.least = judge, start, errors
+
+    def offer(self, candidate: Matrix) -> float:
+        """Take the outputs that are better; returns the error of all."""
+        errors = self.judge.errors(candidate)
+        better = errors < self.least
+        self.best = np.where(better[:, None], candidate, self.best)
+        self.least = np.where(better, errors, self.least)
+        return float(errors.sum())
+
+
+class _Ridges:
+    """Ridge regressions on the places that are fitted, towards the same weights."""
+
+    def __init__(self, sample: Sample, fitted: NDArray[np.bool_], anchor: Matrix) -> None:
+        self.x, self.t, self.anchor = sample.x[:, fitted], sample.target[:, fitted], anchor
+        self.other = None if sample.other is None else sample.other[:, fitted]
+        self.activation = sample.through
+        self.turned = self.x.swapaxes(1, 2)
+        self.gram = (self.turned @ self.x).astype(np.float64)
+
+    def of(self, strength: float) -> tuple[Matrix, Matrix]:
+        """The inverse of the left side of the normal equations, and that side itself."""
+        hessian = self.gram + _penalty(self.gram, strength)[:, :, None] * np.eye(self.gram.shape[1])
+        return np.asarray(np.linalg.inv(hessian), np.float64), hessian
+
+    def right(self, strength: float, target: Floats) -> Matrix:
+        """The right side for a target."""
+        pull = _penalty(self.gram, strength)[:, :, None] * self.anchor
+        return np.asarray((self.turned @ target).astype(np.float64) + pull)
+
+    def through(self, strength: float, steps: int) -> Matrix:
+        """Weights after some least-squares steps through the activation."""
+        inverse, _ = self.of(strength)
+        ideal, last = inverse @ self.right(strength, self.t), np.inf
+        for _ in range(steps):
+            prediction = self.x @ ideal.astype(np.float32)
+            towards = self._towards(prediction)
             error = float(np.square(towards - prediction, dtype=np.float64).sum())
             if not error < last * (1 - ENOUGH):
                 break
-            last = error
-            ideal = inverse @ ((x.swapaxes(1, 2) @ towards).astype(np.float64) + pull)
-        yield constraint(ideal, hessian)
+            last, ideal = error, inverse @ self.right(strength, towards)
+        return ideal
+
+    def _towards(self, prediction: Floats) -> Floats:
+        if self.activation is None or self.other is None:
+            return self.t if self.activation is None else self.activation.towards(prediction, self.t)
+        return self.activation.towards(prediction + self.other, self.t + self.other) - self.other
 
 
 def _penalty(gram: Matrix, strength: float) -> Matrix:
