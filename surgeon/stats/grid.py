@@ -69,9 +69,9 @@ def grid_of(tensor: gs.Tensor) -> Grid:
             places = moved(node, places)
             scale, zero = moved(node, scale), moved(node, zero)
     low, high = bounds(stored.dtype)
-    if high <= _BYTE:
-        reach = int(np.abs(stored.astype(np.int64).ravel()[places] - zero).max(initial=1))
-        low, high = max(low, int(zero.min(initial=0)) - reach), min(high, int(zero.max(initial=0)) + reach)
+    if high <= _BYTE and stored.size:
+        reach = int(np.abs(stored.astype(np.int64).ravel()[places] - zero).max())
+        low, high = max(low, int(zero.min()) - reach), min(high, int(zero.max()) + reach)
     return Grid(scale, zero, low, high, places)
 
 
