@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
     Feeds = Sequence[Mapping[str, Array]]
 
-STEPS = 4
+STEPS = 2
 
 
 @dataclass
@@ -75,6 +75,28 @@ def correct_biases(
     result = _Walk(graph, reference, feeds, threads, limit_bytes).run(excluded, progress)
     drop_zero_biases(graph, given)
     return result
+
+
+class _Sums:
+    """Sums over places for each output; the last ``kept`` axes are those of the outputs."""
+
+    def __init__(self, kept: int) -> None:
+        self.kept = kept
+        self.error: Any = 0.0
+        self.change: Any = 0.0
+        self.total: Any = 0.0
+        self.square: Any = 0.0
+        self.count = 0
+
+    def add(self, result: Array, truth: Array, change: Array) -> None:
+        """Add the places of a batch: what is computed, what should be, and what the next step would change."""
+        places = tuple(range(truth.ndim - self.kept))
+        difference = result - truth
+        self.error = self.error + np.square(difference).sum(axis=places, dtype=np.float64)
+        self.change = self.change + change.sum(axis=places, dtype=np.float64)
+        self.total = self.total + truth.sum(axis=places, dtype=np.float64)
+        self.square = self.square + np.square(truth).sum(axis=places, dtype=np.float64)
+        self.count += int(np.prod(truth.shape[: len(places)]))
 
 
 class _Walk:
@@ -146,49 +168,44 @@ class _Walk:
         self, twin: Twin, target: Target, shape: tuple[int, ...]
     ) -> tuple[NDArray[np.float64], tuple[float, float]]:
         """For each output the shift that does best, and the squared errors with none and with it."""
-        shift = best = np.zeros(shape)
-        first = least = np.full(shape, np.inf)
-        energy = TINY
-        for step in range(1 + (STEPS if target.through else 1)):
-            error, change, total, square, count = (np.zeros(shape) for _ in range(5))
-            for made, wished, other in self._parts(twin, target, shape[0]):
-                moved = made + shift.astype(np.float32)
-                result, truth = moved, wished
-                towards = wished - moved - (0.0 if other is None else other)
-                if target.through is not None:
-                    whole = moved if other is None else moved + other
-                    result, truth = target.through.function(whole), target.through.function(wished)
-                    towards = target.through.towards(whole, wished) - whole
-                elif other is not None:
-                    result = moved + other
-                error += np.square(result - truth, dtype=np.float64).sum(axis=1, keepdims=True)
-                change += towards.sum(axis=1, keepdims=True, dtype=np.float64)
-                total += truth.sum(axis=1, keepdims=True, dtype=np.float64)
-                square += np.square(truth, dtype=np.float64).sum(axis=1, keepdims=True)
-                count += made.shape[1]
-            if not step:
-                first = error
-                energy = max(float((square - total**2 / np.maximum(count, 1)).sum()), TINY)
-            better = error < least
-            best, least = np.where(better, shift, best), np.where(better, error, least)
-            shift = shift + change / np.maximum(count, 1)
-        finite = np.isfinite(best) & np.isfinite(first)
-        return np.where(finite, best, 0.0), (float(first.sum()) / energy, float(least.sum()) / energy)
+        first = self._sums(twin, target, None)
+        energy = max(float((first.square - first.total**2 / max(first.count, 1)).sum()), TINY)
+        shift = first.change / max(first.count, 1)
+        best, least = np.zeros_like(shift), first.error
+        for _ in range(STEPS if target.through else 1):
+            found = self._sums(twin, target, shift)
+            better = found.error < least
+            best, least = np.where(better, shift, best), np.where(better, found.error, least)
+            shift = shift + found.change / max(found.count, 1)
+        return best.reshape(shape), (float(first.error.sum()) / energy, float(least.sum()) / energy)
 
-    def _parts(self, twin: Twin, target: Target, groups: int) -> Iterator[tuple[Array, Array, Array | None]]:
-        """Per batch what is made, what is wanted with what is added, and what is added: ``[groups, places, outputs]``."""
+    def _sums(self, twin: Twin, target: Target, shift: NDArray[np.float64] | None) -> _Sums:
+        """Sums over all places, with the result moved by ``shift``."""
+        sums = _Sums(max(len(twin.view.group_axes) + (twin.view.channel_axis is not None), 1))
+        for made, wished, other in self._parts(twin, target):
+            moved = made if shift is None else made + shift.astype(made.dtype)
+            whole = moved if other is None else moved + other
+            result, truth, change = whole, wished, wished - whole
+            if target.through is not None:
+                result, truth = target.through.function(whole), target.through.function(wished)
+                change = target.through.towards(whole, wished) - whole
+            sums.add(result, truth, change)
+        return sums
+
+    def _parts(self, twin: Twin, target: Target) -> Iterator[tuple[Array, Array, Array | None]]:
+        """Per batch what is made, what is wanted with what is added, and what is added, channels last."""
         view = twin.view
+
+        def channels_last(array: Array) -> Array:
+            axes = (*view.group_axes, *(() if view.channel_axis is None else (view.channel_axis,)))
+            return np.moveaxis(array, axes, range(-len(axes), 0))[(..., *([None] * (not axes)))]
+
         for batch in range(self.batches):
-
-            def read(name: str, batch: int = batch) -> Array:
-                return self.new.get(name, batch)
-
-            places = np.arange(view.count(read))
             wished = self.reference.left(target.tensor, self.old.get(target.tensor, batch))
             yield (
-                view.results(read(view.output), places, groups),
-                view.results(wished, places, groups),
-                view.results(read(target.other), places, groups) if target.other else None,
+                channels_last(self.new.get(view.output, batch)),
+                channels_last(wished),
+                channels_last(self.new.get(target.other, batch)) if target.other else None,
             )
 
     def _makers(self, twin: Twin) -> list[gs.Node]:
