@@ -144,6 +144,7 @@ class Context:
         later: What the passes after the current one make of a graph, for passes that judge by it; None after the last.
         trial: Whether the pass works for such a judgement only, so that what it makes is measured and thrown away.
         kept: What passes keep for one another, and for their trials, by what it is.
+        unrounded: The float graph that a quantized one was made of, set by the pass that quantized; None before.
         warnings: Every warning so far.
         monitor: Where warnings and progress are shown.
     """
@@ -168,6 +169,7 @@ class Context:
     later: Later | None = None
     trial: bool = False
     kept: dict[str, Any] = field(default_factory=dict)
+    unrounded: Graph | None = None
     warnings: list[str] = field(default_factory=list)
     monitor: Monitor = field(default_factory=SilentMonitor)
 

@@ -133,8 +133,18 @@ def _moved_from(tensor: gs.Tensor) -> Iterator[gs.Constant]:
                 pending += [each for each in held if not isinstance(each, gs.Constant)]
 
 
-def spread(zero: NDArray[Any], shape: tuple[int, ...], axis: int) -> NDArray[Any]:
-    """A parameter in a shape that broadcasts: zero points per tensor, per position of leading axes and of ``axis``, or per block of every axis."""
+def spread(zero: NDArray[Any], shape: tuple[int, ...], axis: int, block: int = 0) -> NDArray[Any]:
+    """A parameter in a shape that broadcasts: per tensor, per position of leading axes and of ``axis``, or per block of every axis.
+
+    Args:
+        zero: The zero points, or scales.
+        shape: Of the integers they are for.
+        axis: An axis of these.
+        block: How many positions of ``axis`` share one; 0: as many as fill the axis.
+
+    Returns:
+        What broadcasts to ``shape``.
+    """
     rank = len(shape)
     if zero.size == 1:
         return zero.reshape(())
@@ -144,5 +154,6 @@ def spread(zero: NDArray[Any], shape: tuple[int, ...], axis: int) -> NDArray[Any
         return zero.reshape([zero.shape[places.index(k)] if k in places else 1 for k in range(rank)])
     for k, size in enumerate(shape):
         if zero.shape[k] not in (1, size):
-            zero = np.repeat(zero, -(-size // zero.shape[k]), axis=k)
+            times = block if block and k == axis % rank else -(-size // zero.shape[k])
+            zero = np.repeat(zero, times, axis=k)[(slice(None),) * k + (slice(size),)]
     return zero

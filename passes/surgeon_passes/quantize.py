@@ -52,6 +52,10 @@ class Quantize(Pass):
         smooth: The same for what the pass ``smooth`` does.
         max_drop: The largest accepted loss of the metric: as many operators stay float as that takes; by default the
             run's ``--max-drop``.
+        rounding: How static mode rounds weights: gptq (each makes up for what others lose, as in the pass of that name) or
+            nearest.
+        correct_bias: Whether static mode lets biases make up for mean errors, as the pass of that name does.
+        memory: Megabytes of activations held in memory for these two, per model; the rest goes to temporary files.
         exclude: Nodes with a node or tensor name that matches one of these patterns stay float.
         guard: Leave operators in float where 8 bits do not pay on this machine, by measurement; what is chosen then
             depends on the machine.
@@ -74,12 +78,17 @@ class Quantize(Pass):
     equalize: bool | None = None
     smooth: bool | None = None
     max_drop: float | None = None
+    rounding: Literal["nearest", "gptq"] = "gptq"
+    correct_bias: bool = True
+    memory: int = 2048
     exclude: tuple[str, ...] = ()
     guard: bool = True
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise UsageError(f"must be at least 1, got {self.samples}", where="quantize.samples")
+        for option in ("samples", "memory"):
+            value = getattr(self, option)
+            if value < 1:
+                raise UsageError(f"must be at least 1, got {value}", where=f"quantize.{option}")
         if self.max_drop is not None and not 0 <= self.max_drop <= 1:
             raise UsageError(f"must lie in [0, 1], got {self.max_drop}", where="quantize.max_drop")
         if self.block not in _BLOCKS:
@@ -106,6 +115,7 @@ class Quantize(Pass):
         return result
 
     def _quantized(self, model: onnx.ModelProto, context: Context, folder: Path) -> onnx.ModelProto:
+        from surgeon.graph.load import from_model
         from surgeon.graph.sessions import session
         from surgeon_passes.quantizing import kernels, prepare
         from surgeon_passes.quantizing.control import Mixes, within_budget
@@ -116,7 +126,9 @@ class Quantize(Pass):
         maker = self._maker(prepare.prepared(model, self._excluding(context), folder), context, folder)
         guarded = self.guard and maker.whole.weighted and not context.trial  # what is tried is not timed
         stay = self._guarded(maker, context) if guarded else {}
-        made = within_budget(Mixes(maker, stay), context, *self._budget(context))
+        context.unrounded = from_model(maker.model)
+        mixes = Mixes(maker, stay, self._improving(maker, context))
+        made = within_budget(mixes, context, *self._budget(context))
         if not made.choice.weighted and not made.stored:
             raise GateError("nothing can be quantized", where="pass quantize", hint=_reasons(made.choice))
         session(made.model)
@@ -180,6 +192,22 @@ class Quantize(Pass):
             for note in found.notes:
                 context.warn(note)
         return maker
+
+    def _improving(self, maker: Maker, context: Context) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
+        """What gives a quantized model better weights and biases; nothing in modes without constant scales."""
+        from surgeon_passes.quantizing.values import improved
+
+        if maker.static is None:
+            return lambda model: model
+        return lambda model: improved(
+            model,
+            maker.model,
+            context,
+            rounding=self.rounding,
+            correct_bias=self.correct_bias,
+            samples=self.samples,
+            memory=self.memory,
+        )
 
     def _budget(self, context: Context) -> tuple[float | None, str]:
         """What may be lost, and the option that says so."""

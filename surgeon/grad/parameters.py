@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 # what may stand between a stored weight and its operator
-CARRIERS = frozenset({"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast"})
+CARRIERS = frozenset(
+    {
+        *("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast"),
+        *("Clip", "QuantizeLinear", "DequantizeLinear"),
+    }
+)
 
 
 def parameters_of(nodes: Iterable[gs.Node], versions: Mapping[str, int]) -> dict[str, gs.Constant]:

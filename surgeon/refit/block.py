@@ -267,12 +267,13 @@ def _trained(
 
 
 def _carrying(graph: gs.Graph, shapes: Shapes) -> set[str]:
-    """Float tensors that depend on the graph's inputs."""
+    """Tensors that depend on the graph's inputs, and are floats or rounded ones."""
     found = {tensor.name for tensor in graph.inputs}
     for node in ordered(graph.nodes):
         if any(tensor.name in found for tensor in needs(node)):
             found |= {tensor.name for tensor in node.outputs}
-    return {name for name in found if shapes.dtypes.get(name) in FLOATS}
+    rounded = {node.outputs[0].name for node in graph.nodes if node.op == "QuantizeLinear"}
+    return {name for name in found if name in rounded or shapes.dtypes.get(name) in FLOATS}
 
 
 def _alone(graph: gs.Graph, block: Block, targets: Sequence[str]) -> gs.Graph:

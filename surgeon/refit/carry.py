@@ -13,9 +13,10 @@ from surgeon.graph.weights import peek
 from surgeon.refit.behind import kept_weight
 from surgeon.refit.norms import is_norm
 from surgeon.stats.bias import read_bias, write_bias
+from surgeon.stats.grid import grid_of, set_integers
 from surgeon.stats.linear import Linear, linear_views
 from surgeon.stats.sequences import named_sequences
-from surgeon.stats.weight import is_shared, weight_values
+from surgeon.stats.weight import is_rounded, is_shared, weight_values
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,10 +65,18 @@ def _carry(analysis: Analysis, before: Current, after: Current) -> None:
 
 
 def set_weight(view: Linear, nodes: dict[str, gs.Node], solved: Array) -> None:
-    """Let a product have these weights and, as last row, this bias: ``[groups, inputs + 1, outputs]``."""
+    """Let a product have these weights and, as last row, this bias: ``[groups, inputs + 1, outputs]``.
+
+    What is stored as integers gets the nearest ones.
+    """
     node = nodes[view.op.node.outputs[0].name]
     tensor = node.inputs[view.weight]
     values = weight_values(tensor)
+    if is_rounded(tensor):
+        set_integers(tensor, grid_of(tensor).nearest(view.weights(solved[:, :-1], values.shape)))
+        if view.bias is not None:
+            write_bias(view, nodes, solved[:, -1:])
+        return
     weights = view.weights(solved[:, :-1], values.shape).astype(values.dtype)
     # a weight behind other nodes gets a name of its own, for they still make a tensor of the old one
     name = tensor.name if isinstance(tensor, gs.Constant) else f"{tensor.name}/surgeon/weight"

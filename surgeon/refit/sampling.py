@@ -7,8 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from surgeon.refit.fit import Sample
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import onnx_graphsurgeon as gs
     from numpy.typing import NDArray
+
+    from surgeon.refit.through import Activation
+    from surgeon.stats.linear import Linear, Read
+
+    Array = NDArray[Any]
 
 HELD_OUT = 0.15
 RUN = 64
@@ -74,3 +84,48 @@ class Draw:
         flags = np.zeros(count, bool)
         flags[self.random.choice(count, max(1, round(HELD_OUT * count)), replace=False)] = True
         return flags
+
+
+def gather(
+    view: Linear,
+    node: gs.Node,
+    draw: Draw,
+    width: tuple[int, int, int],
+    read: Callable[[int], Read],
+    wish: Callable[[int, NDArray[np.int64]], Array],
+    *,
+    other: str = "",
+    through: Activation | None = None,
+) -> Sample:
+    """The arrays at drawn places of all batches.
+
+    Args:
+        view: The product.
+        node: Its node in the graph that is being fitted.
+        draw: Draws the places.
+        width: Groups, inputs (the bias among them) and outputs.
+        read: For each batch what reads the tensors of that graph.
+        wish: What is wanted of a batch at some places, ``[groups, places, outputs]``, what is added included.
+        other: The tensor that is added to the result, or ''.
+        through: The activation behind.
+    """
+    xs, wishes, others, held = [], [], [], []
+    for batch in range(draw.batches):
+        reader = read(batch)
+        places = draw.places_of(view.count(reader), *width)
+        rows = view.rows(node, reader, places).astype(np.float32)
+        last = np.full((*rows.shape[:2], 1), view.bias is not None, rows.dtype)  # zeros: no bias to find
+        xs.append(np.concatenate([rows, last], axis=2))
+        wishes.append(wish(batch, places).astype(np.float32))
+        if other:
+            others.append(view.results(reader(other), places, width[0]).astype(np.float32))
+        held.append(draw.held_out(batch, len(places)))
+    whole = np.concatenate(wishes, axis=1)
+    added = np.concatenate(others, axis=1) if others else None
+    return Sample(
+        np.concatenate(xs, axis=1),
+        whole if added is None else whole - added,
+        added,
+        np.concatenate(held),
+        through,
+    )

@@ -22,7 +22,7 @@ from surgeon.refit.merge import Folding, Merges
 from surgeon.refit.norms import is_norm, refit_norm
 from surgeon.refit.pair import Layout, Linked, Pair, pair_before
 from surgeon.refit.project import Outcome, Projections
-from surgeon.refit.sampling import Draw, Places
+from surgeon.refit.sampling import Draw, Places, gather
 from surgeon.refit.target import Target, sums_into, target_of
 from surgeon.stats.linear import Linear, linear_views
 from surgeon.stats.replay import Replay
@@ -327,32 +327,25 @@ class Sweep:
     def _sample(
         self, view: Linear, node: gs.Node, start: NDArray[np.float64], target: Target | None
     ) -> Sample:
-        groups, inputs, outputs = start.shape
         states = rerun(node, self.graph, threads=self.new.threads) if not view.output else None
-        xs, wishes, others, held = [], [], [], []
-        for batch in range(self.draw.batches):
 
-            def read(name: str, batch: int = batch) -> Array:
+        def reader(batch: int) -> Callable[[str], Array]:
+            def read(name: str) -> Array:
                 if states is not None and name == node.outputs[0].name:
                     return states(read)
                 return self.new.get(name, batch)
 
-            places = self.draw.places_of(view.count(read), groups, inputs, outputs)
-            rows = view.rows(node, read, places).astype(np.float32)
-            last = np.full((*rows.shape[:2], 1), view.bias is not None, rows.dtype)  # zeros: no bias to find
-            xs.append(np.concatenate([rows, last], axis=2))
-            wishes.append(self._wish(view, groups, target, batch, places))
-            if target is not None and target.other:
-                others.append(view.results(read(target.other), places, groups).astype(np.float32))
-            held.append(self.draw.held_out(batch, len(places)))
-        wish = np.concatenate(wishes, axis=1)
-        other = np.concatenate(others, axis=1) if others else None
-        return Sample(
-            np.concatenate(xs, axis=1),
-            wish if other is None else wish - other,
-            other,
-            np.concatenate(held),
-            None if target is None else target.through,
+            return read
+
+        return gather(
+            view,
+            node,
+            self.draw,
+            (start.shape[0], start.shape[1], start.shape[2]),
+            reader,
+            lambda batch, places: self._wish(view, len(start), target, batch, places),
+            other="" if target is None else target.other,
+            through=None if target is None else target.through,
         )
 
     def _wish(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from surgeon.graph.weights import peek
-from surgeon.stats.weight import weight_values
+from surgeon.stats.grid import grid_of, set_integers
+from surgeon.stats.weight import is_rounded, weight_shape, weight_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,7 +56,7 @@ def read_bias(view: Linear, nodes: Mapping[str, gs.Node]) -> NDArray[np.float64]
     bias = view.bias
     given = None if bias is None else _given(nodes[bias.node], bias.index)
     if bias is not None and given is not None:
-        values = peek(given).astype(np.float64) * bias.scale
+        values = weight_values(given).astype(np.float64) * bias.scale
         while values.ndim > whole.ndim:
             values = values[0]  # axes of size one in front
         whole = np.broadcast_to(values, whole.shape)[..., bias.slice_of(whole.shape[-1])]
@@ -85,9 +85,12 @@ def write_bias(view: Linear, nodes: Mapping[str, gs.Node], values: Array) -> Non
     kind = weight_values(node.inputs[view.weight]).dtype
     whole = np.zeros(shape, kind)
     if given is not None and bias.part != (0, 1, 1):
-        whole[...] = peek(given)
+        whole[...] = weight_values(given)
     part = bias.slice_of(shape[-1])
     whole[..., part] = (values / bias.scale).reshape(whole[..., part].shape)
+    if given is not None and is_rounded(given):
+        set_integers(given, grid_of(given).nearest(whole.reshape(weight_shape(given))))
+        return
     name = f"{bias.node}/surgeon/bias"
     if given is not None and len(given.outputs) == 1:
         name = given.name
@@ -96,6 +99,8 @@ def write_bias(view: Linear, nodes: Mapping[str, gs.Node], values: Array) -> Non
     owner.inputs[bias.index] = gs.Constant(name, whole)
 
 
-def _given(owner: gs.Node, index: int) -> gs.Constant | None:
+def _given(owner: gs.Node, index: int) -> gs.Tensor | None:
     tensor = owner.inputs[index] if index < len(owner.inputs) else None
-    return tensor if isinstance(tensor, gs.Constant) else None
+    if tensor is None or not (isinstance(tensor, gs.Constant) or is_rounded(tensor)):
+        return None
+    return tensor

@@ -16,7 +16,7 @@ from surgeon.axes import coordinates
 from surgeon.stats.convolution import Convolution, TransposedConvolution
 from surgeon.stats.product import gemm, matmul
 from surgeon.stats.recurrent import recurrent
-from surgeon.stats.weight import weight_chain
+from surgeon.stats.weight import is_rounded, weight_chain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -103,16 +103,22 @@ class Linear(Protocol):
         """
 
 
-def linear_views(op: Op) -> Sequence[Linear]:
-    """All products of an operator with constant floating-point weights; none where there are none.
+def linear_views(op: Op, *, rounded: bool = False) -> Sequence[Linear]:
+    """All products of an operator with constant weights; none where there are none.
 
     Operators in the bodies of others have none, for their tensors cannot be seen from outside; nor have operators
     whose bias is computed or differs from place to place.
+
+    Args:
+        op: The operator.
+        rounded: Whether weights and biases may be stored as integers: who changes them has to keep to their grid.
     """
     if op.within is not None or op.facts.barrier or op.node.domain not in (None, "", "ai.onnx"):
         return []
     find = _KINDS.get(op.node.op)
-    return find(op) if find is not None else []
+    if find is None or (not rounded and any(is_rounded(tensor) for tensor in op.node.inputs)):
+        return []
+    return find(op)
 
 
 def contracted_coordinates(view: Linear, atom: Atom) -> NDArray[np.int64] | None:
@@ -136,7 +142,8 @@ def contracted_coordinates(view: Linear, atom: Atom) -> NDArray[np.int64] | None
 
 def _convolution(op: Op) -> list[Convolution]:
     bias = op.node.inputs[2] if op.has(2) else None
-    if not _is_only_weight(op) or not (bias is None or isinstance(bias, gs.Constant)):
+    known = bias is None or isinstance(bias, gs.Constant) or is_rounded(bias)
+    if not _is_only_weight(op) or not known:
         return []
     return [Convolution(op) if op.node.op == "Conv" else TransposedConvolution(op)]
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from surgeon.stats.bias import Bias
-from surgeon.stats.weight import weight_chain, weight_shape
+from surgeon.stats.weight import is_rounded, weight_chain, weight_shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -199,9 +199,11 @@ def _side(op: Op) -> int | None:
 
 def _fits(view: Product, tensor: gs.Tensor) -> bool:
     """Whether a constant that is added is the same at all places."""
-    if not isinstance(tensor, gs.Constant):
+    if not isinstance(tensor, gs.Constant) and not is_rounded(tensor):
         return False
-    shape, whole = list(tensor.shape), view.bias_shape(view.op.node)
+    shape, whole = list(weight_shape(tensor)), view.bias_shape(view.op.node)
+    if is_rounded(tensor) and np.prod(shape) != np.prod(whole):
+        return False  # one integer for all places cannot become several
     while len(shape) > len(whole) and shape[0] == 1:
         del shape[0]
     dims = view.op.shapes.dims.get(str(view.op.node.outputs[0].name))

@@ -1,4 +1,4 @@
-"""The weights of operators: constants, perhaps behind nodes that only turn, cast or reshape them."""
+"""The weights of operators: constants, perhaps behind nodes that only turn, cast, reshape or dequantize them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from surgeon.graph.weights import data_type, peek
+from surgeon.quantized import spread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
-_TURNING = frozenset({"Identity", "Transpose", "Cast", "Reshape"})
+INTEGERS = tuple(
+    getattr(onnx.TensorProto, name)
+    for name in ("INT2", "UINT2", "INT4", "UINT4", "INT8", "UINT8", "INT16", "UINT16", "INT32")
+    if hasattr(onnx.TensorProto, name)
+)
+_TURNING = frozenset({"Identity", "Transpose", "Cast", "Reshape", "DequantizeLinear"})
 
 
 def weight_chain(tensor: gs.Tensor) -> list[gs.Tensor] | None:
@@ -25,20 +31,31 @@ def weight_chain(tensor: gs.Tensor) -> list[gs.Tensor] | None:
     Canonical form computes shape arithmetic only: what is made of float constants stays nodes.
 
     Returns:
-        The tensors on the way, the constant first; None if there is none, or its numbers are no floats, or another
-        operation than Identity, Transpose, Reshape or a Cast between floats is on the way.
+        The tensors on the way, the constant first; None if there is none, or another operation than Identity, Transpose,
+        Reshape, a Cast between floats or, once, a DequantizeLinear of integers is on the way, or its numbers are no
+        floats without that.
     """
-    chain = [tensor]
+    chain, dequantized = [tensor], False
     while not isinstance(chain[-1], gs.Constant):
         makers = chain[-1].inputs
         if len(makers) != 1 or makers[0].op not in _TURNING or makers[0].domain:
             return None
         if not all(isinstance(each, gs.Constant) for each in makers[0].inputs[1:]):
             return None
-        if makers[0].op == "Cast" and _float_type(makers[0].attrs["to"]) is None:
+        if makers[0].op == "Cast" and (dequantized or _float_type(makers[0].attrs["to"]) is None):
             return None
+        if makers[0].op == "DequantizeLinear":
+            if dequantized:
+                return None
+            dequantized = True
         chain.append(makers[0].inputs[0])
-    return chain[::-1] if data_type(chain[-1]) in FLOATS else None
+    return chain[::-1] if data_type(chain[-1]) in (INTEGERS if dequantized else FLOATS) else None
+
+
+def is_rounded(tensor: gs.Tensor) -> bool:
+    """Whether a weight is stored as integers that a DequantizeLinear makes numbers of."""
+    chain = weight_chain(tensor)
+    return chain is not None and data_type(chain[0]) in INTEGERS
 
 
 def weight_values(tensor: gs.Tensor) -> Array:
@@ -52,8 +69,32 @@ def weight_values(tensor: gs.Tensor) -> Array:
         raise ValueError(f"{tensor.name} is no weight")
     values: Array = peek(chain[0])
     for each in chain[1:]:
-        values = _computed(each.inputs[0], values)
+        node = each.inputs[0]
+        if node.op == "DequantizeLinear":
+            scale, zero = steps_of(node, values.shape)
+            values = (values.astype(scale.dtype) - zero) * scale
+        elif node.op == "Cast":
+            values = values.astype(_float_type(node.attrs["to"]))
+        else:
+            values = moved(node, values)
     return values
+
+
+def steps_of(node: gs.Node, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """Scales and zero points of a DequantizeLinear with constant ones, for all entries of what it reads.
+
+    Args:
+        node: The DequantizeLinear.
+        shape: Of what it reads.
+    """
+    axis, block = int(node.attrs.get("axis", 1)), int(node.attrs.get("block_size", 0))
+    scale = peek(node.inputs[1])
+    given = len(node.inputs) > 2 and node.inputs[2].name
+    zero = peek(node.inputs[2]).astype(scale.dtype) if given else np.zeros_like(scale)
+    return (
+        np.broadcast_to(spread(scale, shape, axis, block), shape),
+        np.broadcast_to(spread(zero, shape, axis, block), shape),
+    )
 
 
 def weight_shape(tensor: gs.Tensor) -> tuple[int, ...]:
@@ -68,11 +109,10 @@ def is_shared(tensor: gs.Tensor) -> bool:
     return any(len(each.outputs) > 1 for each in weight_chain(tensor) or [tensor])
 
 
-def _computed(node: gs.Node, values: Array) -> Array:
+def moved(node: gs.Node, values: Array) -> Array:
+    """What an operator that only moves values, such as those on the way to a weight, makes of them."""
     if node.op == "Transpose":
         return values.transpose(node.attrs.get("perm"))
-    if node.op == "Cast":
-        return values.astype(_float_type(node.attrs["to"]))
     if node.op == "Reshape":
         target = [int(size) for size in peek(node.inputs[1])]
         if not node.attrs.get("allowzero", 0):

@@ -14,6 +14,8 @@ from surgeon_passes.quantizing.sensitivity import Outputs, Sensitivity, groups_o
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
+    import onnx
+
     from surgeon.passes import Context
     from surgeon_passes.quantizing.maker import Made, Maker
 
@@ -29,21 +31,27 @@ class Mixes:
     Attributes:
         maker: What makes them.
         stay: What stays float in any case, and why.
+        improve: Gives a quantized model better values; too slow for every trial.
     """
 
     maker: Maker
     stay: Mapping[str, str]
+    improve: Callable[[onnx.ModelProto], onnx.ModelProto]
 
-    def make(self, stay: Mapping[str, str], bare: Collection[str] = ()) -> Made:
+    def make(self, stay: Mapping[str, str], bare: Collection[str] = (), *, best: bool = False) -> Made:
         """Make one.
 
         Args:
             stay: Nodes whose arithmetic stays float as well, and why.
             bare: Those of them whose weights stay float in the file as well.
+            best: Whether its values are improved.
         """
         every = {**self.stay, **stay}
         choice = self.maker.choose(every)
-        return self.maker.finished(self.maker.draft(choice), choice, every, bare)
+        draft = self.maker.draft(choice)
+        if best and choice.weighted:
+            draft = self.improve(draft)
+        return self.maker.finished(draft, choice, every, bare)
 
     def tried(self, names: Collection[str], *, bare: bool = False) -> Made:
         """Make one with some operators in float, to be measured and thrown away."""
@@ -115,7 +123,7 @@ def within_budget(mixes: Mixes, context: Context, max_drop: float | None, where:
         GateError: No mix of float and quantized operators is within the budget.
     """
     settled: Settled = context.kept.get(FLOAT, Settled({}, plain=False))
-    made = mixes.make(settled.reasons, settled.reasons if settled.plain else ())
+    made = mixes.make(settled.reasons, settled.reasons if settled.plain else (), best=not context.trial)
     if max_drop is None or context.trial or not (made.choice.weighted or made.stored):
         return made
     return _Control(mixes, context, Judge.of(context, max_drop, where), where).run(made, settled)
@@ -153,7 +161,10 @@ class _Control:
         blame = {name: each for each in ranked for name in each.nodes}
         found = Settled({name: _reason(blame[name]) for name in order if name in kept}, plain=plain)
         self.context.kept[FLOAT] = found
-        made = self.mixes.make(found.reasons, found.reasons if plain else ())
+        bare = found.reasons if plain else ()
+        made = self.mixes.make(found.reasons, bare, best=True)
+        if not self._accepts(self._note(kept, self.judge.measure(made.model), plain=plain)):
+            made = self.mixes.make(found.reasons, bare)  # which was measured
         self._record(made, found)
         return made
 

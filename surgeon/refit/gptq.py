@@ -1,0 +1,55 @@
+"""Rounding the weights of a quantized graph anew, with second-order error feedback; see `surgeon.refit.rounding`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from surgeon.refit.biases import drop_zero_biases, give_biases
+from surgeon.refit.rounding import Rounded
+from surgeon.refit.settle import Settled, settle
+from surgeon.stats.grid import grid_of
+from surgeon.stats.weight import is_rounded
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import onnx_graphsurgeon as gs
+    from numpy.typing import NDArray
+
+    from surgeon.reference import Reference
+    from surgeon.refit.constrained import Constraint
+    from surgeon.stats.linear import Linear
+
+    Feeds = Sequence[Mapping[str, NDArray[Any]]]
+
+
+def round_again(
+    graph: gs.Graph,
+    reference: Reference,
+    feeds: Feeds,
+    *,
+    ordered: bool = True,
+    sweeps: int = 2,
+    **options: Any,
+) -> Settled:
+    """Choose the integers of a quantized graph's weights by what the float graph computes, in place.
+
+    Args:
+        graph: With weights behind DequantizeLinear; scales and zero points stay as they are.
+        reference: The float graph it was made from.
+        feeds: Calibration batches, without labels.
+        ordered: Whether the inputs with the largest mean square are rounded first.
+        sweeps: How often all weights are visited again.
+        options: Those of `surgeon.refit.settle.settle`.
+    """
+
+    def constrain(view: Linear) -> Constraint | str:
+        tensor = view.op.node.inputs[view.weight]
+        if not is_rounded(tensor):
+            return "its weight is not rounded"
+        return Rounded.of(view, view.op.node, grid_of(tensor), ordered=ordered, sweeps=sweeps)
+
+    given = give_biases(graph)
+    result = settle(graph, reference, feeds, constrain, **options)
+    drop_zero_biases(graph, given)
+    return result

@@ -1,0 +1,142 @@
+"""Weights rounded onto their grids with second-order error feedback.
+
+What one weight loses by being rounded, those that are not rounded yet make up for as far as their inputs go together:
+Frantar et al., arXiv 2210.17323, in the form with the Cholesky factor of the inverse of ``G = Σ x xᵀ``. Then weights are
+visited again, one at a time, and each takes the integer that is best with all others as they are, which never makes the
+error larger.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from surgeon.stats.grid import Grid
+    from surgeon.stats.linear import Linear
+
+    Matrix = NDArray[np.float64]
+
+BLOCK = 128  # rows whose errors are fed on to the rest at once
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """The constraint that weights are on their grids; see `surgeon.refit.constrained.Constraint`.
+
+    Attributes:
+        scale: ``[groups, inputs, outputs]``.
+        zero: The zero points, of the same shape.
+        least: The smallest integer.
+        most: The largest integer.
+        ordered: Whether the inputs with the largest mean square come first, whose errors then have most to be made
+            up by.
+        sweeps: How often all weights are visited again.
+    """
+
+    scale: Matrix
+    zero: Matrix
+    least: int
+    most: int
+    ordered: bool = True
+    sweeps: int = 2
+
+    @staticmethod
+    def of(view: Linear, node: Any, grid: Grid, *, ordered: bool = True, sweeps: int = 2) -> Rounded:
+        """The grid of a product's weight.
+
+        Args:
+            view: The product.
+            node: The node whose weight it is.
+            grid: Of the weight.
+            ordered: See above.
+            sweeps: See above.
+        """
+        scale, zero = (view.matrices(node, np.asarray(each, np.float64)) for each in (grid.scale, grid.zero))
+        return Rounded(
+            np.where(scale == 0, 1.0, scale), zero, grid.least, grid.most, ordered=ordered, sweeps=sweeps
+        )
+
+    def nearest(self, weights: Matrix, rows: Any = slice(None)) -> Matrix:
+        """The numbers of the grid nearest to some rows of the weights, ``[groups, rows, outputs]``."""
+        scale, zero = self.scale[:, rows], self.zero[:, rows]
+        steps = np.clip(np.rint(weights / scale) + zero, self.least, self.most)
+        return np.asarray((steps - zero) * scale)
+
+    def __call__(self, ideal: Matrix, hessian: Matrix) -> Matrix:
+        """The rounded weights whose distance from ``ideal``, as ``hessian`` measures it, is small.
+
+        It is never larger than that of the nearest ones.
+
+        Args:
+            ideal: ``[groups, inputs + 1, outputs]``, the bias last, which is not rounded.
+            hessian: ``[groups, inputs + 1, inputs + 1]``, positive definite.
+        """
+        plain = np.concatenate([self.nearest(ideal[:, :-1]), ideal[:, -1:]], axis=1)
+        found = self._fed_back(ideal, hessian)
+        better = distance(found, ideal, hessian) < distance(plain, ideal, hessian)
+        found = np.where(better[:, None], found, plain)
+        for _ in range(self.sweeps):
+            found = self._visited(found, ideal, hessian)
+        return found
+
+    def _fed_back(self, ideal: Matrix, hessian: Matrix) -> Matrix:
+        groups, rows, _ = ideal.shape
+        order = np.broadcast_to(np.arange(rows), (groups, rows)).copy()
+        if self.ordered:
+            largest = -np.diagonal(hessian, axis1=1, axis2=2)[:, :-1]
+            order[:, :-1] = np.argsort(largest, axis=1, kind="stable")
+        turned = np.take_along_axis(hessian, order[:, :, None], axis=1)
+        turned = np.take_along_axis(turned, order[:, None, :], axis=2)
+        upper = np.linalg.cholesky(np.linalg.inv(turned)).swapaxes(1, 2)
+        left = np.take_along_axis(ideal, order[:, :, None], axis=1)
+        # the grid in the order of the rows
+        inner = order[:, :-1, None]
+        sorted_grid = Rounded(
+            np.take_along_axis(self.scale, inner, axis=1),
+            np.take_along_axis(self.zero, inner, axis=1),
+            self.least,
+            self.most,
+        )
+        for start in range(0, rows - 1, BLOCK):
+            end = min(start + BLOCK, rows - 1)
+            errors = np.zeros((groups, end - start, ideal.shape[2]))
+            for k in range(start, end):
+                chosen = sorted_grid.nearest(left[:, k : k + 1], slice(k, k + 1))
+                error = (left[:, k : k + 1] - chosen) / upper[:, k, k][:, None, None]
+                left[:, k + 1 : end] -= upper[:, k, k + 1 : end, None] * error
+                left[:, k : k + 1] = chosen
+                errors[:, k - start] = error[:, 0]
+            left[:, end:] -= upper[:, start:end, end:].swapaxes(1, 2) @ errors
+        result = np.empty_like(left)
+        np.put_along_axis(result, order[:, :, None], left, axis=1)
+        return result
+
+    def _visited(self, start: Matrix, ideal: Matrix, hessian: Matrix) -> Matrix:
+        """One round of coordinate descent, the bias included."""
+        found, rows = start.copy(), ideal.shape[1]
+        slope = hessian @ (found - ideal)
+        for begin in range(0, rows, BLOCK):
+            end = min(begin + BLOCK, rows)
+            before = found[:, begin:end].copy()
+            inside = slope[:, begin:end].copy()
+            for k in range(begin, end):
+                curvature = hessian[:, k, k][:, None, None]
+                best = found[:, k : k + 1] - inside[:, k - begin : k - begin + 1] / curvature
+                if k < rows - 1:
+                    best = self.nearest(best, slice(k, k + 1))
+                change = best - found[:, k : k + 1]
+                found[:, k : k + 1] = best
+                inside += hessian[:, begin:end, k, None] * change
+            slope += hessian[:, :, begin:end] @ (found[:, begin:end] - before)
+        return found
+
+
+def distance(weights: Matrix, ideal: Matrix, hessian: Matrix) -> Matrix:
+    """``(w - v)ᵀ H (w - v)`` for each column: ``[groups, outputs]``."""
+    difference = weights - ideal
+    return np.asarray(np.einsum("gij,gij->gj", difference, hessian @ difference))

@@ -1,0 +1,188 @@
+"""Bringing the weights of a graph under a constraint, operator by operator, in one sweep.
+
+Operators are visited in topological order. Each reads what the operators before it, with the weights they have been
+given, put out, and aims at what the original computes there; where its result goes straight into a residual sum it aims
+at the sum less what the other branch now is. So each makes up for what those before it have lost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from surgeon.refit.carry import get_weight, set_weight
+from surgeon.refit.constrained import Constraint, fit_constrained
+from surgeon.refit.fit import Effort
+from surgeon.refit.sampling import Draw, Places, gather
+from surgeon.refit.twins import Twin, Twins
+from surgeon.stats.replay import Replay
+from surgeon.stats.weight import is_shared, weight_shape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import onnx_graphsurgeon as gs
+    from numpy.typing import NDArray
+
+    from surgeon.reference import Reference
+    from surgeon.stats.linear import Linear
+
+    Array = NDArray[Any]
+    Feeds = Sequence[Mapping[str, Array]]
+
+EFFORT = Effort(strengths=(1e-4, 1e-3, 1e-2, 1e-1), steps=4)
+
+
+class Constrain(Protocol):
+    """What is asked of the operators of a graph."""
+
+    def __call__(self, view: Linear) -> Constraint | str:
+        """The constraint on the weights of a product, or why there is none and they stay as they are."""
+
+
+@dataclass
+class Settled:
+    """What a sweep did.
+
+    Attributes:
+        errors: For each operator its squared error before and after, relative to the variance, on held-out places.
+        left: Operators whose weights stay as they are, and why.
+        spilled: How many arrays went to temporary files for lack of memory.
+    """
+
+    errors: dict[str, tuple[float, float]] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+    spilled: int = 0
+
+
+def settle(
+    graph: gs.Graph,
+    reference: Reference,
+    feeds: Feeds,
+    constrain: Constrain,
+    *,
+    seed: int = 0,
+    threads: int = 1,
+    limit_bytes: int = 2**31,
+    places: Places = Places(),  # noqa: B008 - frozen
+    effort: Effort = EFFORT,
+    excluded: Callable[[str], bool] = lambda _: False,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Settled:
+    """Give the products of a graph weights that a constraint allows, in place.
+
+    Args:
+        graph: Topologically sorted; its weights are allowed already.
+        reference: What it came from, with the weights that the regression is pulled towards.
+        feeds: Calibration batches, without labels.
+        constrain: The constraint on each product.
+        seed: Seed of the choice of places.
+        threads: Threads for onnxruntime.
+        limit_bytes: Activations held in memory, per graph.
+        places: How many places of each operator are looked at.
+        effort: How hard each operator is fitted.
+        excluded: Whether a node or tensor, by name, is to be left alone.
+        progress: Called with 1 after each operator.
+    """
+    return _Sweep(graph, reference, feeds, seed, threads, limit_bytes, places, effort).run(
+        constrain, excluded, progress
+    )
+
+
+class _Sweep:
+    def __init__(
+        self,
+        graph: gs.Graph,
+        reference: Reference,
+        feeds: Feeds,
+        seed: int,
+        threads: int,
+        limit_bytes: int,
+        places: Places,
+        effort: Effort,
+    ) -> None:
+        self.graph, self.reference, self.effort = graph, reference, effort
+        self.twins = Twins.of(graph, reference)
+        options: dict[str, Any] = {"threads": threads, "limit_bytes": limit_bytes}
+        self.old = Replay(reference.graph, self.twins.original_shapes.dtypes, feeds, **options)
+        self.new = Replay(graph, self.twins.shapes.dtypes, feeds, **options)
+        self.nodes = {node.outputs[0].name: node for node in graph.nodes if node.outputs}
+        self.originals = {node.outputs[0].name: node for node in reference.graph.nodes if node.outputs}
+        self.draw = Draw(np.random.default_rng(seed), places.limited(limit_bytes), len(feeds))
+        self.pending: set[str] = set()
+
+    def run(
+        self, constrain: Constrain, excluded: Callable[[str], bool], progress: Callable[[int], None]
+    ) -> Settled:
+        result = Settled(left=dict(self.twins.left))
+        work: list[tuple[Twin, Constraint]] = []
+        for twin in self.twins.found:
+            allowed = self._why_not(twin, excluded) or constrain(twin.view)
+            if isinstance(allowed, str):
+                result.left[twin.label] = allowed
+            else:
+                work.append((twin, allowed))
+        self.pending = {twin.node.outputs[0].name for twin, _ in work}
+        held = [sorted(self.twins.may_read(twin)) for twin, _ in work]
+        for name in (name for names in held for name in names):
+            self.old.hold(name)
+        for (twin, allowed), names in zip(work, held, strict=True):
+            result.errors[twin.label] = self._settle(twin, allowed)
+            self.pending.discard(twin.node.outputs[0].name)
+            for name in names:
+                self.old.release(name)
+            progress(1)
+        result.spilled = self.old.store.spilled + self.new.store.spilled
+        return result
+
+    def _why_not(self, twin: Twin, excluded: Callable[[str], bool]) -> str:
+        node, tensor = twin.node, twin.node.inputs[twin.view.weight]
+        if any(excluded(name) for name in (node.name, tensor.name, *(t.name for t in node.outputs)) if name):
+            return "excluded"
+        if is_shared(tensor):
+            return "its weight is shared"
+        outside = {each.name for each in self.graph.outputs}
+        if twin.view.output != node.outputs[0].name and node.outputs[0].name in outside:
+            return "the model puts out its result before the bias is added"
+        return ""
+
+    def _settle(self, twin: Twin, allowed: Constraint) -> tuple[float, float]:
+        view, node = twin.view, twin.node
+        target = self.twins.target(twin, lambda name: not self.new.runs([name]) & self.pending)
+        wanted = {*view.reads, *((target.other,) if target.other else ())}
+        for name in wanted:
+            self.new.hold(name)
+        self.old.advance([target.tensor])
+        self.new.advance(sorted(wanted))
+        start = get_weight(view, self.nodes)
+
+        def wish(batch: int, places: NDArray[np.int64]) -> Array:
+            whole = self.reference.left(target.tensor, self.old.get(target.tensor, batch))
+            return view.results(whole, places, len(start))
+
+        sample = gather(
+            view,
+            node,
+            self.draw,
+            (len(start), start.shape[1], start.shape[2]),
+            lambda batch: lambda name: self.new.get(name, batch),
+            wish,
+            other=target.other,
+            through=target.through,
+        )
+        found = fit_constrained(sample, start, self._anchor(twin, start), allowed, self.effort)
+        if found.after < found.before:
+            set_weight(view, self.nodes, found.weights)
+        for name in wanted:
+            self.new.release(name)
+        return found.before, found.after
+
+    def _anchor(self, twin: Twin, start: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The weights of the original, or those of the graph where it was cut."""
+        theirs = self.originals[twin.original.op.node.outputs[0].name]
+        shapes = [
+            weight_shape(n.inputs[v.weight]) for n, v in ((twin.node, twin.view), (theirs, twin.original))
+        ]
+        return get_weight(twin.original, self.originals) if shapes[0] == shapes[1] else start
