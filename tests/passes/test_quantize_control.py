@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +26,7 @@ from surgeon_passes.quantizing.control import TRIES, fewest
 from surgeon_passes.quantizing.sensitivity import MOST_GROUPS, Outputs, groups_of, sensitivities
 
 NAMES = tuple("abcdefghij")
+PLAIN = Quantize(guard=False, equalize=False, smooth=False, calibration="minmax")
 
 
 def asked(holds: Any, order: tuple[str, ...] = NAMES, tries: int = TRIES) -> tuple[Any, list[frozenset[str]]]:
@@ -154,7 +156,7 @@ def context(tmp_path: Path) -> Context:
 
 
 def test_exactly_the_operator_that_cannot_stand_8_bits_stays_float(context: Context) -> None:
-    result = to_model(Quantize(guard=False).run(from_model(crafted()), context))
+    result = to_model(PLAIN.run(from_model(crafted()), context))
     record: Any = context.record
     (kept,) = record["control"]["float"]
     assert (kept["node"], kept["weights"]) == ("second", "float")  # too few weights to store
@@ -201,7 +203,7 @@ def test_weights_of_an_operator_in_float_are_stored_where_that_is_enough(tmp_pat
     context = Context(
         tmp_path / "m.onnx", inputs=inputs, data=data, evaluation=data, metric="cosine", max_drop=0.01
     )
-    result = to_model(Quantize(guard=False).run(from_model(model), context))
+    result = to_model(PLAIN.run(from_model(model), context))
     record: Any = context.record
     assert [(each["node"], each["weights"]) for each in record["control"]["float"]] == [("first", "stored")]
     assert record["stored"] == {"Conv": 1}
@@ -248,7 +250,7 @@ def test_what_stays_float_is_float_in_onnxruntime(kind: str, tmp_path: Path) -> 
     np.savez(tmp_path / "d.npz", **feeds)
     inputs = tuple(graph_inputs(from_model(model)))
     context = Context(Path("m.onnx"), inputs=inputs, data=open_data(tmp_path / "d.npz", inputs))
-    result = to_model(Quantize(exclude=("middle",), guard=False).run(from_model(model), context))
+    result = to_model(replace(PLAIN, exclude=("middle",)).run(from_model(model), context))
     plain, fast = (run(session(result, optimize=optimize), feeds)[0] for optimize in (False, True))
     step = np.abs(plain).max() / 255  # one step of an 8-bit number may fall the other way
     assert np.abs(plain - fast).max() <= 2 * step
@@ -257,7 +259,7 @@ def test_what_stays_float_is_float_in_onnxruntime(kind: str, tmp_path: Path) -> 
 def test_within_the_budget_nothing_is_measured_further(context: Context) -> None:
     context.max_drop = 1.0
     context.confidence = 0.5
-    Quantize(guard=False).run(from_model(crafted()), context)
+    PLAIN.run(from_model(crafted()), context)
     record: Any = context.record
     assert record["left_float"] == record["control"]["float"] == []
     assert len(record["control"]["curve"]) == 1
@@ -267,14 +269,14 @@ def test_within_the_budget_nothing_is_measured_further(context: Context) -> None
 def test_a_budget_that_nothing_meets(context: Context) -> None:
     context.max_drop = 1e-9
     with pytest.raises(surgeon.GateError, match="no mix of float and quantized operators") as caught:
-        Quantize(max_drop=1e-9, guard=False).run(from_model(crafted()), context)
+        replace(PLAIN, max_drop=1e-9).run(from_model(crafted()), context)
     assert caught.value.where == "quantize.max_drop"
     assert "3 operators in float" in str(caught.value)
 
 
 def test_without_a_budget_there_is_no_control(context: Context) -> None:
     context.max_drop = None
-    Quantize(guard=False).run(from_model(crafted()), context)
+    PLAIN.run(from_model(crafted()), context)
     assert "control" not in context.record
     with pytest.raises(surgeon.UsageError, match=r"must lie in \[0, 1\]"):
         Quantize(max_drop=2.0)
@@ -392,7 +394,7 @@ def test_where_the_whole_model_needs_operators_in_float_cuts_are_tried_with_thes
     x = np.random.default_rng(5).standard_normal((256, 3, 8, 8)).astype("f")
     report = surgeon.run(
         path,
-        [Prune(tries=2, score="l2", reconstruct=False, exclude=("w1", "w2")), Quantize(guard=False)],
+        [Prune(tries=2, score="l2", reconstruct=False, exclude=("w1", "w2")), PLAIN],
         clean=False,
         data={"x": x[:128]},
         evaluation={"x": x[128:]},
