@@ -26,7 +26,9 @@ from surgeon_passes.quantizing.control import TRIES, fewest
 from surgeon_passes.quantizing.sensitivity import MOST_GROUPS, Outputs, groups_of, sensitivities
 
 NAMES = tuple("abcdefghij")
-PLAIN = Quantize(guard=False, equalize=False, smooth=False, calibration="minmax")
+PLAIN = Quantize(
+    guard=False, equalize=False, smooth=False, calibration="minmax", rounding="nearest", correct_bias=False
+)
 
 
 def asked(holds: Any, order: tuple[str, ...] = NAMES, tries: int = TRIES) -> tuple[Any, list[frozenset[str]]]:
