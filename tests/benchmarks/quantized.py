@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -31,6 +32,13 @@ HERE = Path(__file__).resolve().parent
 FLOAT, SURGEON = "float", "surgeon"
 RIVALS = ("ort-minmax", "ort-percentile", "nncf", "nncf-transformer")
 TRANSFORMER = "nncf-transformer"
+# the surgeon whose source is part of the key, whatever lies in the current folder (-P) or is installed
+SURGEON_RUN = (sys.executable, "-P", "-m", "surgeon", "run")
+OURS = {
+    "PYTHONPATH": os.pathsep.join(
+        str(Path(str(module.__file__)).resolve().parents[1]) for module in (surgeon, surgeon_passes)
+    )
+}
 ROUNDS, LATENCY_SECONDS = (20, 200), 3.0
 COMPARED = 512  # held-out samples whose outputs are compared; figures take all there are
 Cell = dict[str, Any]
@@ -73,6 +81,7 @@ class Settings:
         nncf_python: The interpreter that can import NNCF, or None.
         passes: What surgeon runs, by column.
         keep: A folder for the quantized models, or None.
+        force: Whether surgeon gives out models that are slower than the original.
     """
 
     samples: int = 512
@@ -80,6 +89,7 @@ class Settings:
     nncf_python: Path | None = None
     passes: dict[str, str] = field(default_factory=lambda: {SURGEON: "quantize"})
     keep: Path | None = None
+    force: bool = False
 
 
 class Cells:
@@ -166,7 +176,7 @@ def quantized_cell(task: Task, column: str, settings: Settings) -> Cell:
         feeds.mkdir()
         samples = stored_feeds.store(stored_feeds.limited(task.calibration(0), settings.samples), feeds)
         command = command_of(task, column, settings, feeds, output)
-        ended = subprocesses.run(command, settings.timeout, {"SURGEON_FEEDS": str(feeds)})
+        ended = subprocesses.run(command, settings.timeout, {**OURS, "SURGEON_FEEDS": str(feeds)})
         made: Cell = {"seconds": round(ended.seconds, 1), "peak_mb": ended.peak_mb, "samples": samples}
         if ended.why is not None:
             return {**made, "why": ended.why.replace(str(task.path), task.path.name)}
@@ -183,8 +193,9 @@ def command_of(task: Task, column: str, settings: Settings, feeds: Path, output:
         program = [interpreter(column, settings), str(HERE / "rivals.py"), column]
         return [*program, str(task.path), str(feeds), str(output)]
     loader = f"{HERE / 'stored_feeds.py'}:calibration"
-    command = [sys.executable, "-m", "surgeon", "run", str(task.path), "--data", loader]
-    return [*command, "--passes", settings.passes[column], "--threads", "1", "-o", str(output)]
+    command = [*SURGEON_RUN, str(task.path), "--data", loader]
+    command += ["--passes", settings.passes[column], "--threads", "1", "-o", str(output)]
+    return [*command, "--force"] if settings.force else command
 
 
 def notes_of(output: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 import subprocesses
 from pretrained import CIFAR10, DATA, Task
-from quantized import FLOAT, Cell, Cells, Settings, cell, drop, latency_of, surgeon_version
+from quantized import FLOAT, OURS, SURGEON_RUN, Cell, Cells, Settings, cell, drop, latency_of, surgeon_version
 
 from surgeon.errors import SurgeonError
 from surgeon.graph.sessions import RUNTIME_ERRORS, first_line, session
@@ -71,20 +70,11 @@ def _made(task: Task, run: Run, settings: Settings) -> Cell:
     script, kind = DATA / "cifar10.py", kind_of(task)
     with tempfile.TemporaryDirectory(prefix="together-") as folder:
         output = Path(folder) / "small.onnx"
-        command = [
-            sys.executable,
-            "-m",
-            "surgeon",
-            "run",
-            str(task.path),
-            "--passes",
-            run.passes,
-            *run.options,
-        ]
+        command = [*SURGEON_RUN, str(task.path), "--passes", run.passes, *run.options]
         command += ["--data", f"{script}:calibration{kind}", "--threads", "1", "-o", str(output)]
         if run.searches:
             command += ["--eval", f"{script}:search{kind}"]
-        ended = subprocesses.run(command, settings.timeout)
+        ended = subprocesses.run(command, settings.timeout, OURS)
         made: Cell = {"seconds": round(ended.seconds, 1), "peak_mb": ended.peak_mb}
         if ended.why is not None:
             return {**made, "why": ended.why}
