@@ -13,6 +13,7 @@ import onnx.helper as oh
 import pytest
 import tiny
 from onnx import numpy_helper as nh
+from quantizable import network
 
 import surgeon
 from surgeon.graph.load import from_model
@@ -20,9 +21,13 @@ from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
 from surgeon.passes import Context, Graph, Pass
 from surgeon.stats.data import graph_inputs, open_data
+from surgeon.stats.synthetic import synthetic
 from surgeon_passes.prune import Prune
 from surgeon_passes.quantize import Quantize
 from surgeon_passes.quantizing.control import TRIES, fewest
+from surgeon_passes.quantizing.maker import Maker
+from surgeon_passes.quantizing.partly import Parts
+from surgeon_passes.quantizing.prepare import prepared
 from surgeon_passes.quantizing.sensitivity import MOST_GROUPS, Outputs, groups_of, sensitivities
 
 NAMES = tuple("abcdefghij")
@@ -284,9 +289,11 @@ def test_without_a_budget_there_is_no_control(context: Context) -> None:
         Quantize(max_drop=2.0)
 
 
-def test_sensitivity_is_the_error_relative_to_the_variance() -> None:
+def test_sensitivity_is_the_error_relative_to_the_variance(tmp_path: Path) -> None:
     model = crafted()
-    feeds = [{"x": np.random.default_rng(k).standard_normal((8, 3, 8, 8)).astype("f")} for k in range(3)]
+    samples = np.random.default_rng(0).standard_normal((24, 3, 8, 8)).astype("f")
+    np.savez(tmp_path / "d.npz", x=samples)
+    data = open_data(tmp_path / "d.npz", graph_inputs(from_model(model)), batch=8)
 
     def rounded(names: Any) -> onnx.ModelProto:
         """Coarse weights everywhere but in the nodes named."""
@@ -299,20 +306,64 @@ def test_sensitivity_is_the_error_relative_to_the_variance() -> None:
         return copy
 
     def outputs(names: Any) -> np.ndarray:
-        runner = session(rounded(names))
-        return np.concatenate([run(runner, batch)[0] for batch in feeds]).astype(np.float64)
+        return run(session(rounded(names)), {"x": samples})[0].astype(np.float64)
 
-    truth = np.concatenate([run(session(model), batch)[0] for batch in feeds]).astype(np.float64)
+    truth = run(session(model), {"x": samples})[0].astype(np.float64)
 
     def error(names: Any) -> float:
         return float(np.square(outputs(names) - truth).sum() / np.square(truth - truth.mean(axis=0)).sum())
 
     names = ["first", "second", "third", "head"]
-    found = sensitivities(rounded, names, Outputs.of(model, feeds, 1), 1)
+    expected = Outputs.of(model, data)
+    found = sensitivities(rounded, names, expected, 1)
+    assert sensitivities(rounded, names, expected, 3) == found
     assert [each.blame for each in found] == sorted((each.blame for each in found), reverse=True)
     for each in found:
         assert each.alone == pytest.approx(error([n for n in names if n not in each.nodes]), rel=1e-5)
         assert each.saved == pytest.approx(error([]) - error(each.nodes), rel=1e-4, abs=1e-9)
+
+
+def taken_apart(model: onnx.ModelProto, tmp_path: Path) -> tuple[Maker, onnx.ModelProto, Parts]:
+    feeds = synthetic(graph_inputs(from_model(model)), seed=1, batch=64)
+    np.savez(tmp_path / "d.npz", **feeds)
+    data = open_data(tmp_path / "d.npz", graph_inputs(from_model(model)))
+    ready = prepared(model, lambda _: False, tmp_path)
+    maker = Maker(ready, PLAIN, lambda _: False, lambda: data, tmp_path, dataless=False, threads=1)
+    whole = maker.draft(maker.whole)
+    return maker, whole, Parts(maker.model, whole, maker.whole.nodes, maker.whole.weighted)
+
+
+@pytest.mark.parametrize("build", [crafted, network])
+def test_parts_of_a_quantized_model(build: Any, tmp_path: Path) -> None:
+    """All of it together is the quantized model, none of it the float one, and what is in between as if made anew."""
+    maker, whole, parts = taken_apart(build(), tmp_path)
+    feeds = synthetic(graph_inputs(from_model(build())), seed=2, batch=4)
+
+    def outputs(model: onnx.ModelProto) -> np.ndarray:
+        return run(session(model, optimize=False), feeds)[0]
+
+    names = list(maker.whole.weighted)
+    np.testing.assert_array_equal(outputs(parts.with_quantized(names)), outputs(whole))
+    np.testing.assert_array_equal(outputs(parts.with_quantized([])), outputs(maker.model))
+    for name in names:
+        others = [each for each in names if each != name]
+        anew = outputs(maker.draft(maker.choose(dict.fromkeys(others, "for the test"))))
+        alone = parts.with_quantized([name])
+        if not any(
+            node.name == "sum" for node in maker.model.graph.node
+        ):  # anew, a sum with a float stays float
+            np.testing.assert_array_equal(outputs(alone), anew)
+        assert not np.array_equal(outputs(alone), outputs(maker.model))
+
+
+def test_a_sum_goes_with_the_last_convolution_before_it(tmp_path: Path) -> None:
+    maker, _, parts = taken_apart(network(), tmp_path)
+    for name, rounds in (("first", False), ("second", True)):
+        found = parts.with_quantized([name])
+        readers = {node.input[0]: node.op_type for node in found.graph.node}
+        total = next(node for node in found.graph.node if node.name == "sum")
+        assert (readers[total.output[0]] == "QuantizeLinear") is rounds
+    assert set(maker.whole.weighted) == {"first", "second", "head"}
 
 
 class Blur(Pass):

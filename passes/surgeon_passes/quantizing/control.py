@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from surgeon.errors import GateError
+import numpy as np
+
+from surgeon.cost import count
+from surgeon.errors import GateError, UnsupportedModelError
+from surgeon.graph.load import from_model
 from surgeon.judge import MEASURED, Judge, Verdict
+from surgeon_passes.quantizing.partly import Parts
 from surgeon_passes.quantizing.sensitivity import Outputs, Sensitivity, groups_of, sensitivities
 
 if TYPE_CHECKING:
@@ -19,9 +23,11 @@ if TYPE_CHECKING:
     from surgeon.passes import Context
     from surgeon_passes.quantizing.maker import Made, Maker
 
+FAITHFUL = 1e-3  # relative difference of divergences of models that are the same but for the order of sums
 TRIES = 40  # models that are measured at most once the count is known, to put operators back
 FLOAT = "operators that stay float for accuracy"  # where the run keeps them once found, for what is quantized after that
-_SAMPLES, _BATCHES = 128, 16
+_MOST_SAMPLES, _FEWEST_SAMPLES = 128, 8  # of the calibration data, to measure sensitivities on
+_MACS = 2e12  # multiply-accumulates that all models together may take for that: a minute or so
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,28 @@ class Mixes:
     def tried(self, names: Collection[str], *, bare: bool = False) -> Made:
         """Make one with some operators in float, to be measured and thrown away."""
         return self.make(dict.fromkeys(names, "for the trial"), names if bare else ())
+
+    def measured(
+        self, names: Sequence[str], outputs: Outputs
+    ) -> Callable[[Collection[str]], onnx.ModelProto]:
+        """How to make models with some operators in float, to compare their outputs: the quick way where it is faithful.
+
+        Args:
+            names: All that may be quantized.
+            outputs: Of the float model.
+        """
+        maker = self.maker
+        choice = maker.choose(self.stay)
+        if set(names) <= set(choice.weighted):
+            whole = maker.draft(choice)
+            parts = Parts(maker.model, whole, choice.nodes, choice.weighted)
+            try:
+                together = outputs.divergence(parts.with_quantized(names), 1)
+            except UnsupportedModelError:  # the quantizer renamed what the float model needs
+                together = np.nan
+            if abs(together - outputs.divergence(whole, 1)) <= FAITHFUL * together:
+                return lambda kept: parts.with_quantized(set(names) - set(kept))
+        return lambda kept: self.tried(kept).model
 
     def operators(self) -> list[str]:
         """All that is quantized in one way or the other if it may, in the order of the graph."""
@@ -209,14 +237,14 @@ class _Control:
         return verdict
 
     def _ranked(self, names: list[str]) -> list[Sensitivity]:
-        context = self.context
-        data = context.calibration().take(_SAMPLES)
-        feeds = [batch[0] for batch in itertools.islice(data, _BATCHES)]
-        outputs = Outputs.of(self.mixes.maker.model, feeds, context.threads)
-        with context.progress("sensitivity", 2 * len(groups_of(names)) + 1) as advance:
-            found = sensitivities(
-                lambda kept: self.mixes.tried(kept).model, names, outputs, context.threads, advance
-            )
+        context, model = self.context, self.mixes.maker.model
+        models = 2 * len(groups_of(names)) + 1
+        samples = int(_MACS / max(models * count(from_model(model)).macs, 1))
+        data = context.calibration().take(min(max(samples, _FEWEST_SAMPLES), _MOST_SAMPLES))
+        outputs = Outputs.of(model, data)
+        with context.progress("sensitivity", models) as advance:
+            make = self.mixes.measured(names, outputs)
+            found = sensitivities(make, names, outputs, context.threads, advance)
         context.record["sensitivity"] = [
             {"nodes": list(each.nodes), "alone": each.alone, "saved": each.saved} for each in found
         ]

@@ -8,18 +8,23 @@ operators share a rounded tensor, neither brings much without the other.
 from __future__ import annotations
 
 import itertools
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from surgeon.graph import sessions
+from surgeon.stats.data import runnable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     import onnx
     from numpy.typing import NDArray
+
+    from surgeon.stats.data import Dataset
 
     Array = NDArray[Any]
     Feeds = Sequence[Mapping[str, Array]]
@@ -63,9 +68,14 @@ class Outputs:
     values: tuple[Array, ...]
 
     @staticmethod
-    def of(model: onnx.ModelProto, feeds: Feeds, threads: int) -> Outputs:
-        """Run the float model."""
-        return Outputs(feeds, _run(model, feeds, threads))
+    def of(model: onnx.ModelProto, data: Dataset) -> Outputs:
+        """Run the float model.
+
+        Raises:
+            DataError: There are no samples, or they do not fit the model.
+        """
+        feeds = [batch for batch, _ in runnable(data, sessions.session(model))]
+        return Outputs(feeds, _run(model, feeds, 1))
 
     def divergence(self, other: onnx.ModelProto, threads: int) -> float:
         """The mean over the outputs of their squared error relative to their variance; 0 where none is a float."""
@@ -98,20 +108,41 @@ def sensitivities(
         make: Builds the model with all quantized but the operators of the given names.
         names: All quantized operators with weights, in the order of the graph.
         outputs: What the float model makes of some samples.
-        threads: Threads for onnxruntime.
+        threads: How many models are measured at a time, each on one thread.
         progress: Called with 1 after each model that was measured.
     """
-    whole = outputs.divergence(make(()), threads)
-    progress(1)
-    found = []
-    for nodes in groups_of(names):
-        others = [name for name in names if name not in nodes]
-        alone = outputs.divergence(make(others), threads)
-        progress(1)
-        saved = whole - outputs.divergence(make(nodes), threads)
-        progress(1)
-        found.append(Sensitivity(nodes, alone, saved))
+    groups = groups_of(names)
+    wanted: list[tuple[str, ...]] = [()]
+    for nodes in groups:
+        wanted += [tuple(name for name in names if name not in nodes), nodes]
+    whole, *measured = _divergences(make, wanted, outputs, threads, progress)
+    pairs = zip(measured[::2], measured[1::2], strict=True)
+    found = [
+        Sensitivity(nodes, alone, whole - without)
+        for nodes, (alone, without) in zip(groups, pairs, strict=True)
+    ]
     return sorted(found, key=lambda each: -each.blame)
+
+
+def _divergences(
+    make: Make, wanted: Sequence[Collection[str]], outputs: Outputs, threads: int, progress: Advance
+) -> list[float]:
+    """The divergence of each model. Models are made one after the other, few ahead of those that run in parallel."""
+    found: list[float] = []
+    running: deque[Future[float]] = deque()
+
+    def finish() -> None:
+        found.append(running.popleft().result())
+        progress(1)
+
+    with ThreadPoolExecutor(threads) as pool:
+        for names in wanted:
+            running.append(pool.submit(outputs.divergence, make(names), 1))
+            if len(running) > threads:
+                finish()
+        while running:
+            finish()
+    return found
 
 
 def _run(model: onnx.ModelProto, feeds: Feeds, threads: int) -> tuple[Array, ...]:
