@@ -114,5 +114,5 @@ class Objective:
             self.partial |= found.partial
             if len(self._compiled) >= COMPILED:
                 del self._compiled[next(iter(self._compiled))]
-            self._compiled[key] = found, session(to_model(found.graph), threads=self.threads)
+            self._compiled[key] = found, session(to_model(found.graph), threads=self.threads, integers=False)
         return self._compiled[key]

@@ -46,6 +46,7 @@ def session(
     optimize: bool = True,
     frugal: bool = False,
     reuse: bool = True,
+    integers: bool = True,
 ) -> ort.InferenceSession:
     """Opens a model on the CPU, silently and deterministically.
 
@@ -58,12 +59,16 @@ def session(
             packed for the kernels, and memory of activations is given back.
         reuse: Whether activations may take each other's place in memory. Planning that takes onnxruntime time that
             grows with the square of the number of nodes.
+        integers: Whether onnxruntime may compute in integers what QuantizeLinear and DequantizeLinear round; it looks
+            for that in gradients too, where it does not find its way.
 
     Raises:
         UnsupportedModelError: onnxruntime cannot load the model; the message is its first line.
     """
     ort.set_default_logger_severity(_FATAL_ONLY)
     chosen = session_options(threads, optimize=optimize, frugal=frugal, reuse=reuse)
+    if not integers:
+        chosen.add_session_config_entry("session.disable_quant_qdq", "1")
     where = str(model) if isinstance(model, Path) else None
     try:
         if not isinstance(model, onnx.ModelProto):

@@ -28,11 +28,13 @@ if TYPE_CHECKING:
 
     from surgeon.reference import Reference
     from surgeon.refit.target import Target
+    from surgeon.stats.linear import Linear
 
     Array = NDArray[Any]
     Feeds = Sequence[Mapping[str, Array]]
 
 STEPS = 2
+LOOKED_AT = 2**22  # numbers of a result at most, as long as a batch has no more
 
 
 @dataclass
@@ -150,23 +152,22 @@ class _Walk:
     def _correct(self, twin: Twin) -> tuple[float, float]:
         view = twin.view
         target = self.twins.target(twin, lambda name: not self.new.runs([name]) & self.pending)
-        wanted = {*view.reads, view.output, *((target.other,) if target.other else ())}
+        wanted = {view.output, *((target.other,) if target.other else ())}
         for name in wanted:
             self.new.hold(name)
         self.old.advance([target.tensor])
         self.new.advance(sorted(wanted))
         before = read_bias(view, self.nodes)
-        shift, errors = self._best(twin, target, before.shape)
+        shift, errors = self._best(twin, target)
         if shift.any():
-            write_bias(view, self.nodes, before + shift)
-            self.new.again(self._makers(twin), view.output)
+            write_bias(view, self.nodes, before + shift.reshape(before.shape))
+            moved = (read_bias(view, self.nodes) - before).reshape(shift.shape)
+            self.new.change(view.output, lambda array: _moved(view, array, moved))
         for name in wanted:
             self.new.release(name)
         return errors
 
-    def _best(
-        self, twin: Twin, target: Target, shape: tuple[int, ...]
-    ) -> tuple[NDArray[np.float64], tuple[float, float]]:
+    def _best(self, twin: Twin, target: Target) -> tuple[NDArray[np.float64], tuple[float, float]]:
         """For each output the shift that does best, and the squared errors with none and with it."""
         first = self._sums(twin, target, None)
         energy = max(float((first.square - first.total**2 / max(first.count, 1)).sum()), TINY)
@@ -177,7 +178,7 @@ class _Walk:
             better = found.error < least
             best, least = np.where(better, shift, best), np.where(better, found.error, least)
             shift = shift + found.change / max(found.count, 1)
-        return best.reshape(shape), (float(first.error.sum()) / energy, float(least.sum()) / energy)
+        return best, (float(first.error.sum()) / energy, float(least.sum()) / energy)
 
     def _sums(self, twin: Twin, target: Target, shift: NDArray[np.float64] | None) -> _Sums:
         """Sums over all places, with the result moved by ``shift``."""
@@ -195,28 +196,25 @@ class _Walk:
     def _parts(self, twin: Twin, target: Target) -> Iterator[tuple[Array, Array, Array | None]]:
         """Per batch what is made, what is wanted with what is added, and what is added, channels last."""
         view = twin.view
-
-        def channels_last(array: Array) -> Array:
-            axes = (*view.group_axes, *(() if view.channel_axis is None else (view.channel_axis,)))
-            return np.moveaxis(array, axes, range(-len(axes), 0))[(..., *([None] * (not axes)))]
-
-        for batch in range(self.batches):
+        sizes = [self.new.get(view.output, batch).size for batch in range(self.batches)]
+        every = max(sum(sizes) // LOOKED_AT, 1)
+        for batch in range(0, self.batches, min(every, self.batches)):
             wished = self.reference.left(target.tensor, self.old.get(target.tensor, batch))
             yield (
-                channels_last(self.new.get(view.output, batch)),
-                channels_last(wished),
-                channels_last(self.new.get(target.other, batch)) if target.other else None,
+                _last(view, self.new.get(view.output, batch)),
+                _last(view, wished),
+                _last(view, self.new.get(target.other, batch)) if target.other else None,
             )
 
-    def _makers(self, twin: Twin) -> list[gs.Node]:
-        """The nodes that compute the result from what is stored: those of weights and bias among them."""
-        found: dict[int, gs.Node] = {}
-        left = [self.nodes[twin.view.output]]
-        stored = set(twin.view.reads)
-        while left:
-            node = left.pop()
-            found[id(node)] = node
-            for tensor in node.inputs:
-                if not isinstance(tensor, gs.Constant) and tensor.name and tensor.name not in stored:
-                    left += tensor.inputs
-        return list(found.values())
+
+def _last(view: Linear, array: Array) -> Array:
+    """A result with its channels last, groups before them."""
+    axes = (*view.group_axes, *(() if view.channel_axis is None else (view.channel_axis,)))
+    return np.moveaxis(array, axes, range(-len(axes), 0))[(..., *([None] * (not axes)))]
+
+
+def _moved(view: Linear, array: Array, shift: Array) -> Array:
+    """A result whose channels are moved."""
+    result = np.array(array)
+    _last(view, result)[...] += shift.astype(result.dtype)
+    return result

@@ -19,7 +19,7 @@ from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -176,6 +176,18 @@ class Replay:
         self.store.drop(name)
         wanted = {id(node) for node in nodes}
         self._run([node for node in self.graph.nodes if id(node) in wanted], sources, [name])
+
+    def change(self, name: str, function: Callable[[Array], Array]) -> None:
+        """Replace what is stored of a tensor, for what made it would now make something else.
+
+        Args:
+            name: A tensor that is held, of this run, that nobody has read.
+            function: Makes the new array of a batch of the old one.
+        """
+        arrays = [function(self.store.get(name, batch)) for batch in range(self.batches)]
+        self.store.drop(name)
+        for array in arrays:
+            self.store.put(name, array)
 
     def _needed(self, names: Iterable[str]) -> list[gs.Node]:
         wanted = {name for name in names if name not in self.store and name in self.made}

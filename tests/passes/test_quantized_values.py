@@ -20,6 +20,7 @@ from surgeon.stats.data import graph_inputs
 from surgeon.stats.synthetic import synthetic
 from surgeon_passes.correct_bias import CorrectBias
 from surgeon_passes.gptq import Gptq
+from surgeon_passes.learn_rounding import LearnRounding
 from surgeon_passes.quantize import Quantize
 
 PLAIN = {"rounding": "nearest", "correct_bias": False}
@@ -124,6 +125,24 @@ def test_through_the_pipeline(tmp_path: Path) -> None:
     assert result.report["passes"][-2]["changed"]
     with pytest.raises(UsageError, match="needs a model that is 'qdq'"):
         surgeon.run(network(), "gptq", data=data)
+
+
+def test_learned_rounding() -> None:
+    model = network()
+    context = context_for(model)
+    graph = Quantize(**PLAIN).run(from_model(model), context)  # type: ignore[arg-type]  # options vary
+    before = integers(to_model(graph))
+    context.record = {}
+    after = integers(to_model(LearnRounding(steps=20, rate=0.05).run(graph, context)))
+    found = context.record["learned"]
+    assert [each["block"] for each in found["blocks"] if each["kept"]]  # type: ignore[index]
+    assert all(each["error_after"] <= each["error_before"] for each in found["blocks"])  # type: ignore[index]
+    weights = [name for name in before if name.startswith("w")]
+    assert found["changed"] == sum(int((before[name] != after[name]).sum()) for name in weights) > 0  # type: ignore[index]
+    assert found["of"] == sum(before[name].size for name in weights)  # type: ignore[index]
+    for options in ({"steps": 0}, {"rate": 0.0}, {"batch": 0}):
+        with pytest.raises(UsageError, match=r"learn_rounding\."):
+            LearnRounding(**options)  # type: ignore[arg-type]  # options vary
 
 
 def test_nothing_to_round_is_said() -> None:
