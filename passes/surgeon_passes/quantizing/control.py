@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -238,16 +239,26 @@ class _Control:
 
     def _ranked(self, names: list[str]) -> list[Sensitivity]:
         context, model = self.context, self.mixes.maker.model
-        models = 2 * len(groups_of(names)) + 1
+        content = hashlib.sha256(
+            model.SerializeToString(deterministic=True) + repr(names).encode()
+        ).hexdigest()
+        key = f"sensitivities of {content}"
+        if key not in context.kept:
+            context.kept[key] = self._measured(names)
+        found: list[Sensitivity] = context.kept[key]
+        context.record["sensitivity"] = [{"nodes": list(each.nodes), "alone": each.alone} for each in found]
+        return found
+
+    def _measured(self, names: list[str]) -> list[Sensitivity]:
+        context, model = self.context, self.mixes.maker.model
+        models = len(groups_of(names))
         samples = int(_MACS / max(models * count(from_model(model)).macs, 1))
         data = context.calibration().take(min(max(samples, _FEWEST_SAMPLES), _MOST_SAMPLES))
         outputs = Outputs.of(model, data)
         with context.progress("sensitivity", models) as advance:
             make = self.mixes.measured(names, outputs)
             found = sensitivities(make, names, outputs, context.threads, advance)
-        context.record["sensitivity"] = [
-            {"nodes": list(each.nodes), "alone": each.alone, "saved": each.saved} for each in found
-        ]
+        context.record["sensitivity"] = [{"nodes": list(each.nodes), "alone": each.alone} for each in found]
         return found
 
     def _record(self, made: Made | None, found: Settled) -> None:

@@ -1,8 +1,8 @@
-"""How much of the outputs' error each quantized operator is to blame for, measured with only it, or all but it, quantized.
+"""How much of the outputs' error each quantized operator is to blame for, measured with that operator alone quantized.
 
-Divergence is the squared error of the float outputs relative to their variance. Errors of operators quantized alone add
-up to that of all, nearly, so that they say which to give up. What giving one up brings in the end is the other figure: where two
-operators share a rounded tensor, neither brings much without the other.
+Divergence is the squared error of the float outputs relative to their variance. What operators do alone nearly adds up to what they do
+together. The other way round, all quantized but one, foretells worse which ones to give up: where two operators share a rounded
+tensor neither brings much without the other, and small errors drown in the large.
 """
 
 from __future__ import annotations
@@ -42,17 +42,10 @@ class Sensitivity:
     Attributes:
         nodes: Their names; one, unless there are very many.
         alone: The divergence of the outputs with only these quantized.
-        saved: How much smaller the divergence of the quantized model is with these float.
     """
 
     nodes: tuple[str, ...]
     alone: float
-    saved: float
-
-    @property
-    def blame(self) -> float:
-        """What they are ranked by."""
-        return self.alone + max(self.saved, 0.0)
 
 
 @dataclass(frozen=True)
@@ -112,16 +105,10 @@ def sensitivities(
         progress: Called with 1 after each model that was measured.
     """
     groups = groups_of(names)
-    wanted: list[tuple[str, ...]] = [()]
-    for nodes in groups:
-        wanted += [tuple(name for name in names if name not in nodes), nodes]
-    whole, *measured = _divergences(make, wanted, outputs, threads, progress)
-    pairs = zip(measured[::2], measured[1::2], strict=True)
-    found = [
-        Sensitivity(nodes, alone, whole - without)
-        for nodes, (alone, without) in zip(groups, pairs, strict=True)
-    ]
-    return sorted(found, key=lambda each: -each.blame)
+    others = [tuple(name for name in names if name not in nodes) for nodes in groups]
+    measured = _divergences(make, others, outputs, threads, progress)
+    found = [Sensitivity(nodes, alone) for nodes, alone in zip(groups, measured, strict=True)]
+    return sorted(found, key=lambda each: -each.alone)
 
 
 def _divergences(
