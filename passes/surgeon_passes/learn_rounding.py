@@ -10,6 +10,7 @@ from surgeon.passes import Pass
 
 if TYPE_CHECKING:
     from surgeon.passes import Context, Graph
+    from surgeon.reference import Reference
     from surgeon.refit.learn import Learned
 
 
@@ -54,12 +55,24 @@ class LearnRounding(Pass):
 
     def run(self, graph: Graph, context: Context) -> Graph:
         """Learn the weights of ``graph``; raises UsageError where its float original is not known."""
+        from surgeon_passes.quantizing import values
+
+        self.learn(graph, values.float_original(context, self.name, self.original), context)
+        return graph
+
+    def learn(self, graph: Graph, reference: Reference, context: Context) -> None:
+        """Learn the weights of ``graph``, in place.
+
+        Args:
+            graph: A quantized graph.
+            reference: The float graph it was made of.
+            context: Of the run.
+        """
         from surgeon.grad.train import Course
         from surgeon.refit.learn import learn_rounding
         from surgeon_passes.quantizing import values
         from surgeon_passes.training.excluded import excluded_by
 
-        reference = values.float_original(context, self.name, self.original)
         feeds = values.batches(context, self.samples)
         course = Course(
             self.steps,
@@ -80,7 +93,6 @@ class LearnRounding(Pass):
                 progress=advance,
             )
         describe(found, context)
-        return graph
 
 
 def describe(found: Learned, context: Context) -> None:

@@ -52,8 +52,8 @@ class Quantize(Pass):
         smooth: The same for what the pass ``smooth`` does.
         max_drop: The largest accepted loss of the metric: as many operators stay float as that takes; by default the
             run's ``--max-drop``.
-        rounding: How static mode rounds weights: gptq (each makes up for what others lose, as in the pass of that name) or
-            nearest.
+        rounding: How static mode rounds weights: nearest, gptq (each makes up for what others lose, as in the pass of that
+            name), or learned: that first, then as in the pass learn_rounding.
         correct_bias: Whether static mode lets biases make up for mean errors, as the pass of that name does.
         memory: Megabytes of activations held in memory for these two, per model; the rest goes to temporary files.
         exclude: Nodes with a node or tensor name that matches one of these patterns stay float.
@@ -78,7 +78,7 @@ class Quantize(Pass):
     equalize: bool | None = None
     smooth: bool | None = None
     max_drop: float | None = None
-    rounding: Literal["nearest", "gptq"] = "gptq"
+    rounding: Literal["nearest", "gptq", "learned"] = "gptq"
     correct_bias: bool = True
     memory: int = 2048
     exclude: tuple[str, ...] = ()

@@ -3,7 +3,7 @@
 Without the constraint they solve a ridge regression towards weights that are known to be good; where the result passes
 through an activation, further least-squares steps follow, see `surgeon.refit.through`. The constraint then finds what is
 allowed and near to that, as the matrix of the regression measures nearness, which is the same as a small error. All
-strengths of the ridge are tried, and the best goes on through the activation; for each output what does best on held-out
+strengths of the ridge are tried, and the best goes on through the activation; for each group what does best on held-out
 places is taken.
 """
 
@@ -54,7 +54,7 @@ class Constrained:
 def fit_constrained(
     sample: Sample, start: Matrix, anchor: Matrix, constraint: Constraint, effort: Effort
 ) -> Constrained:
-    """The best allowed weights, or ``start`` for each output where nothing does better on held-out places.
+    """The best allowed weights, or ``start`` for each group where nothing does better on held-out places.
 
     Args:
         sample: The places.
@@ -81,15 +81,15 @@ def fit_constrained(
 
 
 class _Choice:
-    """What did best so far, for each output."""
+    """What did best so far, for each group: single outputs are too noisy where few places judge."""
 
     def __init__(self, judge: _Judge, start: Matrix, errors: Matrix) -> None:
         self.judge, self.best, self.least = judge, start, errors
 
     def offer(self, candidate: Matrix) -> float:
-        """Take the outputs that are better; returns the error of all."""
+        """Take the groups that are better; returns the error of all."""
         errors = self.judge.errors(candidate)
-        better = errors < self.least
+        better = errors.sum(axis=1, keepdims=True) < self.least.sum(axis=1, keepdims=True)
         self.best = np.where(better[:, None], candidate, self.best)
         self.least = np.where(better, errors, self.least)
         return float(errors.sum())

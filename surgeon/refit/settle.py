@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
     Feeds = Sequence[Mapping[str, Array]]
 
-EFFORT = Effort(strengths=(1e-4, 1e-3, 1e-2, 1e-1), steps=4)
+EFFORT = Effort(strengths=(1e-4, 1e-3, 1e-2, 1e-1, 1.0), steps=4)
 
 
 class Constrain(Protocol):

@@ -140,6 +140,9 @@ def test_learned_rounding() -> None:
     weights = [name for name in before if name.startswith("w")]
     assert found["changed"] == sum(int((before[name] != after[name]).sum()) for name in weights) > 0  # type: ignore[index]
     assert found["of"] == sum(before[name].size for name in weights)  # type: ignore[index]
+    context = context_for(model)
+    quantized(model, context, rounding="learned")
+    assert {"rounding", "learned", "biases"} <= context.record.keys()
     for options in ({"steps": 0}, {"rate": 0.0}, {"batch": 0}):
         with pytest.raises(UsageError, match=r"learn_rounding\."):
             LearnRounding(**options)  # type: ignore[arg-type]  # options vary

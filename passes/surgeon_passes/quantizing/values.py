@@ -109,7 +109,7 @@ def improved(
         built: The quantized model.
         original: The float model it was made of, node for node.
         context: Of the run.
-        rounding: nearest or gptq.
+        rounding: nearest, gptq or learned.
         correct_bias: Whether biases are corrected.
         samples: Calibration samples used at most.
         memory: Megabytes of activations held in memory, per model.
@@ -119,12 +119,13 @@ def improved(
     from surgeon.reference import Reference
     from surgeon.refit.correct import correct_biases
     from surgeon.refit.gptq import round_again
+    from surgeon_passes.learn_rounding import LearnRounding
 
     if rounding == "nearest" and not correct_bias:
         return built
     graph, reference = from_model(built), Reference(from_model(original))
     feeds, limit = batches(context, samples), memory * MEGABYTE
-    if rounding == "gptq":
+    if rounding != "nearest":
         with context.progress("rounding", None) as advance:
             found = round_again(
                 graph,
@@ -136,6 +137,8 @@ def improved(
                 progress=advance,
             )
         describe(found, context, "rounding", "quantize.memory", memory)
+    if rounding == "learned":
+        LearnRounding(samples=samples, memory=memory).learn(graph, reference, context)
     if correct_bias:
         with context.progress("biases", None) as advance:
             corrected = correct_biases(
