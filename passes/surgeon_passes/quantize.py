@@ -78,7 +78,7 @@ class Quantize(Pass):
     equalize: bool | None = None
     smooth: bool | None = None
     max_drop: float | None = None
-    rounding: Literal["nearest", "gptq", "learned"] = "gptq"
+    rounding: Literal["nearest", "gptq", "learned"] = "nearest"
     correct_bias: bool = True
     memory: int = 2048
     exclude: tuple[str, ...] = ()
