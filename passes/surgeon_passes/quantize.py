@@ -91,6 +91,12 @@ class Quantize(Pass):
                 raise UsageError(f"must be at least 1, got {value}", where=f"quantize.{option}")
         if self.max_drop is not None and not 0 <= self.max_drop <= 1:
             raise UsageError(f"must lie in [0, 1], got {self.max_drop}", where="quantize.max_drop")
+        if self.mode == "fp16" and self.max_drop is not None:
+            raise UsageError(
+                "has no operators to choose from", where="quantize.max_drop", hint="leave out mode=fp16"
+            )
+        if self.bits == 4 and self.mode != "weights":
+            raise UsageError(f"takes mode=weights, not {self.mode}", where="quantize.bits")
         if self.block not in _BLOCKS:
             known = ", ".join(map(str, _BLOCKS))
             raise UsageError(f"must be one of {known}, got {self.block}", where="quantize.block")

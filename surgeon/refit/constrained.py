@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     Matrix = NDArray[np.float64]
 
 
+ROUNDING = 1e-6  # of the trace: what single precision leaves of the smallest eigenvalues
+
+
 class Constraint(Protocol):
     """What the weights of a product may be."""
 
@@ -104,6 +107,9 @@ class _Ridges:
         self.activation = sample.through
         self.turned = self.x.swapaxes(1, 2)
         self.gram = (self.turned @ self.x).astype(np.float64)
+        # rounded to single precision sums of squares may lose what keeps the matrix positive definite
+        trace = np.trace(self.gram, axis1=1, axis2=2)[:, None, None]
+        self.gram += ROUNDING * trace * np.eye(self.gram.shape[1])
 
     def of(self, strength: float) -> tuple[Matrix, Matrix]:
         """The inverse of the left side of the normal equations, and that side itself."""

@@ -11,6 +11,7 @@ channel need it, and onnxruntime's preparation (quant_pre_process) is tried with
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import json
@@ -87,11 +88,13 @@ def onnxruntime_static(source: Path, folder: Path, output: Path, method: str, no
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared = output.with_name("prepared.onnx")
-    try:
-        quant_pre_process(str(source), str(prepared))
-    except Exception as error:
-        notes.append(f"prepared without symbolic shapes: {first_line(error)}")
-        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+    source, prepared, folder, output = (path.resolve() for path in (source, prepared, folder, output))
+    with contextlib.chdir(output.parent):  # where it leaves what it could not finish
+        try:
+            quant_pre_process(str(source), str(prepared))
+        except Exception as error:
+            notes.append(f"prepared without symbolic shapes: {first_line(error)}")
+            quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
     reader: Any = Reader(folder)
     quantize_static(
         str(prepared),

@@ -20,7 +20,7 @@ from surgeon.stats.data import Chunk, Dataset, from_chunks, graph_inputs
 from surgeon.stats.histogram import Histogram
 from surgeon.stats.ranges import METHODS, Range, find_range
 from surgeon_passes.quantizing.activations import Activations
-from surgeon_passes.quantizing.calibrate import Calibration, calibrate
+from surgeon_passes.quantizing.calibrate import Calibration, _spread, calibrate
 from surgeon_passes.quantizing.judge import Judge
 from surgeon_passes.quantizing.taps import Taps
 
@@ -241,3 +241,12 @@ def test_readers_inside_bodies_and_random_ones_are_judged_by_the_tensor_itself()
     assert signal == pytest.approx(np.square(np.tanh(x)).sum(), rel=1e-5)
     assert 0 < noise < 6 * (1 / 255) ** 2
     assert run(session(model), {"x": x})[0].shape == (2, 3)
+
+
+@pytest.mark.parametrize("batch", [1, 8, 32, 512])
+def test_ranges_are_judged_on_samples_from_all_over_the_data(batch: int) -> None:
+    model = model_of([oh.make_node("Relu", ["x"], ["y"])], inputs={"x": ["N", 1]})
+    data = data_of(model, {"x": np.arange(512, dtype=np.float32)[:, None]}, batch)
+    seen = np.concatenate([feeds["x"][:, 0] for feeds in _spread(data, 512)])
+    assert 32 <= len(seen) <= 40
+    assert np.bincount((seen // 128).astype(int), minlength=4).min() >= 8

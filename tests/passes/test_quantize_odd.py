@@ -128,6 +128,32 @@ def loops() -> onnx.ModelProto:
     return model_of(nodes, [info("x", "N", 64)], 2, weights)
 
 
+def captured() -> onnx.ModelProto:
+    """Bodies that read what activations outside make, with names that short ones could take."""
+
+    def body(operator: str, clip: bool) -> onnx.GraphProto:
+        name = f"q{int(clip)}"
+        nodes = [
+            oh.make_node(operator, ["clipped" if clip else "kept"], [name], name=f"k{int(clip)}"),
+            oh.make_node("Identity", [name], [f"{name}_out"]),
+        ]
+        return oh.make_graph(nodes, name, [], [info(f"{name}_out", "N", 16, 8, 8)])
+
+    nodes = [
+        oh.make_node("Conv", ["x", "w"], ["a"], name="first", pads=[1] * 4),
+        oh.make_node("Relu", ["a"], ["kept"]),
+        oh.make_node("Conv", ["kept", "v"], ["b"], name="second", pads=[1] * 4),
+        oh.make_node("Clip", ["b", "zero", "one"], ["clipped"]),
+        oh.make_node("ReduceMax", ["x"], ["m"], keepdims=0),
+        oh.make_node("Greater", ["m", "one"], ["c"]),
+        oh.make_node("If", ["c"], ["i"], then_branch=body("Neg", True), else_branch=body("Neg", False)),
+        oh.make_node("Conv", ["i", "u"], ["y"], name="third"),
+    ]
+    weights = [array("w", 16, 3, 3, 3), array("v", 16, 16, 3, 3), array("u", 16, 16, 3, 3)]
+    limits = [nh.from_array(np.float32(value), name) for value, name in ((0, "zero"), (1, "one"))]
+    return model_of(nodes, [info("x", "N", 3, 8, 8)], 4, [*weights, *limits])
+
+
 def recurrent() -> onnx.ModelProto:
     nodes = [
         oh.make_node("LSTM", ["x", "w", "r", "b"], ["h", "", ""], name="lstm", hidden_size=128),
@@ -163,6 +189,7 @@ GRAPHS = [
     embeddings,
     branches,
     loops,
+    captured,
     recurrent,
     batches_of_weights,
 ]
@@ -177,7 +204,7 @@ def test_odd_graphs_run_in_every_mode(make, options) -> None:
     context.data = synthetic_dataset(inputs, seed=1, samples=32)
     feeds = synthetic(inputs, seed=1, batch=4)
     want = run(session(model), feeds)[0]
-    if make in (constants_in_sums, joins) and options["mode"] == "dynamic":
+    if make in (constants_in_sums, joins, captured) and options["mode"] == "dynamic":
         with pytest.raises(GateError, match="quantize with data"):
             Quantize(mode="dynamic", guard=False).run(from_model(model), context)
         return
@@ -213,3 +240,29 @@ def test_auto_gives_an_lstm_its_dynamic_kernel() -> None:
     assert context.record["quantized"] == {"LSTM": 1, "MatMul": 1}
     assert context.record["stored"] == {"GRU": 1}
     assert [entry["operator"] for entry in context.record["left_float"]] == ["GRU"]  # type: ignore[attr-defined]
+
+
+def test_a_model_that_only_decides(tmp_path: Path) -> None:
+    """Its outputs are integers, and lists whose length depends on values: no error of outputs can be told."""
+    nodes = [
+        oh.make_node("Conv", ["x", "w"], ["a"], name="conv", pads=[1] * 4),
+        oh.make_node("Relu", ["a"], ["b"]),
+        oh.make_node("Conv", ["b", "v"], ["c"], name="last"),
+        oh.make_node("ArgMax", ["c"], ["y"], axis=1),
+        oh.make_node("NonZero", ["b"], ["places"]),
+        oh.make_node("Cast", ["places"], ["found"], to=1),
+    ]
+    outputs = [info("y", *"abcd", kind=7), info("found", "e", "f")]
+    graph = oh.make_graph(
+        nodes, "g", [info("x", "N", 3, 8, 8)], outputs, [array("w", 32, 3, 3, 3), array("v", 16, 32, 3, 3)]
+    )
+    model = oh.make_model(graph, ir_version=8, opset_imports=[oh.make_opsetid("", 17)])
+    inputs = graph_inputs(from_model(model))
+    context = Context(tmp_path / "m.onnx", inputs=tuple(inputs))
+    context.data = synthetic_dataset(inputs, seed=1, samples=32)
+    result = to_model(Quantize(guard=False, equalize=None, smooth=None).run(from_model(model), context))
+    assert context.record["quantized"] == {"Conv": 2}
+    assert not context.record["equalize"]["kept"]  # type: ignore[index]
+    feeds = synthetic(inputs, seed=3, batch=4)
+    ours, theirs = (run(session(each), feeds)[0] for each in (model, result))
+    assert np.mean(ours == theirs) > 0.9

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import onnx
 from onnx import TensorProto
 
-from surgeon_passes.quantizing.choose import Choice
+from surgeon_passes.quantizing.choose import Choice, read_by
 
 #: A float result straight from the integer product is more accurate and saves a rounding.
 UNROUNDED = ("MatMul", "Gemm")
@@ -79,13 +79,3 @@ class Activations:
         chosen = set(choice.nodes)
         found = (name for node in model.graph.node if node.name in chosen for name in self.rounded(node))
         return list(dict.fromkeys(self.leader(name) for name in found))
-
-
-def read_by(node: onnx.NodeProto) -> Iterator[str]:
-    """Yields what a node reads, also inside its bodies (their own tensors have no names of the main graph)."""
-    yield from (name for name in node.input if name)
-    for attribute in node.attribute:
-        for body in [attribute.g, *attribute.graphs]:
-            for inner in body.node:
-                yield from read_by(inner)
-            yield from (output.name for output in body.output)

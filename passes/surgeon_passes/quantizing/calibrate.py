@@ -18,6 +18,7 @@ from surgeon_passes.quantizing.activations import Activations
 from surgeon_passes.quantizing.judge import Judge
 from surgeon_passes.quantizing.taps import LIMIT, Taps
 
+SMALL = 4  # samples of a batch to judge by: the fewer, the more places they come from
 JUDGED = 32  # samples that ranges are judged by
 _FALLBACK = "mse"
 _TIE = 1e-3  # relative differences of errors below are chance
@@ -144,8 +145,9 @@ def _judged(
 
 
 def _spread(data: Dataset, samples: int) -> Iterator[Feeds]:
-    """Yields batches from all over the data, about JUDGED samples."""
-    every = max(1, samples // JUDGED)
-    for index, (feeds, _) in enumerate(data):
+    """Yields small batches from all over the data, about JUDGED samples, and four batches at least."""
+    small = data.rebatched(min(data.batch, SMALL))
+    every = max(1, min(samples // JUDGED, samples // small.batch // 4))
+    for index, (feeds, _) in enumerate(small):
         if index % every == 0:
             yield feeds

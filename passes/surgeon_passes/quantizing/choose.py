@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -65,8 +65,8 @@ def choose(
     """Chooses operators for 8-bit arithmetic.
 
     Operators with constant float weights are quantized; so is what merely passes their 8-bit results on, to other
-    8-bit arithmetic where it is joined or split, and elementwise arithmetic inside a stream of convolutions. Softmax, normalisations and products of two activations
-    stay float: they are where 8 bits cost accuracy, and on a CPU they gain nothing.
+    8-bit arithmetic where it is joined or split, and elementwise arithmetic inside a stream of convolutions. Softmax,
+    normalisations and products of two activations stay float: they are where 8 bits cost accuracy, and on a CPU they gain nothing.
 
     Args:
         model: A model whose nodes have unique names.
@@ -82,6 +82,8 @@ def choose(
         for name in node.input:
             readers.setdefault(name, []).append(node)
     results = _results(model.graph, producers)
+    # what is read in bodies is not rounded there: an activation that only its range stands for would be gone
+    captured = {name for node in model.graph.node for name in read_by(node) if name not in node.input}
     for node in model.graph.node:
         reason = _why_float(node, weights, static=static)
         if reason is None and any(map(excluded, _names(node))):
@@ -96,6 +98,7 @@ def choose(
         elif (
             static
             and results.isdisjoint(node.output)
+            and captured.isdisjoint((*node.input, *node.output))
             and node.name not in stay
             and _may_follow(node, producers, readers, weights, choice.weighted)
             and not any(map(excluded, _names(node)))
@@ -104,6 +107,16 @@ def choose(
     for name, operator in _inside(model.graph):
         choice.left[name] = (operator, "inside a control-flow body")
     return choice
+
+
+def read_by(node: onnx.NodeProto) -> Iterator[str]:
+    """Yields what a node reads, also inside its bodies (their own tensors have no names of the main graph)."""
+    yield from (name for name in node.input if name)
+    for attribute in node.attribute:
+        for body in [attribute.g, *attribute.graphs]:
+            for inner in body.node:
+                yield from read_by(inner)
+            yield from (output.name for output in body.output)
 
 
 def _names(node: onnx.NodeProto) -> Iterable[str]:

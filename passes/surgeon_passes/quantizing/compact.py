@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import onnx
 
@@ -23,12 +23,24 @@ def compact(model: onnx.ModelProto, known: Collection[str]) -> None:
     _share_parameters(model.graph)
     taken = {*known, *(entry.name for entry in (*model.graph.input, *model.graph.output))}
     taken |= {entry.name for entry in model.graph.initializer if entry.name.endswith("_quantized")}
+    taken |= set(_inside(model.graph))
     made = [entry.name for entry in model.graph.initializer]
     made += [name for node in model.graph.node for name in node.output if name]
     _rename(model.graph, _short_names([name for name in made if name not in taken], taken))
     names = _short_names([node.name for node in model.graph.node if node.name not in known], taken)
     for node in model.graph.node:
         node.name = names.get(node.name, node.name)
+
+
+def _inside(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yields the names of nodes and tensors in bodies, whose tensors must not be called like those around them."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in [attribute.g, *attribute.graphs]:
+                yield from (entry.name for entry in (*body.input, *body.output, *body.initializer))
+                for inner in body.node:
+                    yield from (inner.name, *inner.input, *inner.output)
+                yield from _inside(body)
 
 
 def _share_parameters(graph: onnx.GraphProto) -> None:

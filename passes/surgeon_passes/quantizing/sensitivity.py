@@ -74,7 +74,9 @@ class Outputs:
         """The mean over the outputs of their squared error relative to their variance; 0 where none is a float."""
         found = []
         for ours, theirs in zip(_run(other, self.feeds, threads), self.values, strict=True):
-            if theirs.dtype.kind != "f":
+            if (
+                theirs.dtype.kind != "f" or ours.shape != theirs.shape
+            ):  # a decision, or a list of what was found
                 continue
             there = np.isfinite(theirs)  # masks may be infinite
             error = np.square(ours[there] - theirs[there], dtype=np.float64).sum()

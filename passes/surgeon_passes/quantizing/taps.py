@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from surgeon.graph import sessions
 from surgeon.stats.data import DEFAULT_BATCH, Dataset, Feeds, runnable
-from surgeon_passes.quantizing.activations import read_by
+from surgeon_passes.quantizing.choose import read_by
 
 Array = NDArray[Any]
 

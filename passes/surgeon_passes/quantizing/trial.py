@@ -116,6 +116,9 @@ class _Comparison:
             return False
         fitted, held = data.split(HELD, self.context.seed_for("trial"))
         without, with_it = (self._errors(graph, fitted, held) for graph in (before, after))
+        if not len(without) or not len(with_it):
+            noted["reason"] = "no output of floats has the same shape before and after quantization"
+            return False
         noted["error"] = {"without": float(without.mean()), "with": float(with_it.mean())}
         return is_clearly_less(with_it, without)
 
@@ -145,18 +148,37 @@ def output_errors(expected: onnx.ModelProto, found: onnx.ModelProto, data: Datas
 
     Returns:
         For each sample (or batch, where outputs are not per sample) the squared difference, relative to the mean square of
-        that output over all samples, on average over the outputs of floats.
+        that output over all samples, on average over the outputs of floats; empty where no such output has the same shape in
+        both models.
     """
     first, second = (sessions.session(model, threads=threads) for model in (expected, found))
-    wrong: list[Array] = []
-    whole: list[Array] = []
+    wrong: list[list[Array | None]] = []
+    whole: list[list[Array | None]] = []
     for feeds, _ in runnable(data, first):
         size = len(next(iter(feeds.values()))) if feeds and np.ndim(next(iter(feeds.values()))) else 1
-        pairs = zip(sessions.run(first, feeds), sessions.run(second, feeds), strict=True)
-        floats = [(x.astype(np.float64), y.astype(np.float64)) for x, y in pairs if x.dtype.kind == "f"]
-        parts = size if all(x.ndim and len(x) == size for x, _ in floats) else 1
-        wrong.append(np.stack([((x - y) ** 2).reshape(parts, -1).sum(axis=1) for x, y in floats]))
-        whole.append(np.stack([(x**2).reshape(parts, -1).sum(axis=1) for x, _ in floats]))
-    energy = np.maximum(np.concatenate(whole, axis=1).mean(axis=1, keepdims=True), TINY)
-    errors: Array = (np.concatenate(wrong, axis=1) / energy).mean(axis=0)
-    return errors
+        pairs = list(zip(sessions.run(first, feeds), sessions.run(second, feeds), strict=True))
+        same = [x.dtype.kind == "f" and x.shape == y.shape for x, y in pairs]
+        parts = (
+            size
+            if all(x.ndim and len(x) == size for (x, _), ok in zip(pairs, same, strict=True) if ok)
+            else 1
+        )
+        wrong.append([_squares(x, y, parts) if ok else None for (x, y), ok in zip(pairs, same, strict=True)])
+        whole.append(
+            [_squares(x, 0.0, parts) if ok else None for (x, _), ok in zip(pairs, same, strict=True)]
+        )
+    errors = []
+    for index in range(len(wrong[0])):
+        parts_of = [batch[index] for batch in wrong]
+        if any(part is None for part in parts_of):  # decisions, and lists of what was found
+            continue
+        energy = max(float(np.concatenate([batch[index] for batch in whole]).mean()), TINY)
+        errors.append(np.concatenate(parts_of) / energy)  # type: ignore[arg-type]  # none is None
+    lengths = {len(each) for each in errors}
+    return np.mean(errors, axis=0) if len(lengths) == 1 else np.zeros(0)
+
+
+def _squares(x: Array, y: Array | float, parts: int) -> Array:
+    """The squared differences, summed over each of so many parts."""
+    difference: Array = np.square(np.subtract(x, y, dtype=np.float64)).reshape(parts, -1).sum(axis=1)
+    return difference
