@@ -52,7 +52,8 @@ def check_facts(passes: Sequence[Pass], graph: Graph) -> None:
                 message = (
                     f"needs a model that is {fact!r}, but {removed_by[fact]} runs before it and ends that"
                 )
-                hint = f"put {each.name} before {removed_by[fact]}"
+                again = removed_by[fact] == each.name
+                hint = "once is enough" if again else f"put {each.name} before {removed_by[fact]}"
             else:
                 makers = [other.name for other in passes[position:] if fact in other.ensures]
                 message = (

@@ -11,6 +11,7 @@ import pytest
 from onnx import numpy_helper as nh
 from quantizable import context_for, fed_by_eight_bits, network, quantized, weight
 
+import surgeon
 from surgeon.errors import GateError, UsageError
 from surgeon.graph.load import from_model, load
 from surgeon.graph.save import save
@@ -281,3 +282,17 @@ def test_a_real_model_keeps_its_accuracy(shared: Path, tmp_path: Path) -> None:
     before, after = (evaluate(session(each), test, "top1") for each in (path, tmp_path / "q.onnx"))
     assert after >= before - 0.01
     assert path.stat().st_size > 3 * (tmp_path / "q.onnx").stat().st_size
+
+
+def test_twice_is_refused_and_why_nothing_has_a_kernel_is_said() -> None:
+    with pytest.raises(UsageError) as again:
+        surgeon.run(network(), "quantize,quantize")
+    assert again.value.hint == "once is enough"
+    model = network()
+    for entry in model.graph.initializer:
+        entry.CopyFrom(nh.from_array(nh.to_array(entry).astype(np.float64), entry.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    with pytest.raises(GateError, match="nothing can be quantized") as nothing:
+        quantized(model, context_for(model))
+    assert "its weights are double" in str(nothing.value.hint)

@@ -81,7 +81,7 @@ class Maker:
     def choose(self, stay: Mapping[str, str] = NOTHING_STAYS) -> Choice:
         """What gets a kernel for few bits when some nodes, by name, stay float, and why these do."""
         if self.mode == "weights":
-            return Choice()
+            return Choice(left=dict(self.whole.left))  # why none of them has a kernel
         found = choose(self.model, self.excluded, static=self.mode == "static", stay=stay)
         return found if self.static is None else self.static.possible(found)
 
