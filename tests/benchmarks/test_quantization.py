@@ -245,7 +245,9 @@ def test_a_model_is_quantized_and_judged(tmp_path, monkeypatch, column):
     assert found.get("why") is None
     assert (found["samples"], found["metric"], found["integer"], found["products"]) == (10, 0.5, 1, 1)
     assert found["cosine"] > 0.999
-    assert found["notes"] == ([] if column == "surgeon" else ["converted from opset 12"])
+    # without sympy onnxruntime prepares models in another way, and says so
+    notes = [note for note in found["notes"] if "sympy" not in note]
+    assert notes == ([] if column == "surgeon" else ["converted from opset 12"])
 
 
 def test_a_model_that_cannot_be_quantized_is_a_cell_with_a_reason(tmp_path, monkeypatch):

@@ -57,7 +57,8 @@ def test_the_bound_holds_about_as_often_as_it_says(samples: int, lost: float, wo
         bound = largest_loss(per_sample(before), per_sample(after), 0.9, higher_is_better=True)
         assert bound is not None
         held += bound >= lost - won
-    assert 0.86 <= held / 1000 <= 0.96
+    # numbers of samples are whole: with 300 of them and 2 % lost, it holds from 4 lost ones on, which is 85.1 % of all draws
+    assert 0.83 <= held / 1000 <= 0.96
 
 
 def test_a_ratio_of_sums_by_leaving_out_each_batch() -> None:
