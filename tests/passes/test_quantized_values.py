@@ -23,7 +23,7 @@ from surgeon_passes.gptq import Gptq
 from surgeon_passes.learn_rounding import LearnRounding
 from surgeon_passes.quantize import Quantize
 
-PLAIN = {"rounding": "nearest", "correct_bias": False}
+PLAIN = {"rounding": "nearest", "correct_bias": False, "guard": False}
 
 
 def integers(model: onnx.ModelProto) -> dict[str, np.ndarray]:
@@ -117,9 +117,8 @@ def test_a_model_from_elsewhere_needs_its_original(tmp_path: Path) -> None:
 
 def test_through_the_pipeline(tmp_path: Path) -> None:
     data = synthetic(graph_inputs(from_model(network())), seed=1, batch=64)
-    result = surgeon.run(
-        network(), "quantize{rounding=nearest,correct_bias=false},gptq,correct_bias", data=data, seed=0
-    )
+    passes = "quantize{rounding=nearest correct_bias=false guard=false},gptq,correct_bias"
+    result = surgeon.run(network(), passes, data=data, seed=0, force=True)
     names = [each["name"] for each in result.report["passes"]]
     assert names[-3:] == ["quantize", "gptq", "correct_bias"]
     assert result.report["passes"][-2]["changed"]

@@ -143,7 +143,7 @@ def test_options_are_checked():
 def test_quantize_tries_it_and_keeps_it_where_it_helps():
     graph = from_model(block())
     here = context(graph)
-    Quantize(mode="static", equalize=False).run(copy_of(graph), here)
+    Quantize(mode="static", guard=False, equalize=False).run(copy_of(graph), here)
     facts = here.record["smooth"]
     assert facts["kept"] == (facts["error"]["with"] < facts["error"]["without"])
     assert facts["kept"]
@@ -153,11 +153,11 @@ def test_quantize_tries_it_and_keeps_it_where_it_helps():
 def test_quantize_forces_it_or_leaves_it_out():
     graph = from_model(block())
     here = context(graph)
-    Quantize(mode="static", equalize=False, smooth=True).run(copy_of(graph), here)
+    Quantize(mode="static", guard=False, equalize=False, smooth=True).run(copy_of(graph), here)
     assert here.record["smooth"]["kept"]
     assert "error" not in here.record["smooth"]
     here = context(graph)
-    Quantize(mode="static", equalize=False, smooth=False).run(copy_of(graph), here)
+    Quantize(mode="static", guard=False, equalize=False, smooth=False).run(copy_of(graph), here)
     assert "smooth" not in here.record
 
 
