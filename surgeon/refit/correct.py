@@ -143,6 +143,8 @@ class _Walk:
             return "excluded"
         if not is_rounded(node.inputs[twin.view.weight]):
             return "its weight is not rounded"
+        if not twin.view.output:
+            return "its products are no tensors"
         if bias is None:
             return "nothing is added to it"
         if twin.view.output != node.outputs[0].name and node.outputs[0].name in self.outputs:

@@ -122,6 +122,8 @@ def _soften(
             left[twin.label] = "excluded"
         elif not is_rounded(tensor):
             left[twin.label] = "its weight is not rounded"
+        elif not twin.view.output:
+            left[twin.label] = "its products are no tensors"
         elif is_shared(tensor):
             left[twin.label] = "its weight is shared"
         else:

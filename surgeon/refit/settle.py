@@ -8,9 +8,10 @@ at the sum less what the other branch now is. So each makes up for what those be
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from surgeon.refit.carry import get_weight, set_weight
 from surgeon.refit.constrained import Constraint, fit_constrained
@@ -18,28 +19,23 @@ from surgeon.refit.fit import Effort
 from surgeon.refit.sampling import Draw, Places, gather
 from surgeon.refit.twins import Twin, Twins
 from surgeon.stats.replay import Replay
-from surgeon.stats.weight import is_shared, weight_shape
+from surgeon.stats.sequences import naming_sequences, rerun
+from surgeon.stats.weight import is_shared, weight_chain, weight_shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    import onnx_graphsurgeon as gs
     from numpy.typing import NDArray
 
     from surgeon.reference import Reference
-    from surgeon.stats.linear import Linear
+    from surgeon.refit.target import Target
+    from surgeon.stats.linear import Linear, Read
 
     Array = NDArray[Any]
+    Constrain = Callable[[Linear], Constraint | str]
     Feeds = Sequence[Mapping[str, Array]]
 
 EFFORT = Effort(strengths=(1e-4, 1e-3, 1e-2, 1e-1, 1.0), steps=4)
-
-
-class Constrain(Protocol):
-    """What is asked of the operators of a graph."""
-
-    def __call__(self, view: Linear) -> Constraint | str:
-        """The constraint on the weights of a product, or why there is none and they stay as they are."""
 
 
 @dataclass
@@ -63,6 +59,7 @@ def settle(
     feeds: Feeds,
     constrain: Constrain,
     *,
+    towards: gs.Graph | None = None,
     seed: int = 0,
     threads: int = 1,
     limit_bytes: int = 2**31,
@@ -75,9 +72,11 @@ def settle(
 
     Args:
         graph: Topologically sorted; its weights are allowed already.
-        reference: What it came from, with the weights that the regression is pulled towards.
+        reference: What it came from, and what is aimed at.
         feeds: Calibration batches, without labels.
-        constrain: The constraint on each product.
+        constrain: The constraint on the weights of a product, or why there is none and they stay as they are.
+        towards: The graph before its weights were brought under the constraint, which the regression is pulled towards; by
+            default the reference, or the weights as they are where that was cut.
         seed: Seed of the choice of places.
         threads: Threads for onnxruntime.
         limit_bytes: Activations held in memory, per graph.
@@ -86,9 +85,9 @@ def settle(
         excluded: Whether a node or tensor, by name, is to be left alone.
         progress: Called with 1 after each operator.
     """
-    return _Sweep(graph, reference, feeds, seed, threads, limit_bytes, places, effort).run(
-        constrain, excluded, progress
-    )
+    with naming_sequences(graph, reference.graph):
+        sweep = _Sweep(graph, reference, feeds, towards, seed, threads, limit_bytes, places, effort)
+        return sweep.run(constrain, excluded, progress)
 
 
 class _Sweep:
@@ -97,6 +96,7 @@ class _Sweep:
         graph: gs.Graph,
         reference: Reference,
         feeds: Feeds,
+        towards: gs.Graph | None,
         seed: int,
         threads: int,
         limit_bytes: int,
@@ -110,6 +110,8 @@ class _Sweep:
         self.new = Replay(graph, self.twins.shapes.dtypes, feeds, **options)
         self.nodes = {node.outputs[0].name: node for node in graph.nodes if node.outputs}
         self.originals = {node.outputs[0].name: node for node in reference.graph.nodes if node.outputs}
+        aims = [] if towards is None else towards.nodes
+        self.aims = {node.outputs[0].name: node for node in aims if node.outputs}
         self.draw = Draw(np.random.default_rng(seed), places.limited(limit_bytes), len(feeds))
         self.pending: set[str] = set()
 
@@ -146,31 +148,43 @@ class _Sweep:
         outside = {each.name for each in self.graph.outputs}
         if twin.view.output != node.outputs[0].name and node.outputs[0].name in outside:
             return "the model puts out its result before the bias is added"
+        if not twin.view.output and weight_shape(tensor) != weight_shape(self._original(twin)):
+            return "its products are no tensors, and it was cut"
         return ""
+
+    def _original(self, twin: Twin) -> gs.Tensor:
+        return self.originals[twin.original.op.node.outputs[0].name].inputs[twin.original.weight]
 
     def _settle(self, twin: Twin, allowed: Constraint) -> tuple[float, float]:
         view, node = twin.view, twin.node
-        target = self.twins.target(twin, lambda name: not self.new.runs([name]) & self.pending)
-        wanted = {*view.reads, *((target.other,) if target.other else ())}
+        target = None
+        if view.output:
+            target = self.twins.target(twin, lambda name: not self.new.runs([name]) & self.pending)
+        wanted = self._reads(twin) | ({target.other} if target is not None and target.other else set())
         for name in wanted:
             self.new.hold(name)
-        self.old.advance([target.tensor])
+        self.old.advance([target.tensor] if target is not None else sorted(twin.original.target_reads))
         self.new.advance(sorted(wanted))
         start = get_weight(view, self.nodes)
+        states = None if view.output else rerun(node, self.graph, threads=self.new.threads)
 
-        def wish(batch: int, places: NDArray[np.int64]) -> Array:
-            whole = self.reference.left(target.tensor, self.old.get(target.tensor, batch))
-            return view.results(whole, places, len(start))
+        def reader(batch: int) -> Read:
+            def read(name: str) -> Array:
+                if states is not None and name == node.outputs[0].name:
+                    return states(lambda other: self.new.get(other, batch))
+                return self.new.get(name, batch)
+
+            return read
 
         sample = gather(
             view,
             node,
             self.draw,
             (len(start), start.shape[1], start.shape[2]),
-            lambda batch: lambda name: self.new.get(name, batch),
-            wish,
-            other=target.other,
-            through=target.through,
+            reader,
+            lambda batch, places: self._wish(twin, target, batch, places, len(start)),
+            other="" if target is None else target.other,
+            through=None if target is None else target.through,
         )
         found = fit_constrained(sample, start, self._anchor(twin, start), allowed, self.effort)
         if found.after < found.before:
@@ -179,8 +193,31 @@ class _Sweep:
             self.new.release(name)
         return found.before, found.after
 
+    def _reads(self, twin: Twin) -> set[str]:
+        """What has to be known of the graph; states are computed anew, from everything the operator reads."""
+        names = set(twin.view.reads)
+        if not twin.view.output:
+            names |= {t.name for t in twin.node.inputs if t.name and weight_chain(t) is None}
+            names -= {
+                twin.node.outputs[0].name,
+                *(t.name for t in twin.node.inputs if isinstance(t, gs.Constant)),
+            }
+        return names
+
+    def _wish(
+        self, twin: Twin, target: Target | None, batch: int, places: NDArray[np.int64], groups: int
+    ) -> Array:
+        """What the original has at some places."""
+        if target is None:
+            original = twin.original
+            return original.target(original.op.node, lambda name: self.old.get(name, batch), places)
+        whole = self.reference.left(target.tensor, self.old.get(target.tensor, batch))
+        return twin.view.results(whole, places, groups)
+
     def _anchor(self, twin: Twin, start: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The weights of the original, or those of the graph where it was cut."""
+        """The weights that are aimed at, if given; else those of the original, or of the graph where it was cut."""
+        if twin.node.outputs[0].name in self.aims:
+            return get_weight(twin.view, self.aims)
         theirs = self.originals[twin.original.op.node.outputs[0].name]
         shapes = [
             weight_shape(n.inputs[v.weight]) for n, v in ((twin.node, twin.view), (theirs, twin.original))

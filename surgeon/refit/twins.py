@@ -41,8 +41,9 @@ class Twin:
 
     @property
     def label(self) -> str:
-        """What reports call it."""
-        return str(self.node.name or self.node.outputs[0].name)
+        """What reports call it; recurrent operators have two."""
+        name = str(self.node.name or self.node.outputs[0].name)
+        return name if self.view.output else f"{name}[{self.view.weight}]"
 
 
 @dataclass
@@ -87,9 +88,6 @@ class Twins:
                 result.left[label] = "the original has no such operator"
                 continue
             for view, other in zip(mine, theirs, strict=True):
-                if not view.output or not other.output:
-                    result.left[label] = "its products are no tensors"
-                    continue
                 result.found.append(Twin(*_alike(view, other)))
         return result
 
@@ -112,7 +110,9 @@ class Twins:
         return replace(target, other=other or "") if target.other else target
 
     def may_read(self, twin: Twin) -> set[str]:
-        """Tensors of the original that may become targets."""
+        """Tensors of the original that may become targets, or that those are made of."""
+        if not twin.original.output:
+            return set(twin.original.target_reads)
         result = self.original.tensors()[twin.original.output]
         return {twin.original.output, *sums_into(result)}
 

@@ -34,18 +34,24 @@ def named_sequences(analysis: Analysis, *others: gs.Graph) -> Iterator[None]:
         analysis: Of the original.
         others: Graphs that were cut out of it.
     """
-    named: list[gs.Node] = []
-    for graph in (analysis.graph, *others):
-        for node in graph.nodes:
-            if node.op in GATES and not node.domain and node.outputs and not node.outputs[0].name:
-                other = next((tensor.name for tensor in node.outputs if tensor.name), "")
-                name = f"{other}/surgeon/sequence"
-                node.outputs[0] = gs.Variable(name)
-                dtypes = analysis.shapes.dtypes
-                dtypes[name] = dtypes[node.inputs[X].name]
-                named.append(node)
-    try:
+    with naming_sequences(analysis.graph, *others) as named:
+        dtypes = analysis.shapes.dtypes
+        for node in named:
+            dtypes[node.outputs[0].name] = dtypes[node.inputs[X].name]
         yield
+
+
+@contextmanager
+def naming_sequences(*graphs: gs.Graph) -> Iterator[list[gs.Node]]:
+    """The same for graphs that nobody has inferred the shapes of; yields the operators."""
+    named: list[gs.Node] = []
+    for node in (node for graph in graphs for node in graph.nodes):
+        if node.op in GATES and not node.domain and node.outputs and not node.outputs[0].name:
+            other = next((tensor.name for tensor in node.outputs if tensor.name), "")
+            node.outputs[0] = gs.Variable(f"{other}/surgeon/sequence")
+            named.append(node)
+    try:
+        yield named
     finally:
         for node in named:
             node.outputs[0] = gs.Variable.empty()

@@ -20,6 +20,7 @@ from surgeon.graph.load import from_model
 from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
 from surgeon.passes import Context, Graph, Pass
+from surgeon.stats.compare import Outputs
 from surgeon.stats.data import graph_inputs, open_data
 from surgeon.stats.synthetic import synthetic
 from surgeon_passes.prune import Prune
@@ -28,7 +29,7 @@ from surgeon_passes.quantizing.control import TRIES, fewest
 from surgeon_passes.quantizing.maker import Maker
 from surgeon_passes.quantizing.partly import Parts
 from surgeon_passes.quantizing.prepare import prepared
-from surgeon_passes.quantizing.sensitivity import MOST_GROUPS, Outputs, groups_of, sensitivities
+from surgeon_passes.quantizing.sensitivity import MOST_GROUPS, groups_of, sensitivities
 
 NAMES = tuple("abcdefghij")
 PLAIN = Quantize(

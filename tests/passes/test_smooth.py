@@ -15,11 +15,12 @@ from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session, with_outputs
 from surgeon.passes import Context
 from surgeon.pipeline import same
+from surgeon.stats.compare import is_clearly_less, output_errors
 from surgeon.stats.data import graph_inputs
 from surgeon.stats.synthetic import synthetic, synthetic_dataset
 from surgeon.verify import relative_error
 from surgeon_passes.quantize import Quantize
-from surgeon_passes.quantizing.trial import Step, is_clearly_less, output_errors, take_steps
+from surgeon_passes.quantizing.trial import Step, take_steps
 from surgeon_passes.smooth import Smooth
 
 WIDTH, INNER = 16, 24

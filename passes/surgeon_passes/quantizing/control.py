@@ -13,8 +13,9 @@ from surgeon.cost import count
 from surgeon.errors import GateError, UnsupportedModelError
 from surgeon.graph.load import from_model
 from surgeon.judge import MEASURED, Judge, Verdict
+from surgeon.stats.compare import Outputs
 from surgeon_passes.quantizing.partly import Parts
-from surgeon_passes.quantizing.sensitivity import Outputs, Sensitivity, groups_of, sensitivities
+from surgeon_passes.quantizing.sensitivity import Sensitivity, groups_of, sensitivities
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence

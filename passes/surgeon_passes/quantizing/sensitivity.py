@@ -11,28 +11,19 @@ import itertools
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-
-from surgeon.graph import sessions
-from surgeon.stats.data import runnable
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     import onnx
-    from numpy.typing import NDArray
 
-    from surgeon.stats.data import Dataset
+    from surgeon.stats.compare import Outputs
 
-    Array = NDArray[Any]
-    Feeds = Sequence[Mapping[str, Array]]
     Make = Callable[[Collection[str]], onnx.ModelProto]
     Advance = Callable[[int], None]
 
 MOST_GROUPS = 96  # of operators that are measured; where there are more, neighbours go together
-TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -46,45 +37,6 @@ class Sensitivity:
 
     nodes: tuple[str, ...]
     alone: float
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """The float outputs of a model on some batches, to compare others with.
-
-    Attributes:
-        feeds: The batches.
-        values: For each output its values, samples first.
-    """
-
-    feeds: Feeds
-    values: tuple[Array, ...]
-
-    @staticmethod
-    def of(model: onnx.ModelProto, data: Dataset) -> Outputs:
-        """Run the float model.
-
-        Raises:
-            DataError: There are no samples, or they do not fit the model.
-        """
-        feeds = [batch for batch, _ in runnable(data, sessions.session(model))]
-        return Outputs(feeds, _run(model, feeds, 1))
-
-    def divergence(self, other: onnx.ModelProto, threads: int) -> float:
-        """The mean over the outputs of their squared error relative to their variance; 0 where none is a float."""
-        found = []
-        for ours, theirs in zip(_run(other, self.feeds, threads), self.values, strict=True):
-            if (
-                theirs.dtype.kind != "f" or ours.shape != theirs.shape
-            ):  # a decision, or a list of what was found
-                continue
-            there = np.isfinite(theirs)  # masks may be infinite
-            error = np.square(ours[there] - theirs[there], dtype=np.float64).sum()
-            spread = (
-                theirs[there] - np.broadcast_to(theirs.mean(axis=0, dtype=np.float64), theirs.shape)[there]
-            )
-            found.append(float(error / max(float(np.square(spread, dtype=np.float64).sum()), TINY)))
-        return float(np.mean(found)) if found else 0.0
 
 
 def groups_of(names: Sequence[str], most: int = MOST_GROUPS) -> list[tuple[str, ...]]:
@@ -132,16 +84,3 @@ def _divergences(
         while running:
             finish()
     return found
-
-
-def _run(model: onnx.ModelProto, feeds: Feeds, threads: int) -> tuple[Array, ...]:
-    runner = sessions.session(model, threads=threads)
-    batches = [sessions.run(runner, batch) for batch in feeds]
-    return tuple(_joined(values) for values in zip(*batches, strict=True))
-
-
-def _joined(values: Sequence[Array]) -> Array:
-    """Batches one after the other; where samples differ in shape, all values in a row."""
-    if all(value.ndim and value.shape[1:] == values[0].shape[1:] for value in values):
-        return np.concatenate(values)
-    return np.concatenate([value.reshape(-1) for value in values])

@@ -8,14 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from surgeon.errors import PassError
-from surgeon.graph import sessions
 from surgeon.graph.copy import copy_of
 from surgeon.graph.save import to_model
 from surgeon.pipeline import same
-from surgeon.stats.data import runnable
+from surgeon.stats.compare import is_clearly_less, output_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,8 +27,6 @@ if TYPE_CHECKING:
 
 SAMPLES = 128  # calibration samples that a trial takes at most
 HELD = 0.5  # of them are compared on
-
-TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -128,57 +123,3 @@ class _Comparison:
             errors = output_errors(to_model(self.graph), model, held, threads=self.context.threads)
             self.errors[id(graph)] = (graph, errors)  # the graph is held, so that its id stays its own
         return self.errors[id(graph)][1]
-
-
-def is_clearly_less(found: Array, than: Array) -> bool:
-    """Whether errors of the same samples are smaller by more than the standard error of the mean difference."""
-    gain = than - found
-    doubt = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else 0.0
-    return bool(gain.mean() > doubt)
-
-
-def output_errors(expected: onnx.ModelProto, found: onnx.ModelProto, data: Dataset, *, threads: int) -> Array:
-    """How far the outputs of one model are from those of another.
-
-    Args:
-        expected: The model to be like.
-        found: The other model.
-        data: Samples; one batch is in memory at a time.
-        threads: Threads for onnxruntime.
-
-    Returns:
-        For each sample (or batch, where outputs are not per sample) the squared difference, relative to the mean square of
-        that output over all samples, on average over the outputs of floats; empty where no such output has the same shape in
-        both models.
-    """
-    first, second = (sessions.session(model, threads=threads) for model in (expected, found))
-    wrong: list[list[Array | None]] = []
-    whole: list[list[Array | None]] = []
-    for feeds, _ in runnable(data, first):
-        size = len(next(iter(feeds.values()))) if feeds and np.ndim(next(iter(feeds.values()))) else 1
-        pairs = list(zip(sessions.run(first, feeds), sessions.run(second, feeds), strict=True))
-        same = [x.dtype.kind == "f" and x.shape == y.shape for x, y in pairs]
-        parts = (
-            size
-            if all(x.ndim and len(x) == size for (x, _), ok in zip(pairs, same, strict=True) if ok)
-            else 1
-        )
-        wrong.append([_squares(x, y, parts) if ok else None for (x, y), ok in zip(pairs, same, strict=True)])
-        whole.append(
-            [_squares(x, 0.0, parts) if ok else None for (x, _), ok in zip(pairs, same, strict=True)]
-        )
-    errors = []
-    for index in range(len(wrong[0])):
-        parts_of = [batch[index] for batch in wrong]
-        if any(part is None for part in parts_of):  # decisions, and lists of what was found
-            continue
-        energy = max(float(np.concatenate([batch[index] for batch in whole]).mean()), TINY)
-        errors.append(np.concatenate(parts_of) / energy)  # type: ignore[arg-type]  # none is None
-    lengths = {len(each) for each in errors}
-    return np.mean(errors, axis=0) if len(lengths) == 1 else np.zeros(0)
-
-
-def _squares(x: Array, y: Array | float, parts: int) -> Array:
-    """The squared differences, summed over each of so many parts."""
-    difference: Array = np.square(np.subtract(x, y, dtype=np.float64)).reshape(parts, -1).sum(axis=1)
-    return difference

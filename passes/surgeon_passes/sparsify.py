@@ -1,0 +1,176 @@
+"""The pass ``sparsify``: sets the least useful weights to zero, in patterns, and lets the others make up for them."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from surgeon.errors import UsageError
+from surgeon.passes import Pass
+from surgeon_passes.pruning.schedule import ConstantSparsity, PolynomialDecay
+
+if TYPE_CHECKING:
+    from surgeon.passes import Context, Graph
+    from surgeon_passes.sparsifying.zeros import Job, Work
+
+MEGABYTE = 2**20
+FEWEST, MOST = 0.0, 0.985
+
+
+@dataclass(frozen=True)
+class Sparsify(Pass):
+    """Zeros in the weights of Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN; shapes stay as they are.
+
+    With data, each operator is given the weights that best do what the original does, reading what the operators before
+    it now put out, among those with zeros in as many places. Zeros make a file smaller when it is packed; onnxruntime
+    does not run faster for them. Channels of which nothing is left are removed by ``clean``.
+
+    Attributes:
+        sparsity: The fraction of the weights that are zero afterwards; N:M patterns have a fraction of their own.
+        pattern: Where zeros may be: unstructured; N:M, as 2:4, at most N of every M input channels next to one another;
+            block-OUTPUTSxINPUTS, as block-4x1, whole blocks of the weight as a matrix of outputs and inputs, at each tap of
+            a kernel.
+        pooling: What a block's score is of the scores in it: average or max.
+        score: How it is chosen which weights stay: auto (alternating with data, else magnitude); alternating, by
+            optimisation of zeros and weights together; wanda, by weight times size of the input; obs, input by
+            input, each passing on what it loses; magnitude.
+        scope: Whether every weight gets the same fraction of zeros (layer), or those get more that lose less by it
+            (global); auto is global with data and layer without, or where the pattern has a fraction of its own.
+        refit: Whether the weights that stay make up for the others; needs data.
+        schedule: How the zeros are spread over the steps: polynomial, 1 - (1 - initial) * (1 - t)^power of the fraction
+            after the part t of the steps (PolynomialDecay); constant, all in the first (ConstantSparsity).
+        steps: In how many steps zeros are made, with a refit after each.
+        initial: The share of the zeros that a polynomial schedule starts from.
+        power: The power of a polynomial schedule: 1 for equal steps.
+        samples: Calibration samples used at most.
+        memory: Megabytes of activations held in memory, per model; the rest goes to temporary files.
+        include: Only operators whose name, or that of their weight, matches one of these patterns.
+        exclude: Operators whose name, or that of their weight, matches one of these patterns stay as they are.
+    """
+
+    name: ClassVar[str] = "sparsify"
+    requires: ClassVar[frozenset[str]] = frozenset({"float"})
+    learns: ClassVar[bool] = True
+
+    sparsity: float = 0.5
+    pattern: str = "unstructured"
+    pooling: Literal["average", "max"] = "average"
+    score: Literal["auto", "alternating", "wanda", "obs", "magnitude"] = "auto"
+    scope: Literal["auto", "layer", "global"] = "auto"
+    refit: bool = True
+    schedule: Literal["polynomial", "constant"] = "polynomial"
+    steps: int = 1
+    initial: float = 0.0
+    power: float = 3.0
+    samples: int = 512
+    memory: int = 2048
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        from surgeon.refit.pattern import parse_pattern
+
+        if not FEWEST < self.sparsity <= MOST:
+            raise UsageError(
+                f"must be more than {FEWEST:g} and at most {MOST:g}, got {self.sparsity}",
+                where="sparsify.sparsity",
+            )
+        pattern = parse_pattern(self.pattern, self.pooling, "sparsify.pattern")
+        if pattern.sparsity is not None and self.scope == "global":
+            raise UsageError(
+                f"{self.pattern} leaves no choice of how many zeros a weight gets",
+                where="sparsify.scope",
+                hint="take scope=layer",
+            )
+        for option in ("steps", "samples", "memory"):
+            if getattr(self, option) < 1:
+                raise UsageError(
+                    f"must be at least 1, got {getattr(self, option)}", where=f"sparsify.{option}"
+                )
+        if not 0 <= self.initial <= 1:
+            raise UsageError(f"must be a share from 0 to 1, got {self.initial}", where="sparsify.initial")
+        if self.power <= 0:
+            raise UsageError(f"must be more than 0, got {self.power}", where="sparsify.power")
+
+    def schedule_of(self) -> ConstantSparsity | PolynomialDecay:
+        """The schedule that the options describe."""
+        if self.schedule == "constant":
+            return ConstantSparsity()
+        return PolynomialDecay(self.initial, self.power)
+
+    def run(self, graph: Graph, context: Context) -> Graph:
+        """Returns ``graph`` with zeros; raises UsageError where no weight matches."""
+        from surgeon.graph.copy import copy_of
+        from surgeon_passes.sparsifying.describe import describe
+        from surgeon_passes.sparsifying.zeros import all_zeros
+
+        work = self._work(graph, context)
+        jobs, plain = self._jobs(graph, context), copy_of(graph)
+        chosen = work.fitted is not None and work.pattern.sparsity is None
+        if self.scope == "global" or (self.scope == "auto" and chosen):
+            with context.progress("sparsify: where", len(jobs)) as advance:
+                work.allocate(graph, jobs, advance)
+        with context.progress("sparsify", len(jobs) * self.steps) as advance:
+            found = all_zeros(work, graph, jobs, advance)
+        errors = None
+        if work.fitted is not None:
+            for job in self._jobs(plain, context):
+                job.shrink(work.pattern, 1.0)
+            errors = work.errors(graph, plain)
+        refitted = errors is None or errors[0] <= errors[1]
+        describe(jobs, found, errors, context, self.memory)
+        return graph if refitted else plain
+
+    def _work(self, graph: Graph, context: Context) -> Work:
+        from surgeon.reference import Reference
+        from surgeon.refit.pattern import parse_pattern
+        from surgeon_passes.sparsifying.zeros import HELD, Work
+
+        fitted = held = None
+        score = self.score
+        if self.refit and (context.data is not None or score in ("alternating", "wanda", "obs")):
+            fitted = held = context.calibration().take(self.samples)
+            if fitted.total() >= 2:
+                fitted, held = fitted.split(HELD, context.seed_for("sparsify"))
+        elif self.refit:
+            context.warn(
+                "no --data: the smallest weights become zero and nothing makes up for them; "
+                "a few hundred real samples without labels are enough for that"
+            )
+        if fitted is None:
+            score = "magnitude"
+        return Work(
+            pattern=parse_pattern(self.pattern, self.pooling),
+            score="alternating" if score == "auto" else score,
+            shares=self.schedule_of().shares(self.steps),
+            fitted=fitted,
+            held=held,
+            reference=context.reference or Reference(graph),
+            seed=context.seed_for("sparsify"),
+            threads=context.threads,
+            limit_bytes=self.memory * MEGABYTE,
+        )
+
+    def _jobs(self, graph: Graph, context: Context) -> list[Job]:
+        from surgeon.refit.pattern import parse_pattern
+        from surgeon.stats.matrices import weights_of
+        from surgeon_passes.sparsifying.zeros import Job
+        from surgeon_passes.training.excluded import excluded_by
+
+        excluded, own = excluded_by(context, self.exclude), parse_pattern(self.pattern).sparsity
+        found = []
+        for weight in weights_of(graph):
+            names = [name for name in (weight.node.name, weight.name, weight.tensor.name) if name]
+            wanted = not self.include or any(
+                fnmatch.fnmatchcase(name, each) for name in names for each in self.include
+            )
+            if wanted and not any(map(excluded, names)):
+                found.append(Job(weight, self.sparsity if own is None else own))
+        if not found:
+            raise UsageError(
+                "there is no weight to make sparse",
+                where="pass sparsify",
+                hint="weights are those of Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN that are not excluded",
+            )
+        return found

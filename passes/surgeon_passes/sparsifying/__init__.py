@@ -1,0 +1,1 @@
+"""What the pass `sparsify` is made of."""

@@ -1,0 +1,179 @@
+"""Where zeros may be: anywhere, in blocks, or so many of every few inputs.
+
+Weights are seen as ``[groups, channels, taps, outputs]``: the input channels that one output of a group reads, at each
+tap of a kernel (one for matrix products).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+
+from surgeon.errors import UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Scores = NDArray[np.float64]
+    Flags = NDArray[np.bool_]
+
+Pooling = Literal["average", "max"]
+SLACK = 1e-9  # a product such as 0.9 * 10 is not exactly 9
+
+
+class Pattern(Protocol):
+    """A rule for which weights stay."""
+
+    @property
+    def sparsity(self) -> float | None:
+        """The fraction of zeros that the pattern itself asks for, or None where any fraction will do."""
+
+    @property
+    def rows(self) -> int:
+        """How many input channels are chosen together."""
+
+    def kept(self, scores: Scores, sparsity: float) -> Flags:
+        """Which weights stay: those with the largest scores.
+
+        Args:
+            scores: ``[groups, channels, taps, outputs]``, not negative.
+            sparsity: The fraction of zeros; never fewer, unless the pattern has a fraction of its own.
+        """
+
+    def fits(self, kept: Flags) -> bool:
+        """Whether what stays is as the pattern asks, of the same shape as the scores."""
+
+
+@dataclass(frozen=True)
+class Unstructured:
+    """Zeros anywhere."""
+
+    sparsity = None
+    rows = 1
+
+    def kept(self, scores: Scores, sparsity: float) -> Flags:
+        """The largest of all."""
+        result = np.ones(scores.size, bool)
+        result[np.argsort(scores, axis=None, kind="stable")[: ceil(sparsity * scores.size - SLACK)]] = False
+        return result.reshape(scores.shape)
+
+    def fits(self, kept: Flags) -> bool:
+        """Always."""
+        del kept
+        return True
+
+
+@dataclass(frozen=True)
+class Few:
+    """At most ``n`` of every ``m`` input channels next to one another, for each tap and output: N:M sparsity.
+
+    Channels that are left over at the end are fewer than m, and keep at most n as well.
+    """
+
+    n: int
+    m: int
+
+    @property
+    def sparsity(self) -> float:
+        """What is left out of each m."""
+        return 1 - self.n / self.m
+
+    @property
+    def rows(self) -> int:
+        """The channels that are counted together."""
+        return self.m
+
+    def kept(self, scores: Scores, sparsity: float) -> Flags:
+        """The n largest of each m."""
+        del sparsity
+        parts = self._parts(scores, -1.0)
+        order = np.argsort(-parts, axis=2, kind="stable")
+        ranks = np.argsort(order, axis=2, kind="stable")
+        return self._whole(ranks < self.n, scores.shape[1])
+
+    def fits(self, kept: Flags) -> bool:
+        """No m channels have more than n weights."""
+        return bool((self._parts(kept.astype(np.float64), 0.0).sum(axis=2) <= self.n).all())
+
+    def _parts(self, values: Scores, fill: float) -> Scores:
+        """``[groups, channels / m, m, taps, outputs]``."""
+        groups, channels, *rest = values.shape
+        missing = -channels % self.m
+        padded = np.pad(values, ((0, 0), (0, missing), (0, 0), (0, 0)), constant_values=fill)
+        return padded.reshape(groups, -1, self.m, *rest)
+
+    def _whole(self, parts: Flags, channels: int) -> Flags:
+        groups, _, _, *rest = parts.shape
+        return parts.reshape(groups, -1, *rest)[:, :channels]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of ``outputs`` x ``inputs`` weights at one tap are zero together; those at the end may be smaller.
+
+    Attributes:
+        outputs: Outputs of a block.
+        inputs: Input channels of a block.
+        pooling: What a block's score is of the scores in it.
+    """
+
+    outputs: int
+    inputs: int
+    pooling: Pooling = "average"
+    sparsity = None
+
+    @property
+    def rows(self) -> int:
+        """The input channels of a block."""
+        return self.inputs
+
+    def kept(self, scores: Scores, sparsity: float) -> Flags:
+        """Blocks go, the smallest score first, until enough weights have gone."""
+        pooled, sizes = self._pooled(scores)
+        order = np.argsort(pooled, axis=None, kind="stable")
+        gone = np.cumsum(sizes.ravel()[order])
+        count = int(np.searchsorted(gone, sparsity * scores.size - SLACK)) + 1 if sparsity > 0 else 0
+        result = np.ones(pooled.size, bool)
+        result[order[:count]] = False
+        return self._spread(result.reshape(pooled.shape), scores.shape)
+
+    def fits(self, kept: Flags) -> bool:
+        """All weights of a block stay, or none."""
+        shares, _ = self._pooled(kept.astype(np.float64), pooling="average")
+        return bool(((shares < SLACK) | (shares > 1 - SLACK)).all())
+
+    def _pooled(self, values: Scores, pooling: Pooling | None = None) -> tuple[Scores, Scores]:
+        """The pooled values of blocks ``[groups, in blocks, taps, out blocks]``, and how many weights each has."""
+        rows = np.arange(0, values.shape[1], self.inputs)
+        columns = np.arange(0, values.shape[3], self.outputs)
+        sizes = np.add.reduceat(np.add.reduceat(np.ones_like(values), rows, axis=1), columns, axis=3)
+        join = np.maximum if (pooling or self.pooling) == "max" else np.add
+        joined = join.reduceat(join.reduceat(values, rows, axis=1), columns, axis=3)
+        return (joined if join is np.maximum else joined / sizes), sizes
+
+    def _spread(self, blocks: Flags, shape: tuple[int, ...]) -> Flags:
+        wide = np.repeat(np.repeat(blocks, self.inputs, axis=1), self.outputs, axis=3)
+        return wide[:, : shape[1], :, : shape[3]]
+
+
+def parse_pattern(text: str, pooling: Pooling = "average", where: str = "pattern") -> Pattern:
+    """Reads ``unstructured``, ``2:4`` or ``block-4x1`` (outputs x inputs).
+
+    Raises:
+        UsageError: It is none of these.
+    """
+    if text == "unstructured":
+        return Unstructured()
+    if (found := re.fullmatch(r"(\d+):(\d+)", text)) and 0 < int(found[1]) < int(found[2]):
+        return Few(int(found[1]), int(found[2]))
+    if (found := re.fullmatch(r"block-(\d+)x(\d+)", text)) and int(found[1]) > 0 and int(found[2]) > 0:
+        return Blocks(int(found[1]), int(found[2]), pooling)
+    raise UsageError(
+        f"must be unstructured, N:M with N smaller than M, or block-OUTPUTSxINPUTS, got {text!r}",
+        where=where,
+        hint="for example 2:4 or block-4x1",
+    )

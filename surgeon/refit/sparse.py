@@ -1,0 +1,135 @@
+"""The constraint that weights are zero in so many places, which the data choose.
+
+Which weights stay is chosen by a score, and those that stay then make up for the others, exactly. The score `alternating`
+chooses both together: the alternating direction method of multipliers moves between weights without the constraint and
+weights that keep it, until both agree where the zeros are; Meng et al., arXiv 2406.07831. It starts where each input
+has mean square 1, so that its first choice is that of `wanda`, weights times the size of their input (Sun et al., arXiv
+2306.11695), and what it finds is taken where it does better than that. `obs` goes through the inputs block by block, and feeds what each
+loses on to those that come (Frantar and Alistarh, arXiv 2301.00774).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from surgeon.refit.rounding import distance
+from surgeon.refit.support import on_support
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from surgeon.refit.pattern import Pattern
+
+    Matrix = NDArray[np.float64]
+    Flags = NDArray[np.bool_]
+
+Score = Literal["alternating", "wanda", "obs", "magnitude"]
+ROUNDS = 60
+STRENGTH = 0.1  # of the first pull towards the constraint; inputs have mean square 1
+CHECKED = 3  # rounds after which it is seen how much still changes
+FASTER = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))  # if more than this share changed, the pull grows by that
+BLOCK = 128  # inputs whose zeros are chosen together by `obs`
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """So many zeros in a pattern; see `surgeon.refit.constrained.Constraint`.
+
+    Attributes:
+        pattern: Where zeros may be.
+        sparsity: The fraction of them.
+        taps: Weights of each input channel and output.
+        score: How it is chosen which weights stay.
+        magnitudes: The size of the weights that the score `magnitude` goes by, ``[groups, inputs, outputs]``.
+        allowed: Where weights may differ from zero at all, of the same shape; None for everywhere.
+    """
+
+    pattern: Pattern
+    sparsity: float
+    taps: int
+    score: Score
+    magnitudes: Matrix
+    allowed: Flags | None = None
+
+    def __call__(self, ideal: Matrix, hessian: Matrix) -> Matrix:
+        """Weights with zeros, near to ``ideal``.
+
+        Args:
+            ideal: ``[groups, inputs + 1, outputs]``, the bias last, which is free.
+            hessian: ``[groups, inputs + 1, inputs + 1]``, positive definite.
+        """
+        if self.allowed is not None:
+            ideal = on_support(ideal, hessian, _and_bias(self.allowed), ideal)
+        if self.score == "magnitude":
+            return on_support(ideal, hessian, _and_bias(self.kept(self.magnitudes)), ideal)
+        if self.score == "obs":
+            return on_support(ideal, hessian, _and_bias(self._fed_on(ideal, hessian)), ideal)
+        found = on_support(ideal, hessian, self.support(ideal, hessian), ideal)
+        if self.score == "wanda":
+            return found
+        sizes = np.sqrt(np.diagonal(hessian, axis1=1, axis2=2))[:, :, None]
+        start, kept = self._alternated(ideal * sizes, hessian / sizes / sizes.swapaxes(1, 2))
+        other = on_support(ideal, hessian, _and_bias(kept), start / sizes)
+        better = distance(other, ideal, hessian).sum() < distance(found, ideal, hessian).sum()
+        return other if better else found
+
+    def support(self, weights: Matrix, hessian: Matrix) -> Flags:
+        """Where weights, the bias last, would stay if they went by their size times that of their input."""
+        sizes = np.sqrt(np.diagonal(hessian, axis1=1, axis2=2))[:, :, None]
+        return _and_bias(self.kept(np.abs(weights * sizes)[:, :-1]))
+
+    def kept(self, scores: Matrix) -> Flags:
+        """Which weights stay, ``[groups, inputs, outputs]``; what is not allowed goes first."""
+        groups, inputs, outputs = scores.shape
+        if self.allowed is not None:
+            scores = np.where(self.allowed, scores, -1.0)
+        split = scores.reshape(groups, inputs // self.taps, self.taps, outputs)
+        found = self.pattern.kept(split, self.sparsity).reshape(scores.shape)
+        return found if self.allowed is None else found & self.allowed
+
+    def _alternated(self, ideal: Matrix, hessian: Matrix) -> tuple[Matrix, Flags]:
+        """Weights after some rounds, and where they may differ from zero; inputs have mean square 1."""
+        values, vectors = np.linalg.eigh(hessian)
+        turned, right = vectors.swapaxes(1, 2), hessian @ ideal
+        strength, dual = STRENGTH, np.zeros_like(ideal)
+        kept = last = _and_bias(self.kept(np.abs(ideal)[:, :-1]))
+        sparse = np.where(kept, ideal, 0.0)
+        for number in range(1, ROUNDS + 1):
+            aim = turned @ (right - dual + strength * sparse)
+            free = vectors @ (aim / (values[:, :, None] + strength))
+            pulled = free + dual / strength
+            kept = _and_bias(self.kept(np.abs(pulled)[:, :-1]))
+            sparse = np.where(kept, pulled, 0.0)
+            dual = dual + strength * (free - sparse)
+            if number % CHECKED == 0:
+                changed = (kept != last).sum() / max(kept.sum(), 1)
+                if not changed:
+                    break
+                strength *= next(factor for share, factor in FASTER if changed > share)
+                last = kept
+        return sparse, kept[:, :-1]
+
+    def _fed_on(self, ideal: Matrix, hessian: Matrix) -> Flags:
+        """Which weights stay, chosen block by block; a block is whole input channels and whole parts of a pattern."""
+        groups, inputs, outputs = ideal.shape[0], ideal.shape[1] - 1, ideal.shape[2]
+        upper = np.linalg.cholesky(np.linalg.inv(hessian)).swapaxes(1, 2)
+        left, kept = ideal.copy(), np.ones((groups, inputs, outputs), bool)
+        step = self.taps * self.pattern.rows * max(1, BLOCK // (self.taps * self.pattern.rows))
+        for start in range(0, inputs, step):
+            rows = slice(start, min(start + step, inputs))
+            sizes = np.diagonal(upper, axis1=1, axis2=2)[:, rows, None]
+            part = Sparse(self.pattern, self.sparsity, self.taps, self.score, self.magnitudes,
+                          None if self.allowed is None else self.allowed[:, rows])  # fmt: skip
+            kept[:, rows] = part.kept(np.square(left[:, rows] / sizes))
+            for k in range(start, rows.stop):
+                error = np.where(kept[:, k : k + 1], 0.0, left[:, k : k + 1]) / upper[:, k, k][:, None, None]
+                left[:, k:] -= upper[:, k, k:, None] * error
+        return kept
+
+
+def _and_bias(kept: Flags) -> Flags:
+    """With the bias as last row, which is free."""
+    return np.concatenate([kept, np.ones_like(kept[:, :1])], axis=1)

@@ -1,0 +1,130 @@
+"""How far the outputs of one model are from those of another, on the same samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from surgeon.graph import sessions
+from surgeon.stats.data import runnable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import onnx
+    from numpy.typing import NDArray
+
+    from surgeon.stats.data import Dataset
+
+    Array = NDArray[Any]
+    Feeds = Sequence[Mapping[str, Array]]
+
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The float outputs of a model on some batches, to compare others with.
+
+    Attributes:
+        feeds: The batches.
+        values: For each output its values, samples first.
+    """
+
+    feeds: Feeds
+    values: tuple[Array, ...]
+
+    @staticmethod
+    def of(model: onnx.ModelProto, data: Dataset) -> Outputs:
+        """Run the float model.
+
+        Raises:
+            DataError: There are no samples, or they do not fit the model.
+        """
+        feeds = [batch for batch, _ in runnable(data, sessions.session(model))]
+        return Outputs(feeds, _run(model, feeds, 1))
+
+    def divergence(self, other: onnx.ModelProto, threads: int) -> float:
+        """The mean over the outputs of their squared error relative to their variance; 0 where none is a float."""
+        found = []
+        for ours, theirs in zip(_run(other, self.feeds, threads), self.values, strict=True):
+            if (
+                theirs.dtype.kind != "f" or ours.shape != theirs.shape
+            ):  # a decision, or a list of what was found
+                continue
+            there = np.isfinite(theirs)  # masks may be infinite
+            error = np.square(ours[there] - theirs[there], dtype=np.float64).sum()
+            spread = (
+                theirs[there] - np.broadcast_to(theirs.mean(axis=0, dtype=np.float64), theirs.shape)[there]
+            )
+            found.append(float(error / max(float(np.square(spread, dtype=np.float64).sum()), TINY)))
+        return float(np.mean(found)) if found else 0.0
+
+
+def is_clearly_less(found: Array, than: Array) -> bool:
+    """Whether errors of the same samples are smaller by more than the standard error of the mean difference."""
+    gain = than - found
+    doubt = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else 0.0
+    return bool(gain.mean() > doubt)
+
+
+def output_errors(expected: onnx.ModelProto, found: onnx.ModelProto, data: Dataset, *, threads: int) -> Array:
+    """How far the outputs of one model are from those of another.
+
+    Args:
+        expected: The model to be like.
+        found: The other model.
+        data: Samples; one batch is in memory at a time.
+        threads: Threads for onnxruntime.
+
+    Returns:
+        For each sample (or batch, where outputs are not per sample) the squared difference, relative to the mean square of
+        that output over all samples, on average over the outputs of floats; empty where no such output has the same shape in
+        both models.
+    """
+    first, second = (sessions.session(model, threads=threads) for model in (expected, found))
+    wrong: list[list[Array | None]] = []
+    whole: list[list[Array | None]] = []
+    for feeds, _ in runnable(data, first):
+        size = len(next(iter(feeds.values()))) if feeds and np.ndim(next(iter(feeds.values()))) else 1
+        pairs = list(zip(sessions.run(first, feeds), sessions.run(second, feeds), strict=True))
+        same = [x.dtype.kind == "f" and x.shape == y.shape for x, y in pairs]
+        parts = (
+            size
+            if all(x.ndim and len(x) == size for (x, _), ok in zip(pairs, same, strict=True) if ok)
+            else 1
+        )
+        wrong.append([_squares(x, y, parts) if ok else None for (x, y), ok in zip(pairs, same, strict=True)])
+        whole.append(
+            [_squares(x, 0.0, parts) if ok else None for (x, _), ok in zip(pairs, same, strict=True)]
+        )
+    errors = []
+    for index in range(len(wrong[0])):
+        parts_of = [batch[index] for batch in wrong]
+        if any(part is None for part in parts_of):  # decisions, and lists of what was found
+            continue
+        energy = max(float(np.concatenate([batch[index] for batch in whole]).mean()), TINY)
+        errors.append(np.concatenate(parts_of) / energy)  # type: ignore[arg-type]  # none is None
+    lengths = {len(each) for each in errors}
+    return np.mean(errors, axis=0) if len(lengths) == 1 else np.zeros(0)
+
+
+def _squares(x: Array, y: Array | float, parts: int) -> Array:
+    """The squared differences, summed over each of so many parts."""
+    difference: Array = np.square(np.subtract(x, y, dtype=np.float64)).reshape(parts, -1).sum(axis=1)
+    return difference
+
+
+def _run(model: onnx.ModelProto, feeds: Feeds, threads: int) -> tuple[Array, ...]:
+    runner = sessions.session(model, threads=threads)
+    batches = [sessions.run(runner, batch) for batch in feeds]
+    return tuple(_joined(values) for values in zip(*batches, strict=True))
+
+
+def _joined(values: Sequence[Array]) -> Array:
+    """Batches one after the other; where samples differ in shape, all values in a row."""
+    if all(value.ndim and value.shape[1:] == values[0].shape[1:] for value in values):
+        return np.concatenate(values)
+    return np.concatenate([value.reshape(-1) for value in values])
