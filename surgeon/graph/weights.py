@@ -240,3 +240,12 @@ def data_type(constant: gs.Constant) -> int:
         sparse = isinstance(stored.tensor, onnx.SparseTensorProto)
         return int(stored.tensor.values.data_type if sparse else stored.tensor.data_type)
     return int(onnx.helper.np_dtype_to_tensor_dtype(stored.dtype))
+
+
+def payload(constant: gs.Constant) -> Iterator[bytes | memoryview]:
+    """The bytes ONNX stores for a constant, a bounded piece at a time where they are in a file."""
+    stored = constant._values  # noqa: SLF001  # .values would read and keep it
+    if isinstance(stored, UnreadValues):
+        yield from stored.chunks()
+    else:
+        yield raw_bytes(peek(constant))
