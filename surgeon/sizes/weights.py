@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from surgeon.graph.weights import payload
+from surgeon.sizes.files import gzip_packer
 from surgeon.sizes.stored import stored_weights
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from surgeon.sizes.stored import Stored
-
-_GZIP = 31  # zlib's number for the format of gzip, with the largest window
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,7 @@ def _total(tensors: Sequence[TensorSize], distinct: int) -> TensorSize:
 def _compressed(constants: Iterable[gs.Constant]) -> tuple[int, int]:
     """Bytes of constants, and of one gzip file with all of them one after the other."""
     raw = zipped = 0
-    packer = zlib.compressobj(9, zlib.DEFLATED, _GZIP)
+    packer = gzip_packer()
     for constant in constants:
         for piece in payload(constant):
             raw += len(piece)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx.helper as oh
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper as nh
 from onnx import parser
@@ -236,6 +236,7 @@ def test_operators_on_integers(text):
     assert sizes_of(proto) == {"w": by_hand("w", w, wz.reshape(spread), w)}
 
 
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     bits=st.sampled_from([2, 4, 8]), rows=st.integers(1, 5), length=st.integers(1, 70), zeros=st.booleans()
 )
