@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import onnx
-from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from surgeon.errors import UsageError
 from surgeon.graph.order import ordered
 from surgeon.graph.proto import constant_proto, interface_entry, node_proto, own_constants
 from surgeon.graph.schemas import opsets
 from surgeon.graph.source import source_of
-from surgeon.graph.weights import data_type, packed_bytes, payload, stored_bytes
+from surgeon.graph.weights import SparseValues, data_type, packed_bytes, payload, stored_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -321,3 +321,15 @@ def test_weights_in_a_file_of_their_own(tmp_path):
     graph = surgeon.load(tmp_path / "m.onnx")
     assert of_weights(graph) == [by_hand("w", w, 0.0, w)]
     assert type(vars(graph.tensors()["w"])["_values"]).__name__ == "StoredValues"
+
+
+def test_a_sparse_initializer_takes_what_is_in_the_file():
+    values = some(20, 30) * (RANDOM.random((20, 30)) < 0.1)
+    values = values.astype("f")
+    places = nh.from_array(np.flatnonzero(values), "places")
+    proto = model("g (float[1,20] x) => (float y) { y = MatMul (x, w) }")
+    sparse = oh.make_sparse_tensor(nh.from_array(values[values != 0], "w"), places, values.shape)
+    proto.graph.sparse_initializer.append(sparse)
+    found = sizes_of(proto)["w"]
+    assert (found.elements, found.nonzeros) == (600, int((values != 0).sum()))
+    assert found.bytes == len(sparse.SerializeToString(deterministic=True)) < 600 * 4
