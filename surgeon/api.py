@@ -1,4 +1,4 @@
-"""The Python interface: `run`, `load`, `save`; the command line does nothing that is not here."""
+"""The Python interface: `run`, `load`, `save`, `size`; the command line does nothing that is not here."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import onnx
 
     from surgeon.plan import Plan
+    from surgeon.sizes import ModelSize
     from surgeon.stats.data import Dataset
 
 Data: TypeAlias = (
@@ -97,6 +98,7 @@ def run(
     monitor: Monitor | None = None,
     debug: bool = False,
     force: bool = False,
+    sizes: bool = False,
 ) -> Result:
     """Runs passes over a model; the model itself is never changed.
 
@@ -126,6 +128,7 @@ def run(
         monitor: Where warnings and progress go; default: nowhere, the report keeps the warnings.
         debug: Whether onnxruntime loads the result of every pass.
         force: Whether a quantized model is taken although it is slower here than the original.
+        sizes: Whether to measure compressed sizes, zeros and different values, even if no pass asks for it.
 
     Returns:
         The smaller model, the report, the plan and the recipe.
@@ -166,11 +169,35 @@ def run(
             latency_threads=threads or 1,
             debug=debug,
             force=force,
+            sizes=sizes,
         )
         finished: Finished = execute(job)
         if not isinstance(model, str | os.PathLike):
             _hold(finished.graph)
     return Result(finished.graph, finished.report, finished.plan, finished.recipe)
+
+
+def size(
+    model: str | os.PathLike[str] | onnx.ModelProto | Graph, *, monitor: Monitor | None = None
+) -> ModelSize:
+    """Measures what a model takes: its files, also compressed, its weights, parameters and multiply-accumulates.
+
+    Args:
+        model: A path, an ONNX message, or an onnx-graphsurgeon graph, which is measured as `save` writes it.
+        monitor: Where progress goes.
+
+    Raises:
+        UnsupportedModelError: The model cannot be read.
+    """
+    from surgeon.measure import model_size
+    from surgeon.sizes import files_of
+
+    with _file_of(model) as path:
+        graph = load(path)
+        files = files_of(path, graph)
+        total = sum(each.stat().st_size for each in files)
+        with (monitor or SilentMonitor()).progress("measure sizes", total) as advance:
+            return model_size(graph, files, advance)
 
 
 def _spec(data: Data | None) -> str | None:

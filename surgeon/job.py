@@ -39,6 +39,7 @@ class Job:
         debug: Whether every pass's result is loaded in onnxruntime.
         label: The model's name in the report.
         force: Whether a quantized model is written although it is slower than the original.
+        sizes: Whether to measure compressed sizes, zeros and different values, even if no pass asks for it.
     """
 
     source: Path
@@ -53,6 +54,7 @@ class Job:
     latency_threads: int = 1
     debug: bool = False
     force: bool = False
+    sizes: bool = False
 
 
 @dataclass
@@ -107,6 +109,8 @@ def _execute(job: Job) -> Finished:
         size = sum(path.stat().st_size for path in model.parent.iterdir())
         judged = _Judged(original, measure.figures(outcome.graph, size), len(outcome.graph.nodes))
         judged = _judge(job, context, metric, model, judged)
+        if job.sizes or any(each.sizes for each in job.recipe.passes):
+            _measure_sizes(job, context, graph, outcome.graph, model, judged)
         facts = _report(job, context, metric, outcome, judged)
         facts["seconds"] = time.perf_counter() - started
         if job.destination is not None:
@@ -248,6 +252,16 @@ def _judge(job: Job, context: Context, metric: Metric | None, model: Path, judge
         judged.before.latency_ms, judged.after.latency_ms = times
     judged.targets = measure.check_gates(judged.before, judged.after, context, metric)
     return judged
+
+
+def _measure_sizes(
+    job: Job, context: Context, before: Graph, after: Graph, model: Path, judged: _Judged
+) -> None:
+    from surgeon.sizes import files_of
+
+    with context.progress("measure sizes"):
+        measure.add_sizes(judged.before, before, files_of(job.source, before))
+        measure.add_sizes(judged.after, after, sorted(model.parent.iterdir()))
 
 
 def _report(

@@ -14,6 +14,7 @@ from surgeon.passes import Context, Graph
 if TYPE_CHECKING:
     import numpy as np
 
+    from surgeon.sizes import ModelSize
     from surgeon.stats.chunks import Feeds, Input
     from surgeon.stats.latency import Latency
     from surgeon.stats.metrics import Metric
@@ -38,6 +39,10 @@ class Figures:
         bytes: Size on disk, external data included.
         latency_ms: Median time of one sample in onnxruntime, or None when not measured.
         metric: The metric as a fraction, or None without evaluation data.
+        nonzeros: Weights that are not zero, or None when not asked for, as all that follow.
+        distinct_values: Different values of all weights together.
+        gzip_bytes: Size after ``gzip -9``, external data included.
+        zstd_bytes: Size after ``zstd -19``, external data included.
     """
 
     params: int
@@ -45,6 +50,10 @@ class Figures:
     bytes: int
     latency_ms: float | None = None
     metric: float | None = None
+    nonzeros: int | None = None
+    distinct_values: int | None = None
+    gzip_bytes: int | None = None
+    zstd_bytes: int | None = None
 
     def of_target(self, target: str) -> float | None:
         """Returns the figure that a ``--target`` key limits."""
@@ -116,16 +125,35 @@ def _dtype(dtype: Any) -> np.dtype[Any]:
 
 def file_bytes(model: Path, graph: Graph) -> int:
     """Returns the size of a model file and of the files that hold its external data."""
-    import onnx_graphsurgeon as gs
+    from surgeon.sizes import files_of
 
-    from surgeon.graph.weights import StoredValues
+    return sum(path.stat().st_size for path in files_of(model, graph))
 
-    files = {model.resolve()}
-    for tensor in graph.tensors().values():
-        stored = vars(tensor).get("_values") if isinstance(tensor, gs.Constant) else None
-        if isinstance(stored, StoredValues) and stored.place is not None:
-            files.add(stored.place.path.resolve())
-    return sum(path.stat().st_size for path in files)
+
+def model_size(
+    graph: Graph, files: Sequence[Path], advance: Callable[[int], None] | None = None
+) -> ModelSize:
+    """Measures everything that `ModelSize` lists.
+
+    Args:
+        graph: The model.
+        files: Where it lies on disk.
+        advance: Is told how many more bytes of the files have been compressed.
+    """
+    from surgeon.cost import count
+    from surgeon.sizes import ModelSize, measure_files, weigh
+
+    weights, found = weigh(graph), measure_files(files, advance)
+    return ModelSize(found, weights, params=parameters(graph), macs=int(count(graph).macs))
+
+
+def add_sizes(figures: Figures, graph: Graph, files: Sequence[Path]) -> None:
+    """Adds to the figures of a model what it takes when compressed, and what its weights are."""
+    from surgeon.sizes import measure_files, weigh
+
+    weights, found = weigh(graph).total, measure_files(files)
+    figures.nonzeros, figures.distinct_values = weights.nonzeros, weights.distinct_values
+    figures.gzip_bytes, figures.zstd_bytes = found.gzip_bytes, found.zstd_bytes
 
 
 def check_loads(model: Path, original: Path, context: Context, nodes: int = 0) -> None:

@@ -44,6 +44,7 @@ class Pass(ABC):
         ensures: Facts that hold afterwards, e.g. ``qdq``.
         removes: Facts that do not hold any more.
         learns: Whether it changes what the model computes, from data, so that ``verify`` cannot repeat it.
+        sizes: Whether what it is for shows in compressed sizes, zeros or different values, so that a run with it measures them.
     """
 
     name: ClassVar[str]
@@ -51,6 +52,7 @@ class Pass(ABC):
     ensures: ClassVar[frozenset[str]] = frozenset()
     removes: ClassVar[frozenset[str]] = frozenset()
     learns: ClassVar[bool] = False
+    sizes: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, graph: Graph, context: Context) -> Graph:

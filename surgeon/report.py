@@ -62,8 +62,12 @@ def rows(report: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     wanted = (
         ("parameters", "params", amount),
         ("MACs", "macs", amount),
-        ("bytes", "bytes", _size),
+        ("bytes", "bytes", byte_amount),
         ("latency", "latency_ms", lambda value: f"{value:.3g} ms"),
+        ("gzip", "gzip_bytes", byte_amount),
+        ("zstd", "zstd_bytes", byte_amount),
+        ("non-zero weights", "nonzeros", amount),
+        ("distinct values", "distinct_values", amount),
         (str(metric.get("name", "metric")), "metric", lambda value: f"{value:.4f}"),
     )
     table = []
@@ -97,7 +101,7 @@ def _curve(budget: Mapping[str, Any], report: Mapping[str, Any]) -> Table:
                 amount(point["macs"]),
                 amount(point["params"]),
                 *_change(budget["before"], point["metric"]),
-                f"{said}, {_size(point['bytes'])} after {', '.join(later)}" if later else said,
+                f"{said}, {byte_amount(point['bytes'])} after {', '.join(later)}" if later else said,
             )
         )
     first = (
@@ -121,7 +125,9 @@ def controls(report: Mapping[str, Any]) -> list[Table]:
             if point["float"] is not None and point["nodes"] == kept:
                 said = "taken" if point["within"] else f"taken, {said}"
             number = "all, as it came" if point["float"] is None else str(point["float"])
-            rows.append((number, _size(point["bytes"]), *_change(control["before"], point["metric"]), said))
+            rows.append(
+                (number, byte_amount(point["bytes"]), *_change(control["before"], point["metric"]), said)
+            )
         tables.append((head, rows))
     return tables
 
@@ -221,7 +227,8 @@ def amount(value: float) -> str:
     return f"{value:g}"
 
 
-def _size(value: float) -> str:
+def byte_amount(value: float) -> str:
+    """Words a number of bytes: 12.53 MB."""
     for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if value >= limit:
             return f"{value / limit:.2f} {unit}"

@@ -257,3 +257,36 @@ def test_names_are_exported_lazily():
         assert getattr(surgeon, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = surgeon.nothing
+
+
+@dataclass(frozen=True)
+class Zero(Pass):
+    """Makes a part of the second convolution zero, which only shows when the file is compressed."""
+
+    name: ClassVar[str] = "zero"
+    sizes: ClassVar[bool] = True
+
+    def run(self, graph: Any, context: Context) -> Any:
+        weight = graph.tensors()["w2"]
+        values = weight.values.copy()
+        values[4:] = 0
+        weight.values = values
+        return graph
+
+
+def test_a_pass_can_ask_for_sizes(model):
+    before, after = (surgeon.run(model, passes=[Zero()]).report[key] for key in ("before", "after"))
+    assert before["nonzeros"] - after["nonzeros"] == 20 * 16 * 9
+    assert before["distinct_values"] - after["distinct_values"] >= 20 * 16 * 9 - 10
+    assert after["gzip_bytes"] < 0.5 * before["gzip_bytes"]
+    assert after["zstd_bytes"] < 0.5 * before["zstd_bytes"]
+    assert after["bytes"] > 0.9 * before["bytes"]
+
+
+def test_sizes_are_not_measured_unasked(model):
+    unasked = surgeon.run(model, passes=[Halve()]).report
+    assert all(
+        unasked[key][name] is None for key in ("before", "after") for name in ("gzip_bytes", "nonzeros")
+    )
+    asked = surgeon.run(model, passes=[Halve()], sizes=True).report
+    assert asked["before"]["nonzeros"] == asked["after"]["nonzeros"] == 16 * 27 + 24 * 144 + 240

@@ -47,6 +47,7 @@ def run_command(arguments: argparse.Namespace) -> int:
             monitor=monitor,
             debug=arguments.debug,
             force=arguments.force,
+            sizes=arguments.sizes,
         )
     if arguments.json:
         _write(to_json(result.report))
@@ -111,6 +112,22 @@ def bench_command(arguments: argparse.Namespace) -> int:
         _write(to_json(facts))
     else:
         show.bench(facts)
+    return 0
+
+
+def size_command(arguments: argparse.Namespace) -> int:
+    """Handles ``surgeon size``."""
+    from surgeon import api
+    from surgeon.cli import show
+    from surgeon.cli.monitor import TerminalMonitor
+
+    _warn_of_rules()
+    with TerminalMonitor() as monitor:
+        rows = [{"model": model, **api.size(model, monitor=monitor).to_json()} for model in arguments.models]
+    if arguments.json:
+        _write(to_json({"schema": 1, "models": rows}))
+    else:
+        show.sizes(rows, tensors=arguments.tensors)
     return 0
 
 

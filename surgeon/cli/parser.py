@@ -60,6 +60,7 @@ def build_parser() -> Parser:
     _add_inspect(commands)
     _add_explain(commands)
     _add_bench(commands)
+    _add_size(commands)
     _add_verify(commands)
     _add_passes(commands)
     return parser
@@ -120,6 +121,11 @@ def _add_run(commands: Any) -> None:
         action="store_true",
         help="write a quantized model even if it is slower here than MODEL; it is not measured for that then",
     )
+    add(
+        "--sizes",
+        action="store_true",
+        help="measure compressed sizes, zeros and different values, even if no pass asks for it; about a second for 3 MB",
+    )
     add("--report", metavar="DIR", help="also write a readable report into this folder")
 
 
@@ -167,6 +173,16 @@ def _add_bench(commands: Any) -> None:
     command.add_argument("--data", metavar="D", help="real inputs, as for run; default: seeded random ones")
     command.add_argument("--preprocess", metavar="SPEC", help="how images become arrays")
     command.add_argument("--seed", metavar="N", default="0", help="seed of random inputs")
+
+
+def _add_size(commands: Any) -> None:
+    command = _command(
+        commands,
+        "size",
+        "show what models take: bytes, gzip, zstd, parameters, zeros, MACs, different values",
+    )
+    command.add_argument("models", metavar="MODEL", nargs="+", help="ONNX files")
+    command.add_argument("--tensors", action="store_true", help="also show every weight")
 
 
 def _add_verify(commands: Any) -> None:

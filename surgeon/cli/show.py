@@ -57,6 +57,44 @@ def bench(facts: Mapping[str, Any]) -> None:
     )
 
 
+def sizes(models: Sequence[Mapping[str, Any]], *, tensors: bool) -> None:
+    """Shows what models take, a row for each, and with ``tensors`` what each of their weights takes."""
+    heads = ("bytes", "gzip", "zstd", "params", "non-zero", "zero", "distinct", "MACs")
+    table = _table("model", *heads, right=range(1, 9))
+    for column in table.columns[1:]:
+        column.no_wrap = True
+    for row in models:
+        table.add_row(
+            escape(row["model"]),
+            *(report.byte_amount(row[key]) for key in ("bytes", "gzip_bytes", "zstd_bytes")),
+            report.amount(row["params"]),
+            report.amount(row["nonzeros"]),
+            f"{row['weights']['sparsity']:.1%}",
+            str(row["distinct_values"]),
+            report.amount(row["macs"]),
+        )
+    console = _console()
+    console.print(table)
+    for row in models if tensors else ():
+        console.print()
+        console.print(_weights(row))
+
+
+def _weights(model: Mapping[str, Any]) -> Table:
+    """What every weight of a model takes, and all together."""
+    heads = ("bytes", "gzip", "numbers", "zero", "distinct")
+    table = _table(f"weights of {escape(model['model'])}", *heads, right=range(1, 6))
+    for each in (*model["tensors"], {"name": "total", **model["weights"]}):
+        table.add_row(
+            escape(each["name"]),
+            *(report.byte_amount(each[key]) for key in ("bytes", "gzip_bytes")),
+            report.amount(each["elements"]),
+            f"{each['sparsity']:.1%}",
+            str(each["distinct_values"]),
+        )
+    return table
+
+
 def verified(facts: Mapping[str, Any]) -> None:
     """Shows what a check of a certificate found."""
     anything(report.certificate_sentence(facts["certificate"]))

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.ir.tensor import SparseValues
 
 from surgeon.graph.schemas import standard
-from surgeon.graph.weights import StoredValues
+from surgeon.graph.weights import SparseValues, StoredValues
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,19 +10,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-import numpy as np
 import onnx
-from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from surgeon.errors import UsageError
 from surgeon.graph.order import ordered
 from surgeon.graph.proto import constant_proto, interface_entry, node_proto, own_constants
 from surgeon.graph.schemas import opsets
 from surgeon.graph.source import source_of
-from surgeon.graph.weights import UnreadValues, data_type, packed_bytes, raw_bytes, stored_bytes
+from surgeon.graph.weights import SparseValues, data_type, packed_bytes, payload, stored_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import onnx_graphsurgeon as gs
 
@@ -167,7 +166,7 @@ def _write_inside(graph: gs.Graph, constants: list[gs.Constant], file: IO[bytes]
         file.write(header)
         if size:
             file.write(_key(9, size))
-            for chunk in _payload(constant):
+            for chunk in payload(constant):
                 file.write(chunk)
 
 
@@ -199,15 +198,6 @@ def _raw_length(constant: gs.Constant) -> int:
     if isinstance(stored, LazyValues):
         return int(stored.nbytes)
     return packed_bytes(data_type(constant), stored.shape)
-
-
-def _payload(constant: gs.Constant) -> Iterator[bytes | memoryview]:
-    stored = constant._values  # noqa: SLF001  # .values would read and keep it
-    if isinstance(stored, UnreadValues):
-        yield from stored.chunks()
-    else:
-        array = stored.load() if isinstance(stored, LazyValues) else stored
-        yield raw_bytes(np.asarray(array))
 
 
 def save_apart(graph: gs.Graph, path: Path) -> None:
@@ -273,7 +263,7 @@ def _write_weights(
         for key, value in (("location", ""), ("offset", position), ("length", size)):
             entry.external_data.add(key=key, value=str(value))
         model.graph.initializer.append(entry)
-        for chunk in _payload(constant):
+        for chunk in payload(constant):
             note(chunk)
             file.write(chunk)
         position += size

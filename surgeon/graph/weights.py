@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
+from onnx_graphsurgeon.ir.tensor import SparseValues as GraphsurgeonSparseValues
 
 from surgeon.errors import UnsupportedModelError
 
@@ -168,6 +169,22 @@ class DerivedValues(UnreadValues):
         return result.view() if result is values else result  # whose flags are somebody else's
 
 
+class SparseValues(GraphsurgeonSparseValues):  # type: ignore[misc]  # graphsurgeon ships no types
+    """The values of a sparse initializer; graphsurgeon's own class overlooks those that are stored as raw bytes."""
+
+    def load(self) -> np.ndarray:
+        """The values with their zeros, in their own type."""
+        values, indices = (
+            onnx.numpy_helper.to_array(each) for each in (self.tensor.values, self.tensor.indices)
+        )
+        dense = np.zeros(tuple(self.tensor.dims), values.dtype)
+        if indices.ndim == 1:  # places in the flattened tensor, else coordinates
+            dense.reshape(-1)[indices] = values
+        else:
+            dense[tuple(indices.T)] = values
+        return dense
+
+
 def derived(
     constant: gs.Constant,
     function: Callable[[np.ndarray], np.ndarray],
@@ -240,3 +257,17 @@ def data_type(constant: gs.Constant) -> int:
         sparse = isinstance(stored.tensor, onnx.SparseTensorProto)
         return int(stored.tensor.values.data_type if sparse else stored.tensor.data_type)
     return int(onnx.helper.np_dtype_to_tensor_dtype(stored.dtype))
+
+
+def payload(constant: gs.Constant) -> Iterator[bytes | memoryview]:
+    """The bytes ONNX stores for a constant, a bounded piece at a time where they are in a file.
+
+    Of a sparse one these are its whole message.
+    """
+    stored = constant._values  # noqa: SLF001  # .values would read and keep it
+    if isinstance(stored, UnreadValues):
+        yield from stored.chunks()
+    elif isinstance(stored, SparseValues):
+        yield stored.tensor.SerializeToString(deterministic=True)
+    else:
+        yield raw_bytes(peek(constant))

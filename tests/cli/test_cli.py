@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -53,10 +54,10 @@ def test_starting_up_imports_nothing_heavy():
 def test_help_and_version(surgeon):
     code, out, _ = surgeon("--help")
     assert code == 0
-    for command in ("run", "inspect", "explain", "bench", "verify", "passes", "exit codes"):
+    for command in ("run", "inspect", "explain", "bench", "size", "verify", "passes", "exit codes"):
         assert command in out
     assert surgeon("--version")[0] == 0
-    for command in ("run", "inspect", "explain", "bench", "verify", "passes"):
+    for command in ("run", "inspect", "explain", "bench", "size", "verify", "passes"):
         assert surgeon(command, "--help")[0] == 0
 
 
@@ -68,7 +69,10 @@ def test_run_json_is_one_object_and_silent_otherwise(surgeon, model, tmp_path):
     assert facts["schema"] == 1
     assert facts["model"] == str(model)
     assert facts["output"] == str(tmp_path / "o.onnx")
-    assert set(facts["before"]) == set(facts["after"]) == {"params", "macs", "bytes", "latency_ms", "metric"}
+    assert set(facts["before"]) == set(facts["after"]) == {
+        "params", "macs", "bytes", "latency_ms", "metric", "nonzeros", "distinct_values", "gzip_bytes", "zstd_bytes",
+    }  # fmt: skip
+    assert facts["before"]["gzip_bytes"] is None
     assert facts["before"]["latency_ms"] is None
     assert {"total", "cut", "whole"} == set(facts["groups"])
     assert {"status", "max_rel_err", "probes"} == set(facts["certificate"])
@@ -355,3 +359,59 @@ def test_module_can_be_run():
     out, _ = process.communicate(timeout=20)
     assert out.startswith("surgeon ")
     assert time.perf_counter() - started < 10
+
+
+def test_size_side_by_side(surgeon, model, tmp_path):
+    assert (
+        surgeon("run", model, "-o", tmp_path / "o.onnx", "--set", "prune.ratio=0.5", "--no-latency")[0] == 0
+    )
+    code, out, err = surgeon("size", model, tmp_path / "o.onnx", "--json")
+    assert (code, err) == (0, "")
+    facts = json.loads(out)
+    assert facts["schema"] == 1
+    before, after = facts["models"]
+    assert (before["model"], after["model"]) == (str(model), str(tmp_path / "o.onnx"))
+    for row, path in ((before, model), (after, tmp_path / "o.onnx")):
+        assert row["bytes"] == path.stat().st_size
+        assert row["gzip_bytes"] == len(gzip.compress(path.read_bytes(), 9, mtime=0))
+    assert [each["name"] for each in before["tensors"]] == ["w1", "w2", "w3"]
+    assert after["weights"]["elements"] < before["weights"]["elements"]
+
+
+def test_size_for_people(surgeon, model):
+    code, out, _ = surgeon("size", model)
+    assert code == 0
+    assert "distinct" in out
+    assert "w2" not in out
+    code, out, _ = surgeon("size", model, "--tensors")
+    assert code == 0
+    assert all(name in out for name in ("w1", "w2", "w3", "total"))
+
+
+def test_size_of_what_is_no_model(surgeon, tmp_path):
+    code, _, err = surgeon("size", tmp_path / "none.onnx")
+    assert code == 2
+    assert "none.onnx" in err
+
+
+def test_run_measures_sizes_when_asked(surgeon, model, tmp_path):
+    arguments = (
+        "run",
+        model,
+        "-o",
+        tmp_path / "o.onnx",
+        "--set",
+        "prune.ratio=0.5",
+        "--no-latency",
+        "--sizes",
+    )
+    code, out, _ = surgeon(*arguments)
+    assert code == 0
+    assert all(label in out for label in ("gzip", "zstd", "non-zero weights", "distinct values"))
+    facts = json.loads((tmp_path / "o.report.json").read_text())
+    for figures, path in ((facts["before"], model), (facts["after"], tmp_path / "o.onnx")):
+        measured = json.loads(surgeon("size", path, "--json")[1])["models"][0]
+        assert {key: measured[key] for key in figures if key in measured} == {
+            key: figures[key] for key in figures if key in measured
+        }
+        assert {"nonzeros", "distinct_values", "gzip_bytes", "zstd_bytes"} <= figures.keys() & measured.keys()

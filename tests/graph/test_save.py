@@ -99,7 +99,7 @@ def test_killed_while_writing_leaves_nothing(model: onnx.ModelProto, tmp_path: P
         from surgeon.graph import save as saving
         from surgeon.graph.load import load
         graph = load({str(tmp_path / "in.onnx")!r})
-        saving._payload = lambda constant: os._exit(9)
+        saving.payload = lambda constant: os._exit(9)
         saving.save(graph, {str(tmp_path / "out.onnx")!r})
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -115,7 +115,7 @@ def test_a_failed_write_leaves_the_old_file(model: onnx.ModelProto, tmp_path: Pa
     def full(_constant: object) -> list[bytes]:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saving, "_payload", full)
+    monkeypatch.setattr(saving, "payload", full)
     with pytest.raises(UsageError, match="No space left"):
         save(from_model(model), out)
     assert [path.name for path in tmp_path.iterdir()] == ["out.onnx"]

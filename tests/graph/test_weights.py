@@ -9,9 +9,10 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
+from onnx import helper, numpy_helper
 
 from surgeon.graph import weights
-from surgeon.graph.load import load
+from surgeon.graph.load import from_model, load
 from surgeon.graph.save import save, to_model
 from surgeon.graph.weights import DerivedValues, data_type, derived, peek, raw_bytes
 
@@ -91,3 +92,27 @@ def test_bytes_are_those_onnx_writes(array: np.ndarray) -> None:
 
 def test_the_threshold_is_what_a_layer_of_a_small_model_stays_below() -> None:
     assert 1 << 16 <= weights.LARGE <= 1 << 22
+
+
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("raw", [True, False])
+@pytest.mark.parametrize("kind", ["f", "e", "i1"])
+def test_sparse_initializers_are_read_however_they_are_stored(flat: bool, raw: bool, kind: str) -> None:
+    dense = np.zeros((4, 3), kind)
+    dense[0, 1], dense[3, 2] = 2, 5
+    index = np.flatnonzero(dense) if flat else np.argwhere(dense)
+    values, places = numpy_helper.from_array(dense[dense != 0], "w"), numpy_helper.from_array(index, "places")
+    if not raw:
+        values = helper.make_tensor("w", values.data_type, [2], dense[dense != 0])
+        places = helper.make_tensor("places", onnx.TensorProto.INT64, index.shape, index.ravel())
+    x = helper.make_tensor_value_info("x", values.data_type, [4, 3])
+    nodes = [helper.make_node("Where", ["c", "w", "x"], ["y"])]
+    flags = numpy_helper.from_array(np.ones((4, 3), bool), "c")
+    graph = helper.make_graph(
+        nodes, "g", [x], [helper.make_tensor_value_info("y", values.data_type, [4, 3])], [flags]
+    )
+    graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [4, 3]))
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+    (weight,) = (each for each in from_model(model).nodes[0].inputs if each.name == "w")
+    assert peek(weight).dtype == dense.dtype
+    np.testing.assert_array_equal(peek(weight), dense)

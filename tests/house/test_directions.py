@@ -38,6 +38,7 @@ LAYERS = [
         "grad",
         "refit",
         "scaling",
+        "sizes",
         "names",
         "explain",
         "wording",
