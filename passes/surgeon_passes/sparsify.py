@@ -52,6 +52,7 @@ class Sparsify(Pass):
     name: ClassVar[str] = "sparsify"
     requires: ClassVar[frozenset[str]] = frozenset({"float"})
     learns: ClassVar[bool] = True
+    sizes: ClassVar[bool] = True
 
     sparsity: float = 0.5
     pattern: str = "unstructured"
@@ -102,6 +103,7 @@ class Sparsify(Pass):
     def run(self, graph: Graph, context: Context) -> Graph:
         """Returns ``graph`` with zeros; raises UsageError where no weight matches."""
         from surgeon.graph.copy import copy_of
+        from surgeon.refit.settle import Settled
         from surgeon_passes.sparsifying.describe import describe
         from surgeon_passes.sparsifying.zeros import all_zeros
 
@@ -115,12 +117,14 @@ class Sparsify(Pass):
             found = all_zeros(work, graph, jobs, advance)
         errors = None
         if work.fitted is not None:
-            for job in self._jobs(plain, context):
+            simple = self._jobs(plain, context)
+            for job in simple:
                 job.shrink(work.pattern, 1.0)
             errors = work.errors(graph, plain)
-        refitted = errors is None or errors[0] <= errors[1]
-        describe(jobs, found, errors, context, self.memory)
-        return graph if refitted else plain
+            if errors is not None and errors[1] < errors[0]:
+                graph, jobs, found = plain, simple, Settled(left=found.left)
+        describe(graph, jobs, work.pattern, found, errors, context)
+        return graph
 
     def _work(self, graph: Graph, context: Context) -> Work:
         from surgeon.reference import Reference

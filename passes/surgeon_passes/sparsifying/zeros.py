@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 HELD = 0.125  # of the samples judge
 EFFORT = Effort(strengths=(1e-3, 1e-2, 1e-1), steps=4)
+RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 LOOKED_AT = 96  # samples by which it is seen what reaches the outputs
 
 
@@ -57,6 +58,12 @@ class Job:
     def key(self) -> tuple[str, int]:
         """The first output of its operator, and which input it is."""
         return str(self.weight.node.outputs[0].name), self.weight.index
+
+    @property
+    def label(self) -> str:
+        """What reports call the operator; recurrent ones have two weights."""
+        name = str(self.weight.node.name or self.weight.node.outputs[0].name)
+        return f"{name}[{self.weight.index}]" if self.weight.node.op in RECURRENT else name
 
     def shrink(self, pattern: Pattern, share: float) -> None:
         """Set the smallest numbers to zero, as many as after a share of the steps."""
