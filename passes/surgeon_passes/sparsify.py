@@ -127,6 +127,7 @@ class Sparsify(Pass):
         return graph
 
     def _work(self, graph: Graph, context: Context) -> Work:
+        from surgeon.graph.copy import copy_of
         from surgeon.reference import Reference
         from surgeon.refit.pattern import parse_pattern
         from surgeon_passes.sparsifying.zeros import HELD, Work
@@ -150,7 +151,7 @@ class Sparsify(Pass):
             shares=self.schedule_of().shares(self.steps),
             fitted=fitted,
             held=held,
-            reference=context.reference or Reference(graph),
+            reference=context.reference or Reference(copy_of(graph)),
             seed=context.seed_for("sparsify"),
             threads=context.threads,
             limit_bytes=self.memory * MEGABYTE,

@@ -136,7 +136,8 @@ class Blocks:
         pooled, sizes = self._pooled(scores)
         order = np.argsort(pooled, axis=None, kind="stable")
         gone = np.cumsum(sizes.ravel()[order])
-        count = int(np.searchsorted(gone, sparsity * scores.size - SLACK)) + 1 if sparsity > 0 else 0
+        wanted = sparsity * scores.size - SLACK
+        count = int(np.searchsorted(gone, wanted)) + 1 if wanted > 0 else 0
         result = np.ones(pooled.size, bool)
         result[order[:count]] = False
         return self._spread(result.reshape(pooled.shape), scores.shape)

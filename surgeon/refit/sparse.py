@@ -10,7 +10,7 @@ loses on to those that come (Frantar and Alistarh, arXiv 2301.00774).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -120,9 +120,13 @@ class Sparse:
         step = self.taps * self.pattern.rows * max(1, BLOCK // (self.taps * self.pattern.rows))
         for start in range(0, inputs, step):
             rows = slice(start, min(start + step, inputs))
-            sizes = np.diagonal(upper, axis1=1, axis2=2)[:, rows, None]
-            part = Sparse(self.pattern, self.sparsity, self.taps, self.score, self.magnitudes,
-                          None if self.allowed is None else self.allowed[:, rows])  # fmt: skip
+            # the diagonal of the inverse of what is left of the matrix
+            sizes = np.sqrt(np.square(upper[:, start:, rows]).sum(axis=1))[:, :, None]
+            # what was rounded up before is not asked for again
+            wanted = self.sparsity * kept[:, : rows.stop].size - (~kept[:, :start]).sum()
+            fraction = float(np.clip(wanted / kept[:, rows].size, 0.0, 1.0))
+            allowed = None if self.allowed is None else self.allowed[:, rows]
+            part = replace(self, sparsity=fraction, allowed=allowed)
             kept[:, rows] = part.kept(np.square(left[:, rows] / sizes))
             for k in range(start, rows.stop):
                 error = np.where(kept[:, k : k + 1], 0.0, left[:, k : k + 1]) / upper[:, k, k][:, None, None]

@@ -66,7 +66,7 @@ def curves(
     threads: int,
     limit_bytes: int,
     progress: Callable[[int], None],
-) -> dict[tuple[str, int], Curve]:
+) -> dict[tuple[int, int], Curve]:
     """Measure the curves of operators, one at a time, with everything else as it is.
 
     Args:
@@ -80,7 +80,7 @@ def curves(
         progress: Called with 1 after each operator.
 
     Returns:
-        By the first output of the operator, and which of its inputs the weight is.
+        By the identity of the operator, and which of its inputs the weight is.
     """
     with naming_sequences(graph):
         twins = Twins.of(graph, Reference(graph))
@@ -99,7 +99,7 @@ def _measured(
     threads: int,
     limit_bytes: int,
     progress: Callable[[int], None],
-) -> dict[tuple[str, int], Curve]:
+) -> dict[tuple[int, int], Curve]:
     graph = twins.graph
     nodes = {node.outputs[0].name: node for node in graph.nodes if node.outputs}
     run = Replay(graph, twins.shapes.dtypes, feeds, threads=threads, limit_bytes=limit_bytes)
@@ -114,7 +114,7 @@ def _measured(
         curve, probed, error = _curve(twin, allowed, run, draw, nodes)
         if outputs is not None and error > TINY:
             curve = replace(curve, share=_seen(graph, twin, probed, outputs, threads) / error)
-        found[str(twin.node.outputs[0].name), twin.view.weight] = curve
+        found[id(twin.node), twin.view.weight] = curve
         for name in names:
             run.release(name)
         progress(1)

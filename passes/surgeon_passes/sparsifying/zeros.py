@@ -55,9 +55,9 @@ class Job:
         self.allowed = np.ones(self.weight.matrices().shape, bool)
 
     @property
-    def key(self) -> tuple[str, int]:
-        """The first output of its operator, and which input it is."""
-        return str(self.weight.node.outputs[0].name), self.weight.index
+    def key(self) -> tuple[int, int]:
+        """The identity of its operator, and which input it is."""
+        return id(self.weight.node), self.weight.index
 
     @property
     def label(self) -> str:
@@ -121,7 +121,7 @@ class Work:
 
     def _curves(
         self, graph: Graph, jobs: Sequence[Job], outputs: Outputs, progress: Callable[[int], None]
-    ) -> dict[tuple[str, int], Curve]:
+    ) -> dict[tuple[int, int], Curve]:
         return curves(
             graph,
             self._constrain(jobs, 1.0),
@@ -165,7 +165,7 @@ class Work:
 
         def constrain(view: Linear) -> Sparse | str:
             node = view.op.node
-            found = known.get((str(node.outputs[0].name), view.weight))
+            found = known.get((id(node), view.weight))
             if found is None:
                 return "its weight stays as it is"
             job, values = found

@@ -1,0 +1,262 @@
+"""The pass sparsify: zeros are counted on what it returns, and the data make a better model of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.helper as oh
+import pytest
+from onnx import numpy_helper as nh
+from quantizable import context_for, network, weight
+
+import surgeon
+from surgeon.errors import UsageError
+from surgeon.graph.load import from_model
+from surgeon.graph.save import to_model
+from surgeon.graph.sessions import run, session
+from surgeon.passes import Context
+from surgeon.stats.data import graph_inputs
+from surgeon.stats.synthetic import synthetic
+from surgeon_passes.sparsify import Sparsify
+from surgeon_passes.sparsifying.curves import LEVELS, Curve
+from surgeon_passes.sparsifying.spread import spread
+
+
+def sparse(model: onnx.ModelProto, context: Context, **options) -> onnx.ModelProto:
+    return to_model(Sparsify(**options).run(from_model(model), context))
+
+
+def weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    graphs, found = [model.graph], {}
+    while graphs:
+        graph = graphs.pop()
+        found |= {each.name: nh.to_array(each) for each in graph.initializer}
+        graphs += [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
+    return found
+
+
+def error(model: onnx.ModelProto, other: onnx.ModelProto) -> float:
+    feeds = synthetic(graph_inputs(from_model(model)), seed=9, batch=16)
+    ours, theirs = run(session(model), feeds)[0], run(session(other), feeds)[0]
+    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(ours))
+
+
+MATRICES = ("w1", "w2", "w3")
+
+
+@pytest.mark.parametrize("score", ["auto", "wanda", "obs", "magnitude"])
+@pytest.mark.parametrize("sparsity", [0.3, 0.75])
+def test_every_weight_has_its_zeros(score: str, sparsity: float) -> None:
+    context = context_for(network())
+    result = weights(sparse(network(), context, sparsity=sparsity, score=score, scope="layer"))
+    for name in MATRICES:
+        wanted = int(np.ceil(sparsity * result[name].size - 1e-9))
+        assert int((result[name] == 0).sum()) == wanted
+    assert (result["b1"] != 0).all()
+    reported = {entry["name"]: entry for entry in context.record["tensors"]}  # type: ignore[index]  # JSON
+    for name in MATRICES:
+        assert reported[name]["sparsity"] == pytest.approx((result[name] == 0).mean())
+        assert reported[name]["distinct_values"] == len(np.unique(result[name]))
+        assert reported[name]["bytes"] == result[name].nbytes
+        assert reported[name]["pattern_ok"]
+        assert reported[name]["error_after"] <= reported[name]["error_before"]
+
+
+def test_all_together_have_as_many_zeros_as_asked_for() -> None:
+    context = context_for(network())
+    result = weights(sparse(network(), context, sparsity=0.8, scope="global"))
+    zeros = sum(int((result[name] == 0).sum()) for name in MATRICES)
+    size = sum(result[name].size for name in MATRICES)
+    assert 0.8 * size <= zeros <= 0.8 * size + len(MATRICES)
+    fractions = {round(float((result[name] == 0).mean()), 3) for name in MATRICES}
+    assert len(fractions) > 1
+    assert context.record["total"]["sparsity"] == pytest.approx(zeros / size)  # type: ignore[index]  # JSON
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8), (1, 4)])
+def test_few_of_many_input_channels(n: int, m: int) -> None:
+    result = weights(sparse(network(), context_for(network()), pattern=f"{n}:{m}"))
+    second = result["w2"].transpose(0, 2, 3, 1).reshape(-1, m)
+    assert ((second != 0).sum(axis=1) == n).all()
+    head = result["w3"].reshape(-1, m)
+    assert ((head != 0).sum(axis=1) == n).all()
+    assert ((result["w1"] != 0).sum(axis=1) == min(n, 3)).all()  # three channels are fewer than m
+
+
+def test_blocks_of_outputs_and_inputs() -> None:
+    result = weights(sparse(network(), context_for(network()), pattern="block-4x2", sparsity=0.5))
+    blocks = (result["w2"].reshape(8, 4, 16, 2, 9) != 0).sum(axis=(1, 3))
+    assert set(np.unique(blocks)) == {0, 8}
+
+
+def test_data_help() -> None:
+    plain = sparse(
+        network(), context_for(network()), sparsity=0.7, scope="layer", score="magnitude", refit=False
+    )
+    found = {}
+    for options in ({"scope": "layer"}, {"scope": "layer", "score": "wanda"}, {}):
+        found[str(options)] = error(
+            network(), sparse(network(), context_for(network()), sparsity=0.7, **options)
+        )
+    assert all(each < 0.6 * error(network(), plain) for each in found.values())
+
+
+def test_without_data_the_largest_stay_as_they_are() -> None:
+    context = context_for(network(), data=False)
+    result, before = weights(sparse(network(), context, sparsity=0.5)), weights(network())
+    for name in MATRICES:
+        kept = result[name] != 0
+        assert np.array_equal(result[name][kept], before[name][kept])
+        assert np.abs(before[name][kept]).min() >= np.abs(before[name][~kept]).max()
+    assert any("nothing makes up for them" in text for text in context.warnings)
+
+
+@pytest.mark.parametrize("schedule", ["polynomial", "constant"])
+def test_steps(schedule: str) -> None:
+    result = weights(
+        sparse(network(), context_for(network()), sparsity=0.75, steps=3, schedule=schedule, scope="layer")
+    )
+    assert {float((result[name] == 0).mean()) for name in ("w1", "w2", "w3")} == {0.75}
+
+
+def test_zeros_of_an_earlier_step_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    from surgeon_passes.sparsifying import zeros
+
+    seen: list[np.ndarray] = []
+    original = zeros.Work.step
+
+    def step(self, graph, jobs, share, progress):
+        result = original(self, graph, jobs, share, progress)
+        seen.append(jobs[1].weight.matrices() == 0)
+        return result
+
+    monkeypatch.setattr(zeros.Work, "step", step)
+    sparse(network(), context_for(network()), sparsity=0.8, steps=3, power=1.0, scope="layer")
+    size = seen[0].size
+    for share, found in zip((1 / 3, 2 / 3, 1.0), seen, strict=True):
+        assert int(found.sum()) == int(np.ceil(0.8 * share * size - 1e-9))
+    assert (seen[1] | ~seen[0]).all()
+    assert (seen[2] | ~seen[1]).all()
+
+
+def odd() -> onnx.ModelProto:
+    """A shared weight, a weight on the left, a weight behind a Transpose, an LSTM whose states nobody reads, a body."""
+    body = oh.make_graph(
+        [oh.make_node("MatMul", ["m", "inner"], ["i"], name="inside")],
+        "then",
+        [],
+        [oh.make_tensor_value_info("i", 1, None)],
+        [weight("inner", 16, 16)],
+    )
+    other = oh.make_graph(
+        [oh.make_node("Identity", ["m"], ["e"])], "else", [], [oh.make_tensor_value_info("e", 1, None)]
+    )
+    nodes = [
+        oh.make_node("MatMul", ["x", "shared"], ["a"], name="once"),
+        oh.make_node("MatMul", ["a", "shared"], ["b"], name="twice"),
+        oh.make_node("Transpose", ["turned"], ["w"], perm=[1, 0]),
+        oh.make_node("MatMul", ["b", "w"], ["c"], name="behind"),
+        oh.make_node("MatMul", ["left", "c"], ["d"], name="on the left"),
+        oh.make_node("LSTM", ["d", "lw", "lr"], ["", "h"], name="lstm", hidden_size=16),
+        oh.make_node("Squeeze", ["h", "zero"], ["m"]),
+        oh.make_node("If", ["yes"], ["y"], then_branch=body, else_branch=other, name="if"),
+    ]
+    held = [
+        weight("shared", 16, 16),
+        weight("turned", 16, 16),
+        weight("left", 5, 5),
+        weight("lw", 1, 64, 16),
+        weight("lr", 1, 64, 16),
+        nh.from_array(np.array([0]), "zero"),
+        nh.from_array(np.array(True), "yes"),
+    ]
+    x = oh.make_tensor_value_info("x", 1, ["N", 5, 16])
+    graph = oh.make_graph(nodes, "g", [x], [oh.make_tensor_value_info("y", 1, None)], held)
+    return oh.make_model(graph, ir_version=8, opset_imports=[oh.make_opsetid("", 17)])
+
+
+def test_weights_of_every_kind() -> None:
+    context = context_for(odd())
+    result = sparse(odd(), context, sparsity=0.5, scope="layer")
+    found = context.record["tensors"]
+    assert {entry["node"] for entry in found} == {
+        "once",
+        "behind",
+        "on the left",
+        "lstm[1]",
+        "lstm[2]",
+        "inside",
+    }  # type: ignore[attr-defined, index]  # JSON
+    assert all(entry["sparsity"] >= 0.5 for entry in found)  # type: ignore[attr-defined]  # JSON
+    refitted = {entry["node"] for entry in found if entry["error_after"] is not None}  # type: ignore[attr-defined]  # JSON
+    assert refitted == {"behind", "on the left", "lstm[1]", "lstm[2]"}
+    reasons = {entry["node"]: entry["reason"] for entry in context.record["left"]}  # type: ignore[attr-defined]  # JSON
+    assert reasons["once"] == reasons["twice"] == "its weight is shared"
+    plain = sparse(odd(), context_for(odd()), sparsity=0.5, scope="layer", refit=False)
+    assert error(odd(), result) < 0.8 * error(odd(), plain)
+
+
+def test_patterns_of_names() -> None:
+    before = weights(network())
+    result = weights(sparse(network(), context_for(network()), exclude=("second",)))
+    assert np.array_equal(result["w2"], before["w2"])
+    assert (result["w1"] == 0).any()
+    result = weights(
+        sparse(network(), context_for(network(), exclude=("w1",)), include=("w*", "*d"), scope="layer")
+    )
+    assert np.array_equal(result["w1"], before["w1"])
+    assert (result["w3"] == 0).any()
+    with pytest.raises(UsageError, match="no weight to make sparse"):
+        sparse(network(), context_for(network()), include=("nothing",))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sparsity": 0.0}, "sparsity"),
+        ({"sparsity": 1.0}, "sparsity"),
+        ({"pattern": "4:2"}, "pattern"),
+        ({"pattern": "2:4", "scope": "global"}, "scope"),
+        ({"steps": 0}, "steps"),
+        ({"initial": 1.5}, "initial"),
+        ({"power": 0.0}, "power"),
+    ],
+)
+def test_options_are_checked(options: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=rf"sparsify\.{message}"):
+        Sparsify(**options)
+
+
+def test_the_same_twice_whatever_the_threads() -> None:
+    texts = {
+        sparse(network(), context_for(network(), threads=threads), sparsity=0.6).SerializeToString(
+            deterministic=True
+        )
+        for threads in (1, 2, 1)
+    }
+    assert len(texts) == 1
+
+
+def test_through_the_pipeline(tmp_path: Path) -> None:
+    data = synthetic(graph_inputs(from_model(network())), seed=1, batch=64)
+    out = tmp_path / "out.onnx"
+    result = surgeon.run(network(), "sparsify{sparsity=0.9},clean", data=data, destination=out)
+    assert result.report["after"]["nonzeros"] < 0.15 * result.report["before"]["nonzeros"]
+    assert result.report["after"]["gzip_bytes"] < 0.4 * result.report["before"]["gzip_bytes"]
+    assert error(network(), onnx.load(out)) < 1.0
+
+
+def test_zeros_are_spread_where_they_cost_least() -> None:
+    cheap = Curve(100, tuple(0.1 * level for level in LEVELS))
+    dear = Curve(100, tuple(level for level in LEVELS))
+    found = spread({"cheap": cheap, "dear": dear}, 120)
+    assert found["cheap"] == pytest.approx(LEVELS[-1])
+    assert 100 * found["cheap"] + 100 * found["dear"] == pytest.approx(120)
+    bent = Curve(100, tuple(level**2 for level in LEVELS))
+    even = spread({"one": bent, "two": bent, "three": bent}, 150)
+    assert list(even.values()) == pytest.approx([0.5] * 3, abs=0.11)
+    assert sum(even.values()) == pytest.approx(1.5)
+    seen = spread({"hidden": Curve(100, bent.errors, share=0.01), "shown": bent}, 100)
+    assert seen["hidden"] > 0.9 > seen["shown"]
