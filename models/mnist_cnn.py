@@ -127,7 +127,7 @@ def export(model: nn.Module, path: Path) -> None:
 
 
 def check_installed() -> None:
-    """Says what the recipe needs before it reads any data."""
+    """Says what is missing before anything takes time."""
     try:
         import onnx  # noqa: F401 - only whether it is there
         import torch  # noqa: F401
@@ -140,11 +140,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="NPZ", help="the images and labels")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where mnist_cnn.onnx goes")
     arguments = parser.parse_args()
-    check_installed()
     if not arguments.data.is_file():
         raise SystemExit(
             f"there is no file {arguments.data}; --data takes an npz of MNIST, see mnist_data.py"
         )
+    check_installed()
     import torch
 
     torch.manual_seed(SEED)

@@ -94,9 +94,12 @@ def test_another_archive_is_explained(data, tmp_path):
         data.test_arrays(tmp_path / "other.npz")
 
 
-def test_the_recipe_says_what_it_needs(repository, tmp_path):
-    code = "import sys; sys.modules['torch'] = None; import runpy; sys.argv = ['mnist_cnn.py', '--data', 'x', '--out', 'y'];"
-    code += f"sys.path.insert(0, {str(repository / 'models')!r}); runpy.run_module('mnist_cnn', run_name='__main__')"
+def test_the_recipe_says_what_it_needs(repository, archive, tmp_path):
+    code = (
+        "import sys, runpy; sys.modules['torch'] = None;"
+        f"sys.argv = ['mnist_cnn.py', '--data', {str(archive)!r}, '--out', 'out'];"
+        f"sys.path.insert(0, {str(repository / 'models')!r}); runpy.run_module('mnist_cnn', run_name='__main__')"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
     )
@@ -107,7 +110,6 @@ def test_the_recipe_says_what_it_needs(repository, tmp_path):
 
 
 def test_the_recipe_names_a_missing_file(repository, tmp_path):
-    pytest.importorskip("torch")
     script = repository / "models" / "mnist_cnn.py"
     arguments = [sys.executable, script, "--data", tmp_path / "none.npz", "--out", tmp_path / "out"]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -63,9 +64,11 @@ def sizes(models: Sequence[Mapping[str, Any]], *, tensors: bool) -> None:
     table = _table("model", *heads, right=range(1, 9))
     for column in table.columns[1:]:
         column.no_wrap = True
-    for row in models:
+    names = [Path(row["model"]).name for row in models]
+    shown = names if len(set(names)) == len(names) else [row["model"] for row in models]
+    for name, row in zip(shown, models, strict=True):
         table.add_row(
-            escape(row["model"]),
+            escape(name),
             *(report.byte_amount(row[key]) for key in ("bytes", "gzip_bytes", "zstd_bytes")),
             report.amount(row["params"]),
             report.amount(row["nonzeros"]),
