@@ -61,6 +61,15 @@ class Pass(ABC):
         Weight arrays are shared with the original: replace them, never write into them.
         """
 
+    def finish(self, graph: Graph, context: Context) -> Graph:
+        """Returns the graph as it is to be stored, once all passes have run; by default it stays as it is.
+
+        For what changes how a model is stored and not what it computes, and would be in the way of later passes. ``graph``
+        may be changed in place.
+        """
+        del context
+        return graph
+
     def options(self) -> dict[str, object]:
         """Returns every option and its value."""
         return {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.init}

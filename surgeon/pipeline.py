@@ -120,7 +120,19 @@ def run_passes(graph: Graph, passes: Sequence[Pass], context: Context, *, debug:
         if context.plan is not None and plan is None:
             earlier = tuple(as_text(other) for other in passes[: len(outcome.passes) - 1])
             context.plan = replace(context.plan, after=earlier)
+    _finish(outcome, passes, context)
     return outcome
+
+
+def _finish(outcome: Outcome, passes: Sequence[Pass], context: Context) -> None:
+    """Let the passes that care say how the result is stored; what they note is added to what they noted before."""
+    for each, facts in zip(passes, outcome.passes, strict=True):
+        if type(each).finish is not Pass.finish:
+            context.record = {}
+            before = outcome.graph
+            outcome.graph = each.finish(copy_of(before), context)
+            _check_result(each, before, outcome.graph, {}, debug=False)
+            facts.update(context.record)
 
 
 class Rest:

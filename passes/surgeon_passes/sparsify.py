@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -12,9 +11,10 @@ from surgeon_passes.pruning.schedule import ConstantSparsity, PolynomialDecay
 
 if TYPE_CHECKING:
     from surgeon.passes import Context, Graph
+    from surgeon.refit.pattern import Pattern
+    from surgeon.refit.settle import Settled
     from surgeon_passes.sparsifying.zeros import Job, Work
 
-MEGABYTE = 2**20
 FEWEST, MOST = 0.0, 0.985
 
 
@@ -70,14 +70,12 @@ class Sparsify(Pass):
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        from surgeon.refit.pattern import parse_pattern
-
         if not FEWEST < self.sparsity <= MOST:
             raise UsageError(
                 f"must be more than {FEWEST:g} and at most {MOST:g}, got {self.sparsity}",
                 where="sparsify.sparsity",
             )
-        pattern = parse_pattern(self.pattern, self.pooling, "sparsify.pattern")
+        pattern = self._pattern()
         if pattern.sparsity is not None and self.scope == "global":
             raise UsageError(
                 f"{self.pattern} leaves no choice of how many zeros a weight gets",
@@ -104,78 +102,73 @@ class Sparsify(Pass):
         """Returns ``graph`` with zeros; raises UsageError where no weight matches."""
         from surgeon.graph.copy import copy_of
         from surgeon.refit.settle import Settled
-        from surgeon_passes.sparsifying.describe import describe
         from surgeon_passes.sparsifying.zeros import all_zeros
 
         work = self._work(graph, context)
         jobs, plain = self._jobs(graph, context), copy_of(graph)
-        chosen = work.fitted is not None and work.pattern.sparsity is None
+        chosen = work.material is not None and work.pattern.sparsity is None
         if self.scope == "global" or (self.scope == "auto" and chosen):
             with context.progress("sparsify: where", len(jobs)) as advance:
                 work.allocate(graph, jobs, advance)
         with context.progress("sparsify", len(jobs) * self.steps) as advance:
             found = all_zeros(work, graph, jobs, advance)
         errors = None
-        if work.fitted is not None:
+        if work.material is not None:
             simple = self._jobs(plain, context)
             for job in simple:
                 job.shrink(work.pattern, 1.0)
-            errors = work.errors(graph, plain)
+            errors = work.material.errors(graph, plain)
             if errors is not None and errors[1] < errors[0]:
                 graph, jobs, found = plain, simple, Settled(left=found.left)
-        describe(graph, jobs, work.pattern, found, errors, context)
+        self._describe(graph, jobs, found, errors, context)
         return graph
 
-    def _work(self, graph: Graph, context: Context) -> Work:
-        from surgeon.graph.copy import copy_of
-        from surgeon.reference import Reference
-        from surgeon.refit.pattern import parse_pattern
-        from surgeon_passes.sparsifying.zeros import HELD, Work
+    def _describe(
+        self,
+        graph: Graph,
+        jobs: list[Job],
+        found: Settled,
+        errors: tuple[float, float] | None,
+        context: Context,
+    ) -> None:
+        from surgeon_passes.valuing.describe import describe
 
-        fitted = held = None
-        score = self.score
-        if self.refit and (context.data is not None or score in ("alternating", "wanda", "obs")):
-            fitted = held = context.calibration().take(self.samples)
-            if fitted.total() >= 2:
-                fitted, held = fitted.split(HELD, context.seed_for("sparsify"))
+        pattern = self._pattern()
+        kept = [job.weight.matrices() != 0 for job in jobs]
+        fits = [pattern.fits(each) for each in kept]
+        weights = [(job.weight, {"pattern_ok": ok}) for job, ok in zip(jobs, fits, strict=True)]
+        plain = "to keep the largest weights as they are"
+        describe(graph, weights, found, errors, context, name=self.name, plain=plain)
+        context.record["pattern_ok"] = all(fits)
+        if all(each.all() for each in kept):
+            context.warn("sparsify: the pattern leaves no weight of this model to make zero")
+
+    def _pattern(self) -> Pattern:
+        from surgeon.refit.pattern import parse_pattern
+
+        return parse_pattern(self.pattern, self.pooling, "sparsify.pattern")
+
+    def _work(self, graph: Graph, context: Context) -> Work:
+        from surgeon_passes.sparsifying.zeros import Work
+        from surgeon_passes.valuing.material import Material
+
+        material = None
+        if self.refit and (context.data is not None or self.score in ("alternating", "wanda", "obs")):
+            material = Material.of(graph, context, self.name, self.samples, self.memory)
         elif self.refit:
             context.warn(
                 "no --data: the smallest weights become zero and nothing makes up for them; "
                 "a few hundred real samples without labels are enough for that"
             )
-        if fitted is None:
-            score = "magnitude"
-        return Work(
-            pattern=parse_pattern(self.pattern, self.pooling),
-            score="alternating" if score == "auto" else score,
-            shares=self.schedule_of().shares(self.steps),
-            fitted=fitted,
-            held=held,
-            reference=context.reference or Reference(copy_of(graph)),
-            seed=context.seed_for("sparsify"),
-            threads=context.threads,
-            limit_bytes=self.memory * MEGABYTE,
-        )
+        score = "alternating" if self.score == "auto" else self.score
+        shares = self.schedule_of().shares(self.steps)
+        return Work(self._pattern(), "magnitude" if material is None else score, shares, material)
 
     def _jobs(self, graph: Graph, context: Context) -> list[Job]:
-        from surgeon.refit.pattern import parse_pattern
-        from surgeon.stats.matrices import weights_of
         from surgeon_passes.sparsifying.zeros import Job
-        from surgeon_passes.training.excluded import excluded_by
+        from surgeon_passes.valuing.chosen import chosen_weights
 
-        excluded, own = excluded_by(context, self.exclude), parse_pattern(self.pattern).sparsity
-        found = []
-        for weight in weights_of(graph):
-            names = [name for name in (weight.node.name, weight.name, weight.tensor.name) if name]
-            wanted = not self.include or any(
-                fnmatch.fnmatchcase(name, each) for name in names for each in self.include
-            )
-            if wanted and not any(map(excluded, names)):
-                found.append(Job(weight, self.sparsity if own is None else own))
-        if not found:
-            raise UsageError(
-                "there is no weight to make sparse",
-                where="pass sparsify",
-                hint="weights are those of Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN that are not excluded",
-            )
-        return found
+        own = self._pattern().sparsity
+        fraction = self.sparsity if own is None else own
+        weights = chosen_weights(graph, context, self.name, self.include, self.exclude)
+        return [Job(weight, fraction) for weight in weights]

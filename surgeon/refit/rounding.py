@@ -8,8 +8,8 @@ error larger.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -67,6 +67,12 @@ class Rounded:
         steps = np.clip(np.rint(weights / scale) + zero, self.least, self.most)
         return np.asarray((steps - zero) * scale)
 
+    def arranged(self, order: NDArray[np.int64]) -> Rounded:
+        """The grid of rows in another order, ``[groups, rows]``."""
+        rows = order[:, :, None]
+        scale, zero = (np.take_along_axis(each, rows, axis=1) for each in (self.scale, self.zero))
+        return replace(self, scale=scale, zero=zero)
+
     def __call__(self, ideal: Matrix, hessian: Matrix) -> Matrix:
         """The rounded weights whose distance from ``ideal``, as ``hessian`` measures it, is small.
 
@@ -77,63 +83,76 @@ class Rounded:
             hessian: ``[groups, inputs + 1, inputs + 1]``, positive definite.
         """
         plain = np.concatenate([self.nearest(ideal[:, :-1]), ideal[:, -1:]], axis=1)
-        found = self._fed_back(ideal, hessian)
+        found = fed_back(self, ideal, hessian, ordered=self.ordered)
         better = distance(found, ideal, hessian) < distance(plain, ideal, hessian)
         found = np.where(better[:, None], found, plain)
         for _ in range(self.sweeps):
-            found = self._visited(found, ideal, hessian)
+            found = visited(self, found, ideal, hessian)
         return found
 
-    def _fed_back(self, ideal: Matrix, hessian: Matrix) -> Matrix:
-        groups, rows, _ = ideal.shape
-        order = np.broadcast_to(np.arange(rows), (groups, rows)).copy()
-        if self.ordered:
-            largest = -np.diagonal(hessian, axis1=1, axis2=2)[:, :-1]
-            order[:, :-1] = np.argsort(largest, axis=1, kind="stable")
-        turned = np.take_along_axis(hessian, order[:, :, None], axis=1)
-        turned = np.take_along_axis(turned, order[:, None, :], axis=2)
-        upper = np.linalg.cholesky(np.linalg.inv(turned)).swapaxes(1, 2)
-        left = np.take_along_axis(ideal, order[:, :, None], axis=1)
-        # the grid in the order of the rows
-        inner = order[:, :-1, None]
-        sorted_grid = Rounded(
-            np.take_along_axis(self.scale, inner, axis=1),
-            np.take_along_axis(self.zero, inner, axis=1),
-            self.least,
-            self.most,
-        )
-        for start in range(0, rows - 1, BLOCK):
-            end = min(start + BLOCK, rows - 1)
-            errors = np.zeros((groups, end - start, ideal.shape[2]))
-            for k in range(start, end):
-                chosen = sorted_grid.nearest(left[:, k : k + 1], slice(k, k + 1))
-                error = (left[:, k : k + 1] - chosen) / upper[:, k, k][:, None, None]
-                left[:, k + 1 : end] -= upper[:, k, k + 1 : end, None] * error
-                left[:, k : k + 1] = chosen
-                errors[:, k - start] = error[:, 0]
-            left[:, end:] -= upper[:, start:end, end:].swapaxes(1, 2) @ errors
-        result = np.empty_like(left)
-        np.put_along_axis(result, order[:, :, None], left, axis=1)
-        return result
 
-    def _visited(self, start: Matrix, ideal: Matrix, hessian: Matrix) -> Matrix:
-        """One round of coordinate descent, the bias included."""
-        found, rows = start.copy(), ideal.shape[1]
-        slope = hessian @ (found - ideal)
-        for begin in range(0, rows, BLOCK):
-            end = min(begin + BLOCK, rows)
-            before = found[:, begin:end].copy()
-            inside = slope[:, begin:end].copy()
-            for k in range(begin, end):
-                curvature = hessian[:, k, k][:, None, None]
-                best = found[:, k : k + 1] - inside[:, k - begin : k - begin + 1] / curvature
-                if k < rows - 1:
-                    best = self.nearest(best, slice(k, k + 1))
-                change = best - found[:, k : k + 1]
-                found[:, k : k + 1] = best
-                inside += hessian[:, begin:end, k, None] * change
-            slope += hessian[:, :, begin:end] @ (found[:, begin:end] - before)
-        return found
+class Allowed(Protocol):
+    """Numbers that weights may be, place by place."""
+
+    def nearest(self, weights: Matrix, rows: Any = slice(None)) -> Matrix:
+        """The allowed numbers nearest to some rows of the weights, ``[groups, rows, outputs]``."""
+
+    def arranged(self, order: NDArray[np.int64]) -> Allowed:
+        """The same for rows in another order, ``[groups, rows]``."""
+
+
+def fed_back(allowed: Allowed, ideal: Matrix, hessian: Matrix, *, ordered: bool = True) -> Matrix:
+    """Allowed weights, one row after the other, each row's errors fed on to those that come.
+
+    Args:
+        allowed: What weights may be; the bias, which is the last row, may be anything.
+        ideal: ``[groups, inputs + 1, outputs]``.
+        hessian: ``[groups, inputs + 1, inputs + 1]``, positive definite.
+        ordered: Whether the inputs with the largest mean square come first, whose errors then have most to be made up by.
+    """
+    groups, rows, _ = ideal.shape
+    order = np.broadcast_to(np.arange(rows), (groups, rows)).copy()
+    if ordered:
+        largest = -np.diagonal(hessian, axis1=1, axis2=2)[:, :-1]
+        order[:, :-1] = np.argsort(largest, axis=1, kind="stable")
+    turned = np.take_along_axis(hessian, order[:, :, None], axis=1)
+    turned = np.take_along_axis(turned, order[:, None, :], axis=2)
+    upper = np.linalg.cholesky(np.linalg.inv(turned)).swapaxes(1, 2)
+    left = np.take_along_axis(ideal, order[:, :, None], axis=1)
+    arranged = allowed.arranged(order[:, :-1])
+    for start in range(0, rows - 1, BLOCK):
+        end = min(start + BLOCK, rows - 1)
+        errors = np.zeros((groups, end - start, ideal.shape[2]))
+        for k in range(start, end):
+            chosen = arranged.nearest(left[:, k : k + 1], slice(k, k + 1))
+            error = (left[:, k : k + 1] - chosen) / upper[:, k, k][:, None, None]
+            left[:, k + 1 : end] -= upper[:, k, k + 1 : end, None] * error
+            left[:, k : k + 1] = chosen
+            errors[:, k - start] = error[:, 0]
+        left[:, end:] -= upper[:, start:end, end:].swapaxes(1, 2) @ errors
+    result = np.empty_like(left)
+    np.put_along_axis(result, order[:, :, None], left, axis=1)
+    return result
+
+
+def visited(allowed: Allowed, start: Matrix, ideal: Matrix, hessian: Matrix) -> Matrix:
+    """One round of coordinate descent, the bias included: each weight takes the best with all others as they are."""
+    found, rows = start.copy(), ideal.shape[1]
+    slope = hessian @ (found - ideal)
+    for begin in range(0, rows, BLOCK):
+        end = min(begin + BLOCK, rows)
+        before = found[:, begin:end].copy()
+        inside = slope[:, begin:end].copy()
+        for k in range(begin, end):
+            curvature = hessian[:, k, k][:, None, None]
+            best = found[:, k : k + 1] - inside[:, k - begin : k - begin + 1] / curvature
+            if k < rows - 1:
+                best = allowed.nearest(best, slice(k, k + 1))
+            change = best - found[:, k : k + 1]
+            found[:, k : k + 1] = best
+            inside += hessian[:, begin:end, k, None] * change
+        slope += hessian[:, :, begin:end] @ (found[:, begin:end] - before)
+    return found
 
 
 def distance(weights: Matrix, ideal: Matrix, hessian: Matrix) -> Matrix:

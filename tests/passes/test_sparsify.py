@@ -208,7 +208,7 @@ def test_patterns_of_names() -> None:
     )
     assert np.array_equal(result["w1"], before["w1"])
     assert (result["w3"] == 0).any()
-    with pytest.raises(UsageError, match="no weight to make sparse"):
+    with pytest.raises(UsageError, match="no weight to change"):
         sparse(network(), context_for(network()), include=("nothing",))
 
 

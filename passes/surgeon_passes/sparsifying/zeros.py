@@ -9,10 +9,9 @@ import numpy as np
 
 from surgeon.graph.copy import copy_of
 from surgeon.graph.save import to_model
-from surgeon.refit.fit import Effort
-from surgeon.refit.settle import Settled, settle
+from surgeon.refit.settle import Settled
 from surgeon.refit.sparse import Score, Sparse
-from surgeon.stats.compare import Outputs, output_errors
+from surgeon.stats.compare import Outputs
 from surgeon.stats.weight import weight_values
 from surgeon_passes.sparsifying.curves import Curve, curve_of_sizes, curves
 from surgeon_passes.sparsifying.spread import spread
@@ -23,17 +22,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from surgeon.passes import Graph
-    from surgeon.reference import Reference
     from surgeon.refit.pattern import Pattern
-    from surgeon.stats.data import Dataset
     from surgeon.stats.linear import Linear
     from surgeon.stats.matrices import Weight
+    from surgeon_passes.valuing.material import Material
 
     Feeds = Sequence[Mapping[str, NDArray[Any]]]
 
-HELD = 0.125  # of the samples judge
-EFFORT = Effort(strengths=(1e-3, 1e-2, 1e-1), steps=4)
-RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 LOOKED_AT = 96  # samples by which it is seen what reaches the outputs
 
 
@@ -59,12 +54,6 @@ class Job:
         """The identity of its operator, and which input it is."""
         return id(self.weight.node), self.weight.index
 
-    @property
-    def label(self) -> str:
-        """What reports call the operator; recurrent ones have two weights."""
-        name = str(self.weight.node.name or self.weight.node.outputs[0].name)
-        return f"{name}[{self.weight.index}]" if self.weight.node.op in RECURRENT else name
-
     def shrink(self, pattern: Pattern, share: float) -> None:
         """Set the smallest numbers to zero, as many as after a share of the steps."""
         values = self.weight.matrices()
@@ -80,27 +69,13 @@ class Work:
         pattern: Where zeros may be.
         score: How it is chosen which weights stay.
         shares: Which part of the zeros there are after each step.
-        fitted: The samples that weights are fitted to; None to fit nothing.
-        held: Those that judge.
-        reference: What the model should compute.
-        seed: Of the choice of places.
-        threads: Threads for onnxruntime.
-        limit_bytes: Activations held in memory, per model.
+        material: What weights are fitted to; None to fit nothing.
     """
 
     pattern: Pattern
     score: Score
     shares: Sequence[float]
-    fitted: Dataset | None
-    held: Dataset | None
-    reference: Reference
-    seed: int
-    threads: int
-    limit_bytes: int
-
-    def feeds(self) -> Feeds:
-        """The batches that weights are fitted to."""
-        return [] if self.fitted is None else [feeds for feeds, _ in self.fitted]
+    material: Material | None
 
     def allocate(self, graph: Graph, jobs: Sequence[Job], progress: Callable[[int], None]) -> None:
         """Let those weights have more zeros that lose less by them; of all together there are as many as before.
@@ -108,11 +83,10 @@ class Work:
         Weights of operators that cannot be measured keep their fraction.
         """
         named = {str(number): job for number, job in enumerate(jobs)}
-        if self.held is None:
+        if self.material is None:
             found = {name: curve_of_sizes(job.weight.matrices(), self.pattern) for name, job in named.items()}
         else:
-            outputs = Outputs.of(to_model(graph), self.held.take(LOOKED_AT))
-            measured = self._curves(graph, jobs, outputs, progress)
+            measured = self._curves(graph, jobs, self.material, progress)
             found = {name: measured[job.key] for name, job in named.items() if job.key in measured}
         if found:
             zeros = sum(found[name].size * named[name].sparsity for name in found)
@@ -120,16 +94,16 @@ class Work:
                 named[name].sparsity = fraction
 
     def _curves(
-        self, graph: Graph, jobs: Sequence[Job], outputs: Outputs, progress: Callable[[int], None]
+        self, graph: Graph, jobs: Sequence[Job], material: Material, progress: Callable[[int], None]
     ) -> dict[tuple[int, int], Curve]:
         return curves(
             graph,
             self._constrain(jobs, 1.0),
-            self.feeds(),
-            outputs,
-            seed=self.seed,
-            threads=self.threads,
-            limit_bytes=self.limit_bytes,
+            material.feeds(),
+            Outputs.of(to_model(graph), material.held.take(LOOKED_AT)),
+            seed=material.seed,
+            threads=material.threads,
+            limit_bytes=material.limit_bytes,
             progress=progress,
         )
 
@@ -141,24 +115,12 @@ class Work:
         constrain = self._constrain(jobs, share)  # knows the weights as they were
         for job in jobs:
             job.shrink(self.pattern, share)
-        if self.fitted is None:
-            result = Settled()
-        else:
-            result = settle(
-                graph,
-                self.reference,
-                self.feeds(),
-                constrain,
-                towards=before,
-                seed=self.seed,
-                threads=self.threads,
-                limit_bytes=self.limit_bytes,
-                effort=EFFORT,
-                progress=progress,
-            )
+        found = Settled()
+        if self.material is not None:
+            found = self.material.settle(graph, before, constrain, progress)
         for job in jobs:
             job.allowed = job.weight.matrices() != 0
-        return result
+        return found
 
     def _constrain(self, jobs: Sequence[Job], share: float) -> Callable[[Linear], Sparse | str]:
         known = {job.key: (job, weight_values(job.weight.tensor)) for job in jobs}
@@ -177,19 +139,6 @@ class Work:
             return Sparse(self.pattern, fraction, job.weight.taps, self.score, sizes, allowed)
 
         return constrain
-
-    def errors(self, graph: Graph, plain: Graph) -> tuple[float, float] | None:
-        """The mean errors of the outputs of two graphs on the samples that judge; None where they cannot be compared."""
-        if self.held is None:
-            return None
-        original = to_model(self.reference.graph)
-        found = [
-            output_errors(original, to_model(each), self.held, threads=self.threads)
-            for each in (graph, plain)
-        ]
-        return (
-            None if not all(len(each) for each in found) else (float(found[0].mean()), float(found[1].mean()))
-        )
 
 
 def all_zeros(work: Work, graph: Graph, jobs: Sequence[Job], progress: Callable[[int], None]) -> Settled:

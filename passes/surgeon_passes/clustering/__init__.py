@@ -1,0 +1,1 @@
+"""What the pass `cluster` is made of."""
