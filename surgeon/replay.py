@@ -22,16 +22,15 @@ from surgeon.plan import Plan
 from surgeon.probes import probe_feeds
 from surgeon.recipe import instantiate
 from surgeon.syntax import parse_passes
+from surgeon.trace import kept_in
 from surgeon.verify import TOLERANCE, Certificate, prove, relative_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    import numpy as np
     import onnx
     import onnx_graphsurgeon as gs
-    from numpy.typing import NDArray
 
     from surgeon.engine import Model
     from surgeon.narrow import Kept
@@ -83,7 +82,7 @@ def verify_files(before: Path, after: Path, plan_path: Path) -> Verified:
     if source is None or source.sha256 != plan.model_sha256:
         raise GateError("is not the model that the plan is for: their hashes differ", where=str(before))
     model = analyse(_replayed(original, plan, before), cut_cache=bool(plan.interface))
-    smaller, again = model.cut(_kept(plan, model, plan_path), plan.model_sha256)
+    smaller, again = model.cut(kept_in(plan, model, plan_path), plan.model_sha256)
     if (again.tensors, again.interface) != (plan.tensors, plan.interface):
         raise GateError("the tensors it lists do not follow from its groups", where=str(plan_path))
     certificate = Certificate("none", None, 0)
@@ -132,22 +131,6 @@ def _replayed(original: gs.Graph, plan: Plan, path: Path) -> gs.Graph:
                 f"{names} before the cut changes what the model computes", where=str(path), hint=hint
             )
     return graph
-
-
-def _kept(plan: Plan, model: Model, where: Path) -> dict[str, NDArray[np.bool_]]:
-    """What the plan keeps, after a check that its groups are those of the model."""
-    known = {group.id: group for group in model.groups}
-    for group in plan.groups:
-        found = known.get(group.id)
-        if found is None or found.size != group.size:
-            raise GateError(
-                f"the model has no channel group {group.id} of size {group.size}",
-                where=str(where),
-                hint="a plan can be checked by the version of surgeon that wrote it",
-            )
-        if not group.kept or list(group.kept) != sorted({*group.kept} & {*range(group.size)}):
-            raise GateError(f"the kept indices of {group.id} are not ascending in its size", where=str(where))
-    return plan.kept()
 
 
 def _check_interface(original: gs.Graph, result: gs.Graph, path: Path) -> None:

@@ -155,7 +155,6 @@ class Prune(Pass):
             UsageError: There are no data to hold the accuracy budget against.
         """
         from surgeon.engine import analyse
-        from surgeon.reference import narrowed
         from surgeon_passes.pruning.cutting import Cutting
         from surgeon_passes.pruning.describe import describe
 
@@ -169,8 +168,7 @@ class Prune(Pass):
             return graph
         context.record["certificate"] = found.proved.certificate.to_json()
         plan = found.proved.plan
-        context.reference = narrowed(context.reference, model, plan)
-        context.plan = plan if context.plan is None else context.plan.then(plan)
+        context.note_cut(model, plan)
         changed = _interface(graph, found.graph, plan.interface)
         if changed:
             context.record["interface"] = changed
