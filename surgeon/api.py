@@ -227,8 +227,20 @@ def apply(
     Args:
         model: The other checkpoint, in any form that `run` takes.
         plan: A plan file, or the plan of a `Result`.
-        data, evaluation, preprocess, metric, seed, threads: As for `run`; nothing is learned from data.
-        destination, report_folder, latency, monitor, debug: As for `run`.
+        data: Real inputs that the cut is proved on as well, in the same forms as for `run`.
+        evaluation: Data for the metric.
+        preprocess: How images become arrays.
+        metric: Name of the metric.
+        seed: Seed of made-up inputs.
+        threads: Threads for onnxruntime.
+        destination: Where to write the model, with plan, recipe and report beside it; None writes nothing.
+        report_folder: A folder for a readable report, where there is a destination.
+        latency: Whether to measure latency.
+        monitor: Where warnings and progress go.
+        debug: Whether onnxruntime loads the result once more by itself.
+
+    Returns:
+        The smaller model, the report, the plan (of this checkpoint) and the recipe.
 
     Raises:
         UsageError: The plan cannot be read, or ``model`` is not a checkpoint of its graph.

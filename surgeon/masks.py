@@ -26,7 +26,9 @@ FLOATS = frozenset(
     {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
 )
 LEAST_RANK = 2  # vectors are biases and norms, which no pass makes sparse
-LEAST_SHARE = 0.01  # of one weight's entries; a few zeros happen by chance, when values are rounded or refitted
+LEAST_SHARE = (
+    0.01  # of one weight's entries; a few zeros happen by chance, when values are rounded or refitted
+)
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,7 @@ def weights_of(graph: gs.Graph) -> dict[str, gs.Constant]:
         tensor.name: tensor
         for node in every_node(graph)
         for tensor in node.inputs
-        if isinstance(tensor, gs.Constant)
-        and len(tensor.shape) >= LEAST_RANK
-        and data_type(tensor) in FLOATS
+        if isinstance(tensor, gs.Constant) and len(tensor.shape) >= LEAST_RANK and data_type(tensor) in FLOATS
     }
 
 
@@ -122,14 +122,11 @@ def _places(shape: Any, kept: Mapping[int, tuple[int, ...]]) -> tuple[NDArray[An
     return np.ix_(*(np.asarray(kept.get(k, range(size)), np.int64) for k, size in enumerate(shape)))
 
 
-def impose(graph: gs.Graph, masks: Mapping[str, Mask]) -> int:
-    """Sets what does not stay to zero, in place, and returns how many entries that was asked for."""
-    weights, zeros = weights_of(graph), 0
+def impose(graph: gs.Graph, masks: Mapping[str, Mask]) -> None:
+    """Sets what does not stay to zero, in place; every mask is of a weight of its shape."""
+    weights = weights_of(graph)
     for name, mask in masks.items():
-        stays = mask.array()
-        zeros += int(stays.size - np.count_nonzero(stays))
-        weights[name].values = derived(weights[name], partial(_masked, stays=stays))
-    return zeros
+        weights[name].values = derived(weights[name], partial(_masked, stays=mask.array()))
 
 
 def _masked(values: NDArray[Any], stays: NDArray[np.bool_]) -> NDArray[Any]:

@@ -62,9 +62,7 @@ def narrowed(reference: Reference | None, model: Model, plan: Plan) -> Reference
     kept = left_of(model, plan)
     if reference is None or not reference.kept:
         return Reference(model.analysis.graph, kept)
-    return Reference(
-        reference.graph, joined(reference.kept, kept), _cut_factors(reference.factors, kept)
-    )
+    return Reference(reference.graph, joined(reference.kept, kept), _cut_factors(reference.factors, kept))
 
 
 def left_of(model: Model, plan: Plan) -> Masks:

@@ -20,6 +20,8 @@ Structure: TypeAlias = "Mapping[str, Mapping[str, str]]"  # kind of thing, its n
 
 # Constants of these types are sizes, indices and flags: what they are decides what the operators mean.
 FIXED = frozenset({onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.STRING})
+# Inputs that are floats and sizes all the same, by operator.
+SIZES = {"Resize": (1, 2), "Upsample": (1,), "Range": (0, 1, 2), "OneHot": (1,)}
 SPELLED = 8  # elements of a constant that are written out; of longer ones a hash is
 LONGEST = 160  # letters of a description in a message
 
@@ -35,9 +37,13 @@ def structure_of(graph: gs.Graph) -> Structure:
     constants: dict[str, str] = {}
     nodes: dict[str, str] = {}
     for node in every_node(graph):
-        for tensor in node.inputs:
+        for index, tensor in enumerate(node.inputs):
             if isinstance(tensor, gs.Constant):
-                constants.setdefault(tensor.name, _constant(tensor))
+                said = _typed(tensor)
+                if data_type(tensor) in FIXED or index in SIZES.get(node.op, ()):
+                    constants[tensor.name] = said + _values(tensor)
+                else:
+                    constants.setdefault(tensor.name, said)
         made = [tensor.name for tensor in node.outputs]
         nodes[", ".join(made)] = _node(node)
     for body in list(graphs(graph))[1:]:
@@ -91,10 +97,6 @@ def _attribute(value: Any) -> Any:
     serialize = getattr(value, "SerializeToString", None)
     content = serialize(deterministic=True) if serialize is not None else repr(value).encode()
     return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _constant(tensor: gs.Constant) -> str:
-    return _typed(tensor) + (_values(tensor) if data_type(tensor) in FIXED else "")
 
 
 def _typed(tensor: gs.Constant) -> str:

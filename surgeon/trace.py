@@ -15,7 +15,7 @@ from surgeon.axes import atoms_of, coordinates
 from surgeon.engine import analyse
 from surgeon.errors import GateError, UsageError
 from surgeon.graph.copy import copy_of
-from surgeon.masks import found_in, impose
+from surgeon.masks import found_in, impose, weights_of
 from surgeon.plan import Plan
 from surgeon.structure import first_difference, structure_of
 from surgeon.surgery import axis_masks, keep_of
@@ -115,10 +115,20 @@ def check_structure(plan: Plan, graph: gs.Graph, where: Path | str) -> None:
         raise UsageError(f"is not a checkpoint of the plan's graph: {difference}", where=str(where))
 
 
-def imposed(graph: gs.Graph, plan: Plan) -> gs.Graph:
-    """The graph with zeros where the plan's masks say so; the graph itself where it has no masks."""
+def imposed(graph: gs.Graph, plan: Plan, where: Path | str) -> gs.Graph:
+    """The graph with zeros where the plan's masks say so; the graph itself where it has no masks.
+
+    Raises:
+        GateError: A mask does not fit.
+    """
     if not plan.masks:
         return graph
+    weights = weights_of(graph)
+    for name, mask in plan.masks.items():
+        if name not in weights or tuple(weights[name].shape) != mask.shape:
+            raise GateError(
+                f"the model has no weight {name} of shape {list(mask.shape)}, as its mask", where=str(where)
+            )
     masked = copy_of(graph)
     impose(masked, plan.masks)
     return masked

@@ -39,16 +39,19 @@ class Apply(Pass):
             GateError: The plan was changed, or the cut does not equal the masked model.
         """
         from surgeon.engine import analyse
+        from surgeon.errors import GateError
         from surgeon.graph.copy import copy_of
         from surgeon.plan import Plan
         from surgeon.trace import check_structure, imposed, kept_in, named
 
-        plan = named(Plan.load(Path(self.plan)), self.plan)
+        loaded = Plan.load(Path(self.plan))
+        plan = named(loaded, self.plan)
         check_structure(plan, graph, context.source_path)
-        masked = imposed(graph, plan)
+        masked = imposed(graph, plan, self.plan)
         model = analyse(copy_of(masked), cut_cache=bool(plan.interface))
         smaller, cut = model.cut(kept_in(plan, model, self.plan), context.model_sha256)
-        _check_tensors(plan, cut, self.plan)
+        if loaded.file_groups is None and (plan.tensors, plan.interface) != (cut.tensors, cut.interface):
+            raise GateError("the tensors it lists do not follow from its groups", where=self.plan)
         context.record["groups"] = _groups(model, cut)
         context.record["masks"] = {
             "weights": len(plan.masks),
@@ -62,15 +65,10 @@ class Apply(Pass):
         certificate = _prove(model, smaller, cut, context)
         context.record["certificate"] = certificate.to_json()
         # what the masks took is missing in the model that later passes aim at, unless they get the one without
-        context.note_cut(model if masked is graph else analyse(copy_of(graph), cut_cache=bool(cut.interface)), cut)
+        context.note_cut(
+            model if masked is graph else analyse(copy_of(graph), cut_cache=bool(cut.interface)), cut
+        )
         return smaller
-
-
-def _check_tensors(plan: Plan, cut: Plan, where: str) -> None:
-    from surgeon.errors import GateError
-
-    if plan.tensors and (plan.tensors, plan.interface) != (cut.tensors, cut.interface):
-        raise GateError("the tensors it lists do not follow from its groups", where=where)
 
 
 def _prove(model: Model, smaller: Graph, cut: Plan, context: Context) -> Certificate:
