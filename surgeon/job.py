@@ -116,7 +116,7 @@ def _execute(job: Job) -> Finished:
     original = measure.figures(graph, measure.file_bytes(job.source, graph))
     outcome = run_passes(graph, job.recipe.passes, context, debug=job.debug)
     _check_something_happened(job, outcome)
-    traced = trace(graph, outcome.graph, context)
+    traced = trace(graph, outcome, context)
     plan = traced.plan if traced is not None else None
     texts = {} if job.plan_file is None else {job.plan_file: _by_name(job, traced).to_text()}
     with output.staging(job.folder) as staged:

@@ -15,7 +15,7 @@ from surgeon.axes import atoms_of, coordinates
 from surgeon.engine import analyse
 from surgeon.errors import GateError, UsageError
 from surgeon.graph.copy import copy_of
-from surgeon.masks import found_in, impose, weights_of
+from surgeon.masks import found_in, impose, violations, weights_of
 from surgeon.plan import Plan
 from surgeon.structure import first_difference, structure_of
 from surgeon.surgery import axis_masks, keep_of
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from surgeon.axes import Axis
     from surgeon.engine import Model
     from surgeon.groups import Group
+    from surgeon.masks import Mask
     from surgeon.passes import Context
+    from surgeon.pipeline import Outcome
     from surgeon.reference import Masks
 
     Flags = NDArray[np.bool_]
@@ -51,29 +53,24 @@ class Traced:
     why_not: str | None = None
 
 
-def trace(graph: gs.Graph, result: gs.Graph, context: Context) -> Traced | None:
+def trace(graph: gs.Graph, outcome: Outcome, context: Context) -> Traced | None:
     """Completes the plan of a run; None where it neither cut anything nor made anything sparse.
 
     Args:
         graph: The model file's graph, as it was loaded.
-        result: What the run made of it.
+        outcome: What the run made of it.
         context: The run.
     """
     plan = context.plan or Plan(context.model_sha256, ())
     by_name, why_not = plan, None
-    if context.left and (plan.after or not plan.groups):
+    if any(each["changed"] for each in outcome.passes[: len(plan.after)]) or not plan.groups:
         try:
-            by_name = _plan_of_file(graph, result, context.left, plan)
-            plan = replace(plan, file_groups=by_name.groups)
+            by_name = _plan_of_file(graph, outcome.graph, context.left, plan) if context.left else plan
         except GateError as error:
-            by_name, why_not = replace(plan, groups=(), tensors={}), str(error)
-    masks, strange = found_in(graph, context.unrounded or result, by_name.tensors)
-    if masks and strange:
-        context.warn(
-            f"{strange[0]} has zeros but is no weight of the model file, so the plan says nothing of them"
-            + (f" (and {len(strange) - 1} more)" if strange[1:] else "")
-        )
-    masks = masks or dict(plan.masks)
+            by_name, why_not = plan, str(error)
+    if why_not is None and (plan.after or not plan.groups):
+        plan = replace(plan, file_groups=by_name.groups)
+    masks = {} if why_not else _masks(graph, context.unrounded or outcome.graph, by_name, context)
     if not (plan.groups or plan.file_groups or masks or why_not):
         return None
     structure = structure_of(graph)
@@ -81,6 +78,19 @@ def trace(graph: gs.Graph, result: gs.Graph, context: Context) -> Traced | None:
     if why_not is not None:
         return Traced(plan, None, why_not)
     return Traced(plan, replace(by_name, after=(), masks=masks, structure=structure))
+
+
+def _masks(graph: gs.Graph, result: gs.Graph, plan: Plan, context: Context) -> dict[str, Mask]:
+    """The masks of a plan that still hold, and those of the zeros that a run made besides."""
+    masks, strange = found_in(graph, result, plan.tensors)
+    if masks and strange:
+        context.warn(
+            f"{strange[0]} has zeros but is no weight of the model file, so the plan says nothing of them"
+            + (f" (and {len(strange) - 1} more)" if strange[1:] else "")
+        )
+    return masks | {
+        name: plan.masks[name] for name, wrong in violations(result, plan.masks, plan.tensors) if wrong == 0
+    }
 
 
 def named(plan: Plan, where: Path | str) -> Plan:

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnx
-import onnx_graphsurgeon as gs
 import pytest
 import tiny
 from hypothesis import HealthCheck, assume, given, settings
@@ -570,3 +569,20 @@ def test_later_passes_aim_at_the_checkpoint_without_masks(tmp_path):
 
     surgeon.run(path, [f"apply{{plan={tmp_path / 'p.json'}}}", Look()], clean=False)
     np.testing.assert_array_equal(seen[0], arrays(path)["w2"])
+
+
+def test_only_masks_that_still_hold_are_handed_on(tmp_path):
+    path = tiny.convnet(tmp_path / "a.onnx")
+    planned(path, [Sparse(0.75)], tmp_path / "p.json")
+
+    @dataclass(frozen=True)
+    class Grow(Pass):
+        name: ClassVar[str] = "grow"
+
+        def run(self, graph: Any, context: Context) -> Any:
+            weight = graph.tensors()["w2"]
+            weight.values = peek(weight) + np.float32(1)
+            return graph
+
+    result = surgeon.run(path, [f"apply{{plan={tmp_path / 'p.json'}}}", Grow()], clean=False)
+    assert set(result.plan.masks) == {"w1", "w3"}
