@@ -43,6 +43,7 @@ class Apply(Pass):
         from surgeon.graph.copy import copy_of
         from surgeon.plan import Plan
         from surgeon.trace import check_structure, imposed, kept_in, named
+        from surgeon_passes.pruning.interface import note_interface
 
         loaded = Plan.load(Path(self.plan))
         plan = named(loaded, self.plan)
@@ -68,6 +69,7 @@ class Apply(Pass):
         context.note_cut(
             model if masked is graph else analyse(copy_of(graph), cut_cache=bool(cut.interface)), cut
         )
+        note_interface(graph, smaller, cut, context)
         return smaller
 
 

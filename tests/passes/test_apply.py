@@ -586,3 +586,32 @@ def test_only_masks_that_still_hold_are_handed_on(tmp_path):
 
     result = surgeon.run(path, [f"apply{{plan={tmp_path / 'p.json'}}}", Grow()], clean=False)
     assert set(result.plan.masks) == {"w1", "w3"}
+
+
+def test_a_cut_cache_is_cut_in_the_other_as_well(tmp_path):
+    """A recurrent state is an input and an output of the model, whose shapes change."""
+    model = parser.parse_model("""
+<ir_version: 8, opset_import: ["" : 17]>
+step (float[1,"N",6] x, float[1,"N",8] before) => (float["N",3] y, float[1,"N",8] after)
+{
+  all, after = GRU <hidden_size = 8> (x, w, r, b, , before)
+  f = Squeeze (after, zero)
+  y = MatMul (f, v)
+}""")
+    random = np.random.default_rng(0)
+    for name, shape in {"w": (1, 24, 6), "r": (1, 24, 8), "b": (1, 48), "v": (8, 3)}.items():
+        values = random.standard_normal(shape).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(values, name))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0]), "zero"))
+    onnx.save(model, tmp_path / "a.onnx")
+    onnx.save(other(model), tmp_path / "b.onnx")
+    surgeon.run(
+        tmp_path / "a.onnx", "prune{ratio=0.5 score=l2 cut_cache=true}", plan_file=tmp_path / "p.json"
+    )
+    result = surgeon.apply(tmp_path / "b.onnx", tmp_path / "p.json", destination=tmp_path / "o.onnx")
+    assert result.report["passes"][0]["interface"] == {
+        "before": {"before": [1, "N", 8], "after": [1, "N", 4]},
+        "after": {"before": [1, "N", 8], "after": [1, "N", 4]},
+    }
+    found = verify_files(tmp_path / "b.onnx", tmp_path / "o.onnx", tmp_path / "o.plan.json")
+    assert (found.certificate.status, found.weights) == ("exact", "original")
