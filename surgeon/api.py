@@ -156,16 +156,15 @@ def run(
         "seed": seed,
         "clean": clean,
     }
-    settings = {name: value for name, value in given.items() if value is not None}
-    resolved = resolve(passes, settings, sets=sets, recipe=None if recipe is None else Path(recipe))
+    told = {name: value for name, value in given.items() if value is not None}
     with _file_of(model) as source:
         job = Job(
             source=source,
-            recipe=resolved,
+            recipe=resolve(passes, told, sets=sets, recipe=_path(recipe)),
             monitor=monitor or SilentMonitor(),
             label=str(model) if isinstance(model, str | os.PathLike) else "model",
             destination=_destination(destination, report_folder),
-            plan_file=None if plan_file is None else Path(plan_file),
+            plan_file=_path(plan_file),
             data=_dataset(data, source, "data"),
             evaluation=_dataset(evaluation, source, "evaluation"),
             threads=_threads(threads),
@@ -217,6 +216,7 @@ def apply(
     destination: str | os.PathLike[str] | None = None,
     report_folder: str | os.PathLike[str] | None = None,
     latency: bool = False,
+    sizes: bool = False,
     monitor: Monitor | None = None,
     debug: bool = False,
 ) -> Result:
@@ -236,6 +236,7 @@ def apply(
         destination: Where to write the model, with plan, recipe and report beside it; None writes nothing.
         report_folder: A folder for a readable report, where there is a destination.
         latency: Whether to measure latency.
+        sizes: Whether to measure compressed sizes, zeros and distinct values.
         monitor: Where warnings and progress go.
         debug: Whether onnxruntime loads the result once more by itself.
 
@@ -255,8 +256,12 @@ def apply(
         return run(
             model, [step], data=data, evaluation=evaluation, preprocess=preprocess, metric=metric, seed=seed,
             threads=threads, clean=False, destination=destination, report_folder=report_folder,
-            latency=latency, monitor=monitor, debug=debug,
+            latency=latency, sizes=sizes, monitor=monitor, debug=debug,
         )  # fmt: skip
+
+
+def _path(path: str | os.PathLike[str] | None) -> Path | None:
+    return None if path is None else Path(path)
 
 
 def _spec(data: Data | None) -> str | None:

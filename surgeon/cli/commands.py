@@ -73,6 +73,7 @@ def apply_command(arguments: argparse.Namespace) -> int:
             destination=default_output(source) if arguments.output is None else arguments.output,
             report_folder=arguments.report,
             latency=_latency(arguments, {}),
+            sizes=arguments.sizes,
             monitor=monitor,
             **_measuring(arguments),
         )

@@ -111,6 +111,7 @@ def _add_apply(commands: Any) -> None:
     add("-o", "--output", metavar="OUT", help="where to write; default MODEL with .surgeon.onnx")
     _add_measuring(command)
     add("--no-latency", action="store_true", help="do not measure latency")
+    _add_sizes(command)
     add("--report", metavar="DIR", help="also write a readable report into this folder")
 
 
