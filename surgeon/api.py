@@ -156,11 +156,10 @@ def run(
         "seed": seed,
         "clean": clean,
     }
-    told = {name: value for name, value in given.items() if value is not None}
     with _file_of(model) as source:
         job = Job(
             source=source,
-            recipe=resolve(passes, told, sets=sets, recipe=_path(recipe)),
+            recipe=resolve(passes, _told(given), sets=sets, recipe=_path(recipe)),
             monitor=monitor or SilentMonitor(),
             label=str(model) if isinstance(model, str | os.PathLike) else "model",
             destination=_destination(destination, report_folder),
@@ -258,6 +257,11 @@ def apply(
             threads=threads, clean=False, destination=destination, report_folder=report_folder,
             latency=latency, sizes=sizes, monitor=monitor, debug=debug,
         )  # fmt: skip
+
+
+def _told(settings: Mapping[str, object]) -> dict[str, object]:
+    """The settings that were given."""
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _path(path: str | os.PathLike[str] | None) -> Path | None:

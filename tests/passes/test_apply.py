@@ -615,3 +615,13 @@ step (float[1,"N",6] x, float[1,"N",8] before) => (float["N",3] y, float[1,"N",8
     }
     found = verify_files(tmp_path / "b.onnx", tmp_path / "o.onnx", tmp_path / "o.plan.json")
     assert (found.certificate.status, found.weights) == ("exact", "original")
+
+
+def test_masks_are_taken_before_weights_become_integers(tmp_path):
+    path, out = tiny.convnet(tmp_path / "a.onnx"), tmp_path / "q.onnx"
+    quantize = "quantize{mode=dynamic guard=false}"
+    result = surgeon.run(path, [Sparse(0.75), quantize], force=True, destination=out)
+    plain = surgeon.run(path, [Sparse(0.75)])
+    assert result.plan.masks == plain.plan.masks
+    found = verify_files(path, out, tmp_path / "q.plan.json")
+    assert (found.weights, found.masks["weights"]) == ("changed", 3)
