@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from surgeon.api import Result, load, run, save, size
+    from surgeon.api import Result, apply, load, run, save, size
     from surgeon.errors import (
         DataError,
         GateError,
@@ -41,6 +41,7 @@ __all__ = [
     "SurgeonError",
     "UnsupportedModelError",
     "UsageError",
+    "apply",
     "derivative",
     "load",
     "rule",
@@ -51,7 +52,7 @@ __all__ = [
 
 # names are fetched when they are first used, so that `import surgeon` and `surgeon --help` stay light
 _HOMES = {
-    **dict.fromkeys(("Result", "load", "run", "save", "size"), "surgeon.api"),
+    **dict.fromkeys(("Result", "apply", "load", "run", "save", "size"), "surgeon.api"),
     **dict.fromkeys(("Context", "Pass"), "surgeon.passes"),
     "derivative": "surgeon.grad.registry",
     "rule": "surgeon.ops.registry",

@@ -1,4 +1,4 @@
-"""The Python interface: `run`, `load`, `save`, `size`; the command line does nothing that is not here."""
+"""The Python interface: `run`, `apply`, `load`, `save`, `size`; the command line does nothing that is not here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from surgeon.errors import UsageError
 from surgeon.job import Finished, Job, execute
 from surgeon.options import coerce
 from surgeon.passes import Graph, Monitor, Pass, SilentMonitor
-from surgeon.recipe import Recipe, resolve
+from surgeon.recipe import Recipe, instantiate, resolve
+from surgeon.syntax import Call
 
 if TYPE_CHECKING:
     import onnx
@@ -94,6 +95,7 @@ def run(
     recipe: str | os.PathLike[str] | None = None,
     destination: str | os.PathLike[str] | None = None,
     report_folder: str | os.PathLike[str] | None = None,
+    plan_file: str | os.PathLike[str] | None = None,
     latency: bool = False,
     monitor: Monitor | None = None,
     debug: bool = False,
@@ -124,6 +126,7 @@ def run(
         recipe: A recipe file to start from; arguments win over it.
         destination: Where to write the model, with plan, recipe and report beside it; None writes nothing.
         report_folder: A folder for a readable report, where there is a destination.
+        plan_file: Where to write a plan by the names of the model file, for `apply` to other checkpoints of it.
         latency: Whether to measure latency.
         monitor: Where warnings and progress go; default: nowhere, the report keeps the warnings.
         debug: Whether onnxruntime loads the result of every pass.
@@ -153,15 +156,14 @@ def run(
         "seed": seed,
         "clean": clean,
     }
-    settings = {name: value for name, value in given.items() if value is not None}
-    resolved = resolve(passes, settings, sets=sets, recipe=None if recipe is None else Path(recipe))
     with _file_of(model) as source:
         job = Job(
             source=source,
-            recipe=resolved,
+            recipe=resolve(passes, _told(given), sets=sets, recipe=_path(recipe)),
             monitor=monitor or SilentMonitor(),
             label=str(model) if isinstance(model, str | os.PathLike) else "model",
             destination=_destination(destination, report_folder),
+            plan_file=_path(plan_file),
             data=_dataset(data, source, "data"),
             evaluation=_dataset(evaluation, source, "evaluation"),
             threads=_threads(threads),
@@ -198,6 +200,72 @@ def size(
         total = sum(each.stat().st_size for each in files)
         with (monitor or SilentMonitor()).progress("measure sizes", total) as advance:
             return model_size(graph, files, advance)
+
+
+def apply(
+    model: str | os.PathLike[str] | onnx.ModelProto | Graph,
+    plan: str | os.PathLike[str] | Plan,
+    *,
+    data: Data | None = None,
+    evaluation: Data | None = None,
+    preprocess: str | None = None,
+    metric: str | None = None,
+    seed: int | None = None,
+    threads: int | None = None,
+    destination: str | os.PathLike[str] | None = None,
+    report_folder: str | os.PathLike[str] | None = None,
+    latency: bool = False,
+    sizes: bool = False,
+    monitor: Monitor | None = None,
+    debug: bool = False,
+) -> Result:
+    """Removes from another checkpoint of a model what a plan removed from the model; its weights stay its own.
+
+    The same as `run` with the pass ``apply`` alone. A plan from memory is in no file that the recipe could name.
+
+    Args:
+        model: The other checkpoint, in any form that `run` takes.
+        plan: A plan file, or the plan of a `Result`.
+        data: Real inputs that the cut is proved on as well, in the same forms as for `run`.
+        evaluation: Data for the metric.
+        preprocess: How images become arrays.
+        metric: Name of the metric.
+        seed: Seed of made-up inputs.
+        threads: Threads for onnxruntime.
+        destination: Where to write the model, with plan, recipe and report beside it; None writes nothing.
+        report_folder: A folder for a readable report, where there is a destination.
+        latency: Whether to measure latency.
+        sizes: Whether to measure compressed sizes, zeros and distinct values.
+        monitor: Where warnings and progress go.
+        debug: Whether onnxruntime loads the result once more by itself.
+
+    Returns:
+        The smaller model, the report, the plan (of this checkpoint) and the recipe.
+
+    Raises:
+        UsageError: The plan cannot be read, or ``model`` is not a checkpoint of its graph.
+        GateError: The plan was changed, or its cut could not be proved.
+    """
+    with contextlib.ExitStack() as stack:
+        if not isinstance(plan, str | os.PathLike):
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="surgeon-"))
+            plan.save(path := Path(folder) / "plan.json")
+            plan = path
+        step = instantiate(Call("apply", {"plan": str(Path(plan).absolute())}))
+        return run(
+            model, [step], data=data, evaluation=evaluation, preprocess=preprocess, metric=metric, seed=seed,
+            threads=threads, clean=False, destination=destination, report_folder=report_folder,
+            latency=latency, sizes=sizes, monitor=monitor, debug=debug,
+        )  # fmt: skip
+
+
+def _told(settings: Mapping[str, object]) -> dict[str, object]:
+    """The settings that were given."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _path(path: str | os.PathLike[str] | None) -> Path | None:
+    return None if path is None else Path(path)
 
 
 def _spec(data: Data | None) -> str | None:

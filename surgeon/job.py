@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from surgeon.plan import Plan
     from surgeon.stats.data import Dataset
     from surgeon.stats.metrics import Metric
+    from surgeon.trace import Traced
 
 HELD_OUT = 0.1
 
@@ -30,6 +31,7 @@ class Job:
         source: The model file.
         recipe: Passes and settings, resolved.
         destination: Where the files go, or None to keep the result in memory.
+        plan_file: Where a plan of the file by its own names goes; None: nowhere.
         data: Calibration data that are already open, instead of the recipe's.
         evaluation: Evaluation data that are already open, instead of the recipe's.
         threads: Threads for onnxruntime.
@@ -47,6 +49,7 @@ class Job:
     monitor: Monitor
     label: str
     destination: output.Destination | None = None
+    plan_file: Path | None = None
     data: Dataset | None = None
     evaluation: Dataset | None = None
     threads: int = 1
@@ -55,6 +58,12 @@ class Job:
     debug: bool = False
     force: bool = False
     sizes: bool = False
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that is written to; None where nothing is."""
+        file = self.destination.model if self.destination is not None else self.plan_file
+        return None if file is None else file.absolute().parent
 
 
 @dataclass
@@ -89,10 +98,14 @@ def execute(job: Job) -> Finished:
 
 def _execute(job: Job) -> Finished:
     from surgeon.graph.load import load
+    from surgeon.plan import Plan
+    from surgeon.trace import trace
 
     started = time.perf_counter()
     if job.destination is not None:
         output.check(job.destination, job.source)
+    if job.plan_file is not None:
+        output.check_file(job.plan_file, job.source)
     if job.recipe.settings.metric is not None:
         _find_metric(job.recipe.settings.metric)
     graph = load(job.source)
@@ -103,8 +116,10 @@ def _execute(job: Job) -> Finished:
     original = measure.figures(graph, measure.file_bytes(job.source, graph))
     outcome = run_passes(graph, job.recipe.passes, context, debug=job.debug)
     _check_something_happened(job, outcome)
-    parent = job.destination.model.absolute().parent if job.destination else None
-    with output.staging(parent) as staged:
+    traced = trace(graph, outcome, context)
+    plan = traced.plan if traced is not None else None
+    texts = {} if job.plan_file is None else {job.plan_file: _by_name(job, traced).to_text()}
+    with output.staging(job.folder) as staged:
         model = _save(job, outcome.graph, staged)
         size = sum(path.stat().st_size for path in model.parent.iterdir())
         judged = _Judged(original, measure.figures(outcome.graph, size), len(outcome.graph.nodes))
@@ -114,15 +129,14 @@ def _execute(job: Job) -> Finished:
         facts = _report(job, context, metric, outcome, judged)
         facts["seconds"] = time.perf_counter() - started
         if job.destination is not None:
-            texts = {}
-            if (
-                job.destination.summary is not None
-            ):  # first: its folder may be on another disk, and that may fail
+            if job.destination.summary is not None:
+                # first: its folder may be on another disk, and that may fail
                 texts[job.destination.summary] = report.markdown(facts)
             texts[job.destination.report] = report.to_json(facts) + "\n"
             texts[job.destination.recipe] = write(with_absolute_data(job.recipe))
-            _write(job.destination, staged, model, texts, _plan_of(context))
-    return Finished(outcome.graph, facts, job.recipe, context.plan)
+            texts[job.destination.plan] = (plan or Plan(context.model_sha256, groups=())).to_text()
+        _write(job.destination, staged, model, texts)
+    return Finished(outcome.graph, facts, job.recipe, plan)
 
 
 def _context(job: Job, graph: Graph) -> Context:
@@ -153,7 +167,7 @@ def _context(job: Job, graph: Graph) -> Context:
         seed=settings.seed,
         threads=job.threads,
         preprocess=settings.preprocess,
-        scratch=job.destination.model.absolute().parent if job.destination else None,
+        scratch=job.folder,
         monitor=job.monitor,
     )
     _check_patterns(context, graph)
@@ -273,6 +287,8 @@ def _report(
         files = {"plan": destination.plan, "recipe": destination.recipe, "report": destination.report}
         if destination.summary is not None:
             files["summary"] = destination.summary
+    elif job.plan_file is not None:
+        files = {"plan": job.plan_file}
     facts = {
         "schema": report.SCHEMA,
         "model": job.label,
@@ -299,23 +315,28 @@ def _report(
     return plain
 
 
+def _by_name(job: Job, traced: Traced | None) -> Plan:
+    """The plan of the file itself.
+
+    Raises:
+        GateError: There is none.
+    """
+    if traced is None:
+        raise GateError("nothing to plan: no channel was cut, and no weight made sparse", where=job.label)
+    if traced.by_name is None:
+        raise GateError(str(traced.why_not), where=job.label, hint="make the plan with --no-clean")
+    return traced.by_name
+
+
 def _write(
-    destination: output.Destination, staged: output.Staging, model: Path, texts: dict[Path, str], plan: Plan
+    destination: output.Destination | None, staged: output.Staging, model: Path, texts: dict[Path, str]
 ) -> None:
     """Prepares every file and lets them appear together, the model last."""
     for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         staged.text(path, text)
-    saved = staged.folder / "plan.json"
-    plan.save(saved)
-    staged.add(saved, destination.plan)
-    beside = [path for path in sorted(model.parent.iterdir()) if path != model]
-    for path in (*beside, model):
-        staged.add(path, destination.model.with_name(path.name))
+    if destination is not None:
+        beside = [path for path in sorted(model.parent.iterdir()) if path != model]
+        for path in (*beside, model):
+            staged.add(path, destination.model.with_name(path.name))
     staged.commit()
-
-
-def _plan_of(context: Context) -> Plan:
-    from surgeon.plan import Plan
-
-    return context.plan if context.plan is not None else Plan(context.model_sha256, groups=())

@@ -56,6 +56,11 @@ def default_output(model: Path) -> Path:
     return model.with_name((model.stem if model.suffix == ".onnx" else model.name) + ".surgeon.onnx")
 
 
+def default_plan(model: Path) -> Path:
+    """Returns MODEL with ``.plan.json``."""
+    return model.with_name((model.stem if model.suffix == ".onnx" else model.name) + ".plan.json")
+
+
 def check(destination: Destination, source: Path) -> None:
     """Makes sure that the files can be written and the input is not among them, before any work is done.
 
@@ -73,6 +78,16 @@ def check(destination: Destination, source: Path) -> None:
         if destination.summary is not None:
             _check_file(destination.summary, source, parent=False)
     _check_writable(destination.model.absolute().parent)
+
+
+def check_file(path: Path, source: Path) -> None:
+    """Makes sure that one file can be written and is not the input.
+
+    Raises:
+        UsageError: It is the input, a folder, or in a folder that is missing or cannot be written.
+    """
+    _check_file(path, source)
+    _check_writable(path.absolute().parent)
 
 
 def _check_file(path: Path, source: Path, *, parent: bool = True) -> None:

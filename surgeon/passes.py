@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 from surgeon.errors import UsageError
 
 if TYPE_CHECKING:
+    from surgeon.engine import Model
     from surgeon.plan import Plan
-    from surgeon.reference import Reference
+    from surgeon.reference import Masks, Reference
     from surgeon.stats.chunks import Input
     from surgeon.stats.data import Dataset
 
@@ -151,6 +152,7 @@ class Context:
             the report's top; ``proof_seconds`` is not counted as the pass's own time; ``changed`` overrules the
             pipeline's own idea of whether the pass changed anything.
         plan: What was removed, set by the pass that cut.
+        left: For each tensor that any pass cut, per axis which positions of the file's tensor are left.
         reference: What the model should still compute: the graph before values were changed, and what of it is left.
         later: What the passes after the current one make of a graph, for passes that judge by it; None after the last.
         trial: Whether the pass works for such a judgement only, so that what it makes is measured and thrown away.
@@ -176,6 +178,7 @@ class Context:
     scratch: Path | None = None
     record: dict[str, object] = field(default_factory=dict)
     plan: Plan | None = None
+    left: Masks = field(default_factory=dict)
     reference: Reference | None = None
     later: Later | None = None
     trial: bool = False
@@ -195,6 +198,23 @@ class Context:
             )
             self.data = synthetic_dataset(self.inputs, self.seed, SYNTHETIC_SAMPLES)
         return self.data
+
+    def note_cut(self, model: Model, plan: Plan, *, lossless: bool = False) -> None:
+        """Takes note of a cut: in the plan, in what is left of the file's tensors, and in the reference.
+
+        Args:
+            model: What was cut.
+            plan: How.
+            lossless: Whether nothing read what went. Such a cut is no plan of its own: running the pass again finds it.
+        """
+        from surgeon.reference import joined, left_of, narrowed
+
+        self.left = joined(self.left, left_of(model, plan))
+        self.reference = narrowed(self.reference, model, plan)
+        if self.plan is not None:
+            self.plan = self.plan.then(plan)
+        elif not lossless:
+            self.plan = plan
 
     def warn(self, text: str) -> None:
         """Notes and shows a sentence the user should read, once."""

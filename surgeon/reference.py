@@ -59,19 +59,29 @@ def narrowed(reference: Reference | None, model: Model, plan: Plan) -> Reference
         model: What was cut.
         plan: How.
     """
-    keep = keep_of(plan.kept(), {group.id: group.atom for group in model.groups})
-    kept = {name: masks for name, axes in model.analysis.axes.items() if (masks := axis_masks(axes, keep))}
+    kept = left_of(model, plan)
     if reference is None or not reference.kept:
         return Reference(model.analysis.graph, kept)
-    earlier = dict(reference.kept)
-    for name, masks in kept.items():
-        before = dict(earlier.get(name, {}))
+    return Reference(reference.graph, joined(reference.kept, kept), _cut_factors(reference.factors, kept))
+
+
+def left_of(model: Model, plan: Plan) -> Masks:
+    """What a cut leaves: for each tensor that shrinks, per axis which positions."""
+    keep = keep_of(plan.kept(), {group.id: group.atom for group in model.groups})
+    return {name: masks for name, axes in model.analysis.axes.items() if (masks := axis_masks(axes, keep))}
+
+
+def joined(first: Masks, later: Masks) -> Masks:
+    """Two cuts as one: which positions are left after both, in the coordinates of before the first."""
+    result = dict(first)
+    for name, masks in later.items():
+        before = dict(result.get(name, {}))
         for axis, flags in masks.items():
             whole = before.get(axis, np.ones(len(flags), bool)).copy()
             whole[whole] = flags
             before[axis] = whole
-        earlier[name] = before
-    return Reference(reference.graph, earlier, _cut_factors(reference.factors, kept))
+        result[name] = before
+    return result
 
 
 def _fitting(factors: NDArray[np.float64], array: NDArray[Any]) -> NDArray[np.float64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from surgeon.graph.load import from_model, load
 from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
 from surgeon.graph.source import source_of
+from surgeon.masks import violations
 from surgeon.measure import inputs_of
 from surgeon.narrow import narrowed
 from surgeon.passes import Context
@@ -22,16 +23,15 @@ from surgeon.plan import Plan
 from surgeon.probes import probe_feeds
 from surgeon.recipe import instantiate
 from surgeon.syntax import parse_passes
+from surgeon.trace import imposed, kept_in, named
 from surgeon.verify import TOLERANCE, Certificate, prove, relative_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    import numpy as np
     import onnx
     import onnx_graphsurgeon as gs
-    from numpy.typing import NDArray
 
     from surgeon.engine import Model
     from surgeon.narrow import Kept
@@ -49,22 +49,28 @@ class Verified:
             its weights' shapes, but other values (refitted, sparse, quantized), so that nothing more can be said.
         difference: The largest relative difference between the file's outputs and the cut's; None if they cannot be
             compared number by number.
+        masks: How many weights the plan has masks for, and how many of them the file has as floats, with zeros where it
+            says; empty for a plan without masks.
     """
 
     certificate: Certificate
     weights: str
     difference: float | None
+    masks: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The object that ``surgeon verify --json`` prints."""
-        after = {"weights": self.weights, "max_rel_err": self.difference}
+        after: dict[str, Any] = {"weights": self.weights, "max_rel_err": self.difference}
+        if self.masks:
+            after["masks"] = dict(self.masks)
         return {"schema": 1, "certificate": self.certificate.to_json(), "output": after}
 
 
 def verify_files(before: Path, after: Path, plan_path: Path) -> Verified:
     """Replays a plan on the original and checks the cut model against it.
 
-    The lossless passes that ran before the cut are replayed first, and have to leave all outputs as they were.
+    The lossless passes that ran before the cut are replayed first, and have to leave all outputs as they were. Where no pass
+    but `clean` cut anything, the cut is the one that the plan describes of the original itself.
 
     Args:
         before: The original model.
@@ -82,9 +88,13 @@ def verify_files(before: Path, after: Path, plan_path: Path) -> Verified:
     source = source_of(original)
     if source is None or source.sha256 != plan.model_sha256:
         raise GateError("is not the model that the plan is for: their hashes differ", where=str(before))
-    model = analyse(_replayed(original, plan, before), cut_cache=bool(plan.interface))
-    smaller, again = model.cut(_kept(plan, model, plan_path), plan.model_sha256)
-    if (again.tensors, again.interface) != (plan.tensors, plan.interface):
+    listed = bool(plan.groups) or plan.file_groups is None
+    if not plan.groups:
+        plan = named(plan, plan_path)
+    graph = _replayed(original, plan, before) if plan.after else imposed(original, plan, plan_path)
+    model = analyse(copy_of(graph), cut_cache=bool(plan.interface))
+    smaller, again = model.cut(kept_in(plan, model, plan_path), plan.model_sha256)
+    if listed and (again.tensors, again.interface) != (plan.tensors, plan.interface):
         raise GateError("the tensors it lists do not follow from its groups", where=str(plan_path))
     certificate = Certificate("none", None, 0)
     if plan.groups:
@@ -101,14 +111,44 @@ def verify_files(before: Path, after: Path, plan_path: Path) -> Verified:
         certificate,
         "original" if difference <= TOLERANCE else "changed",
         None if difference == inf else difference,
+        _check_masks(original, plan, again, result, after),
     )
+
+
+def _check_masks(original: gs.Graph, plan: Plan, again: Plan, result: gs.Graph, path: Path) -> dict[str, int]:
+    """Zeros are where the plan says, in every weight that the file holds as floats.
+
+    Args:
+        original: The original.
+        plan: The plan.
+        again: Its cut, made again.
+        result: The cut model.
+        path: Its file.
+
+    Raises:
+        GateError: There is something else.
+    """
+    if not plan.masks:
+        return {}
+    tensors = again.tensors
+    if plan.after:  # the masks are in the shapes of the file, which these passes may have changed
+        cut = named(plan, path)
+        model = analyse(copy_of(original), cut_cache=bool(plan.interface))
+        _, whole = model.cut(kept_in(cut, model, path))
+        tensors = whole.tensors
+    checked = 0
+    for name, wrong in violations(result, plan.masks, tensors):
+        if wrong:
+            raise GateError(
+                f"{wrong} entries of {name} are not zero, as the plan says they are", where=str(path)
+            )
+        checked += wrong is not None
+    return {"weights": len(plan.masks), "checked": checked}
 
 
 def _replayed(original: gs.Graph, plan: Plan, path: Path) -> gs.Graph:
     """The graph that was cut: the original after the passes that ran before the cut."""
     graph = copy_of(original)
-    if not plan.after:
-        return graph
     passes = [instantiate(call) for text in plan.after for call in parse_passes(text)]
     learned = [each.name for each in passes if each.learns]
     if learned:
@@ -132,22 +172,6 @@ def _replayed(original: gs.Graph, plan: Plan, path: Path) -> gs.Graph:
                 f"{names} before the cut changes what the model computes", where=str(path), hint=hint
             )
     return graph
-
-
-def _kept(plan: Plan, model: Model, where: Path) -> dict[str, NDArray[np.bool_]]:
-    """What the plan keeps, after a check that its groups are those of the model."""
-    known = {group.id: group for group in model.groups}
-    for group in plan.groups:
-        found = known.get(group.id)
-        if found is None or found.size != group.size:
-            raise GateError(
-                f"the model has no channel group {group.id} of size {group.size}",
-                where=str(where),
-                hint="a plan can be checked by the version of surgeon that wrote it",
-            )
-        if not group.kept or list(group.kept) != sorted({*group.kept} & {*range(group.size)}):
-            raise GateError(f"the kept indices of {group.id} are not ascending in its size", where=str(where))
-    return plan.kept()
 
 
 def _check_interface(original: gs.Graph, result: gs.Graph, path: Path) -> None:

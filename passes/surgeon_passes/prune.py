@@ -155,9 +155,9 @@ class Prune(Pass):
             UsageError: There are no data to hold the accuracy budget against.
         """
         from surgeon.engine import analyse
-        from surgeon.reference import narrowed
         from surgeon_passes.pruning.cutting import Cutting
         from surgeon_passes.pruning.describe import describe
+        from surgeon_passes.pruning.interface import note_interface
 
         model = analyse(graph, cut_cache=self.cut_cache)
         cutting = Cutting(self, model, graph, context)
@@ -169,12 +169,8 @@ class Prune(Pass):
             return graph
         context.record["certificate"] = found.proved.certificate.to_json()
         plan = found.proved.plan
-        context.reference = narrowed(context.reference, model, plan)
-        context.plan = plan if context.plan is None else context.plan.then(plan)
-        changed = _interface(graph, found.graph, plan.interface)
-        if changed:
-            context.record["interface"] = changed
-            context.warn(f"the model's interface has changed: {_in_words(changed)}")
+        context.note_cut(model, plan)
+        note_interface(graph, found.graph, plan, context)
         if found.refitted is not None:
             describe(found.refitted, found, cutting, context)
         return found.graph
@@ -241,27 +237,6 @@ def check_named(name: str, known: tuple[str, ...], group: str, option: str) -> N
             where=f"prune.{option}",
             hint=did_you_mean(name, every, what="known"),
         )
-
-
-def _interface(before: Graph, after: Graph, names: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs and outputs that changed, with their shapes before and after."""
-    shapes = [
-        {
-            tensor.name: list(tensor.shape)
-            for tensor in (*graph.inputs, *graph.outputs)
-            if tensor.name in names and tensor.shape is not None
-        }
-        for graph in (before, after)
-    ]
-    return {
-        name: {"before": shape, "after": shapes[1][name]}
-        for name, shape in shapes[0].items()
-        if shape != shapes[1][name]
-    }
-
-
-def _in_words(changed: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {shape['before']} → {shape['after']}" for name, shape in changed.items())
 
 
 def _groups(model: Model, kept: Container[str], reasons: Mapping[str, str]) -> dict[str, Any]:

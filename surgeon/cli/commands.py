@@ -14,45 +14,97 @@ from surgeon.report import to_json
 
 def run_command(arguments: argparse.Namespace) -> int:
     """Handles ``surgeon run``."""
-    from surgeon import api
-    from surgeon.cli import show
-    from surgeon.cli.monitor import TerminalMonitor
     from surgeon.output import default_output
 
-    source = Path(arguments.model)
     targets = _pairs(arguments.target, "--target")
-    latency = not arguments.no_latency and (
-        not arguments.json or arguments.eval is not None or "latency" in targets
+    return _run(
+        arguments,
+        targets,
+        destination=default_output(Path(arguments.model)) if arguments.output is None else arguments.output,
+        report_folder=arguments.report,
+        latency=_latency(arguments, targets),
+        sizes=arguments.sizes,
     )
+
+
+def plan_command(arguments: argparse.Namespace) -> int:
+    """Handles ``surgeon plan``."""
+    from surgeon.output import default_plan
+
+    plan = default_plan(Path(arguments.model)) if arguments.output is None else arguments.output
+    return _run(arguments, _pairs(arguments.target, "--target"), plan_file=plan)
+
+
+def _run(arguments: argparse.Namespace, targets: dict[str, float], **where: Any) -> int:
+    """Runs passes with the options that ``run`` and ``plan`` share."""
+    from surgeon import api
+    from surgeon.cli.monitor import TerminalMonitor
+
     with TerminalMonitor() as monitor:
         result = api.run(
-            source,
+            Path(arguments.model),
             arguments.passes,
-            data=arguments.data,
-            evaluation=arguments.eval,
-            preprocess=arguments.preprocess,
-            metric=arguments.metric,
             target=targets or None,
             max_drop=_number(arguments.max_drop, float, "--max-drop"),
             confidence=_number(arguments.confidence, float, "--confidence"),
             exclude=arguments.exclude,
-            seed=_number(arguments.seed, int, "--seed"),
-            threads=_number(arguments.threads, int, "--threads"),
             clean=False if arguments.no_clean else None,
             sets=arguments.set,
             recipe=arguments.recipe,
+            monitor=monitor,
+            force=arguments.force,
+            **_measuring(arguments),
+            **where,
+        )
+    return _show_run(arguments, result.report)
+
+
+def apply_command(arguments: argparse.Namespace) -> int:
+    """Handles ``surgeon apply``."""
+    from surgeon import api
+    from surgeon.cli.monitor import TerminalMonitor
+    from surgeon.output import default_output
+
+    source = Path(arguments.model)
+    with TerminalMonitor() as monitor:
+        result = api.apply(
+            source,
+            arguments.plan,
             destination=default_output(source) if arguments.output is None else arguments.output,
             report_folder=arguments.report,
-            latency=latency,
-            monitor=monitor,
-            debug=arguments.debug,
-            force=arguments.force,
+            latency=_latency(arguments, {}),
             sizes=arguments.sizes,
+            monitor=monitor,
+            **_measuring(arguments),
         )
+    return _show_run(arguments, result.report)
+
+
+def _measuring(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "data": arguments.data,
+        "evaluation": arguments.eval,
+        "preprocess": arguments.preprocess,
+        "metric": arguments.metric,
+        "seed": _number(arguments.seed, int, "--seed"),
+        "threads": _number(arguments.threads, int, "--threads"),
+        "debug": arguments.debug,
+    }
+
+
+def _latency(arguments: argparse.Namespace, targets: dict[str, float]) -> bool:
+    """Whether latency is measured: not for programs that did not ask."""
+    asked = not arguments.json or arguments.eval is not None or "latency" in targets
+    return asked and not arguments.no_latency
+
+
+def _show_run(arguments: argparse.Namespace, facts: dict[str, Any]) -> int:
+    from surgeon.cli import show
+
     if arguments.json:
-        _write(to_json(result.report))
+        _write(to_json(facts))
     else:
-        show.run(result.report)
+        show.run(facts)
     return 0
 
 

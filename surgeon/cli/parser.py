@@ -57,6 +57,8 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"surgeon {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     _add_run(commands)
+    _add_plan(commands)
+    _add_apply(commands)
     _add_inspect(commands)
     _add_explain(commands)
     _add_bench(commands)
@@ -81,6 +83,40 @@ def _add_run(commands: Any) -> None:
     add = command.add_argument
     add("model", metavar="MODEL", help="the ONNX file; never modified")
     add("-o", "--output", metavar="OUT", help="where to write; default MODEL with .surgeon.onnx")
+    _add_passes_to_run(command)
+    _add_measuring(command)
+    add("--no-latency", action="store_true", help="do not measure latency")
+    _add_force(command)
+    _add_sizes(command)
+    add("--report", metavar="DIR", help="also write a readable report into this folder")
+
+
+def _add_plan(commands: Any) -> None:
+    command = _command(
+        commands, "plan", "run passes, and write only what they removed, for other checkpoints of the model"
+    )
+    add = command.add_argument
+    add("model", metavar="MODEL", help="the ONNX file; never modified")
+    add("-o", "--output", metavar="PLAN", help="where to write; default MODEL with .plan.json")
+    _add_passes_to_run(command)
+    _add_measuring(command)
+    _add_force(command)
+
+
+def _add_apply(commands: Any) -> None:
+    command = _command(commands, "apply", "remove from another checkpoint of a model what a plan removes")
+    add = command.add_argument
+    add("model", metavar="MODEL", help="the other checkpoint; never modified")
+    add("--plan", metavar="PLAN", required=True, help="the plan of surgeon plan, or beside the output of run")
+    add("-o", "--output", metavar="OUT", help="where to write; default MODEL with .surgeon.onnx")
+    _add_measuring(command)
+    add("--no-latency", action="store_true", help="do not measure latency")
+    _add_sizes(command)
+    add("--report", metavar="DIR", help="also write a readable report into this folder")
+
+
+def _add_passes_to_run(command: Parser) -> None:
+    add = command.add_argument
     add(
         "--passes",
         metavar="P1,P2",
@@ -88,18 +124,6 @@ def _add_run(commands: Any) -> None:
     )
     add("--recipe", metavar="R.toml", help="start from a recipe file, such as a run leaves beside its output")
     add("--set", metavar="pass.option=value", action="append", default=[], help="set one option; repeatable")
-    add("--data", metavar="D", help="calibration data: .npz, folder of .npy or of images, file.py[:name]")
-    add(
-        "--eval",
-        metavar="E",
-        help="data to measure the metric on; default: a held-out tenth of --data, if labelled or with --max-drop",
-    )
-    add("--preprocess", metavar="SPEC", help="how images become arrays: size=224,mean=0.5:0.5:0.5,scale=255")
-    add(
-        "--metric",
-        metavar="NAME",
-        help="metric, or file.py:function; default top1 with labels, else agreement",
-    )
     add("--target", metavar="KEY=FRACTION", action="append", default=[],
         help="at most this fraction of the original: macs, params, size, latency; repeatable")  # fmt: skip
     add("--max-drop", metavar="X",
@@ -112,21 +136,41 @@ def _add_run(commands: Any) -> None:
         action="append",
         help="leave nodes and tensors alone; wildcards; repeatable",
     )
+    add("--no-clean", action="store_true", help="do not run clean first; tensor names stay those of MODEL")
+
+
+def _add_measuring(command: Parser) -> None:
+    add = command.add_argument
+    add("--data", metavar="D", help="calibration data: .npz, folder of .npy or of images, file.py[:name]")
+    add(
+        "--eval",
+        metavar="E",
+        help="data to measure the metric on; default: a held-out tenth of --data, if labelled or with --max-drop",
+    )
+    add("--preprocess", metavar="SPEC", help="how images become arrays: size=224,mean=0.5:0.5:0.5,scale=255")
+    add(
+        "--metric",
+        metavar="NAME",
+        help="metric, or file.py:function; default top1 with labels, else agreement",
+    )
     add("--seed", metavar="N", help="seed of everything random; default 0")
     add("--threads", metavar="N", help="threads of onnxruntime; results do not depend on it")
-    add("--no-clean", action="store_true", help="do not run clean first; tensor names stay those of MODEL")
-    add("--no-latency", action="store_true", help="do not measure latency")
-    add(
+
+
+def _add_force(command: Parser) -> None:
+    command.add_argument(
         "--force",
         action="store_true",
         help="write a quantized model even if it is slower here than MODEL; it is not measured for that then",
     )
-    add(
+
+
+def _add_sizes(command: Parser) -> None:
+    command.add_argument(
         "--sizes",
         action="store_true",
         help="measure compressed sizes, zeros and different values, even if no pass asks for it; about a second for 3 MB",
     )
-    add("--report", metavar="DIR", help="also write a readable report into this folder")
 
 
 def _add_inspect(commands: Any) -> None:

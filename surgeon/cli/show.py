@@ -34,7 +34,7 @@ def run(facts: Mapping[str, Any]) -> None:
             for point in body:
                 mixes.add_row(*map(escape, point))
             console.print(mixes)
-    files = [facts["output"], *facts["files"].values()]
+    files = [file for file in (facts["output"], *facts["files"].values()) if file]
     console.print(
         f"wrote {', '.join(map(str, files))} in {facts['seconds']:.1f} s", markup=False, highlight=False
     )

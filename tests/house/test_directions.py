@@ -23,6 +23,8 @@ LAYERS = [
         "cost",
         "tally",
         "plan",
+        "masks",
+        "structure",
         "reference",
         "surgery",
         "states",
@@ -44,7 +46,7 @@ LAYERS = [
         "wording",
     },
     {"options", "syntax", "passes", "plugins", "recipe", "report", "output"},
-    {"judge", "measure", "pipeline", "job", "api", "inspect", "replay"},
+    {"judge", "measure", "pipeline", "trace", "job", "api", "inspect", "replay"},
     {"cli"},
 ]
 EXEMPT = {"__init__", "__main__"}  # the package's front door names what lies behind it

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from surgeon.groups import Group
     from surgeon.ops.op import Op
     from surgeon.passes import Context
+    from surgeon.plan import Plan
 
     Flags = NDArray[np.bool_]
 
@@ -39,7 +40,7 @@ def remove_dead_channels(graph: gs.Graph, context: Context, multiple: int) -> tu
 
     Args:
         graph: The graph; it is not changed.
-        context: Gets the certificate of the cut.
+        context: Gets the certificate of the cut, and takes note of it.
         multiple: Sizes of channel groups that shrink stay multiples of this.
 
     Returns:
@@ -49,14 +50,14 @@ def remove_dead_channels(graph: gs.Graph, context: Context, multiple: int) -> tu
         return graph, 0
     original, graph = graph, copy_of(graph)
     fold_constant_channels(Wiring(graph))
-    removed = 0
+    cuts: list[tuple[Model, Plan]] = []
     while True:
         model = analyse(graph)
         wanted = {group.id: _rounded(_needed(model, group), group, multiple) for group in model.groups}
         kept = {name: flags for name, flags in wanted.items() if not flags.all()}
         if not kept:
-            return (graph, removed) if removed else (original, 0)
-        smaller, _ = model.cut(kept)
+            break
+        smaller, plan = model.cut(kept, context.model_sha256)
         try:
             # nothing is masked: without what nobody reads, the outputs are those of the whole
             certificate = prove(model.analysis, smaller, {}, threads=context.threads, folder=context.scratch)
@@ -68,7 +69,12 @@ def remove_dead_channels(graph: gs.Graph, context: Context, multiple: int) -> tu
             vars(graph).keys() - vars(smaller).keys()
         ):  # where the graph came from, which copies forget
             setattr(smaller, key, vars(graph)[key])
-        graph, removed = smaller, removed + sum(int((~flags).sum()) for flags in kept.values())
+        cuts.append((model, plan))
+        graph = smaller
+    for model, plan in cuts:
+        context.note_cut(model, plan, lossless=True)
+    removed = sum(group.size - len(group.kept) for _, plan in cuts for group in plan.groups)
+    return (graph, removed) if removed else (original, 0)
 
 
 def _has_empty_slices(node: gs.Node) -> bool:
