@@ -2,8 +2,8 @@
 
 ``python models/mnist_cnn.py --data mnist.npz --out DIR`` needs ``torch`` and ``onnx``; surgeon itself needs none of the
 training code. `mnist_data` says what ``mnist.npz`` holds. The architecture is the one of the pruning example of the
-TensorFlow Model Optimization Toolkit: 3.27 million parameters, 98 % of them in one dense layer. Takes some six minutes
-on two cores, longer on busy ones.
+TensorFlow Model Optimization Toolkit: 3.27 million parameters, 98 % of them in one dense layer. The result classifies 99.59 %
+of the test images correctly. Training takes eight minutes of processor time, so some five minutes on two cores that are idle.
 """
 
 from __future__ import annotations
