@@ -11,7 +11,7 @@ loses on to those that come (Frantar and Alistarh, arXiv 2301.00774).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -31,6 +31,7 @@ ROUNDS = 60
 STRENGTH = 0.1  # of the first pull towards the constraint; inputs have mean square 1
 CHECKED = 3  # rounds after which it is seen how much still changes
 FASTER = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))  # if more than this share changed, the pull grows by that
+STEPS, ENOUGH = 60, 1e-4  # of the conjugate gradients: held-out places tell no finer differences
 BLOCK = 128  # inputs whose zeros are chosen together by `obs`
 
 
@@ -62,17 +63,17 @@ class Sparse:
             hessian: ``[groups, inputs + 1, inputs + 1]``, positive definite.
         """
         if self.allowed is not None:
-            ideal = on_support(ideal, hessian, _and_bias(self.allowed), ideal)
+            ideal = _on_support(ideal, hessian, _and_bias(self.allowed), ideal)
         if self.score == "magnitude":
-            return on_support(ideal, hessian, _and_bias(self.kept(self.magnitudes)), ideal)
+            return _on_support(ideal, hessian, _and_bias(self.kept(self.magnitudes)), ideal)
         if self.score == "obs":
-            return on_support(ideal, hessian, _and_bias(self._fed_on(ideal, hessian)), ideal)
-        found = on_support(ideal, hessian, self.support(ideal, hessian), ideal)
+            return _on_support(ideal, hessian, _and_bias(self._fed_on(ideal, hessian)), ideal)
+        found = _on_support(ideal, hessian, self.support(ideal, hessian), ideal)
         if self.score == "wanda":
             return found
         sizes = np.sqrt(np.diagonal(hessian, axis1=1, axis2=2))[:, :, None]
         start, kept = self._alternated(ideal * sizes, hessian / sizes / sizes.swapaxes(1, 2))
-        other = on_support(ideal, hessian, _and_bias(kept), start / sizes)
+        other = _on_support(ideal, hessian, _and_bias(kept), start / sizes)
         better = distance(other, ideal, hessian).sum() < distance(found, ideal, hessian).sum()
         return other if better else found
 
@@ -80,6 +81,11 @@ class Sparse:
         """Where weights, the bias last, would stay if they went by their size times that of their input."""
         sizes = np.sqrt(np.diagonal(hessian, axis1=1, axis2=2))[:, :, None]
         return _and_bias(self.kept(np.abs(weights * sizes)[:, :-1]))
+
+    def of_outputs(self, some: NDArray[np.int64]) -> Sparse:
+        """The same for some of the outputs."""
+        allowed = None if self.allowed is None else self.allowed[:, :, some]
+        return replace(self, magnitudes=self.magnitudes[:, :, some], allowed=allowed)
 
     def kept(self, scores: Matrix) -> Flags:
         """Which weights stay, ``[groups, inputs, outputs]``; what is not allowed goes first."""
@@ -90,16 +96,18 @@ class Sparse:
         found = self.pattern.kept(split, self.sparsity).reshape(scores.shape)
         return found if self.allowed is None else found & self.allowed
 
-    def _alternated(self, ideal: Matrix, hessian: Matrix) -> tuple[Matrix, Flags]:
+    def _alternated(self, ideal: Matrix, hessian: Matrix) -> tuple[Any, Flags]:
         """Weights after some rounds, and where they may differ from zero; inputs have mean square 1."""
+        # single precision is enough to see which weights stay
+        ideal, hessian = ideal.astype(np.float32), hessian.astype(np.float32)
         values, vectors = np.linalg.eigh(hessian)
         turned, right = vectors.swapaxes(1, 2), hessian @ ideal
-        strength, dual = STRENGTH, np.zeros_like(ideal)
+        strength, dual = STRENGTH, np.zeros_like(ideal)  # a Python float leaves the type of arrays alone
         kept = last = _and_bias(self.kept(np.abs(ideal)[:, :-1]))
         sparse = np.where(kept, ideal, 0.0)
         for number in range(1, ROUNDS + 1):
             aim = turned @ (right - dual + strength * sparse)
-            free = vectors @ (aim / (values[:, :, None] + strength))
+            free = vectors @ (aim / (np.maximum(values, 0)[:, :, None] + np.float32(strength)))
             pulled = free + dual / strength
             kept = _and_bias(self.kept(np.abs(pulled)[:, :-1]))
             sparse = np.where(kept, pulled, 0.0)
@@ -132,6 +140,10 @@ class Sparse:
                 error = np.where(kept[:, k : k + 1], 0.0, left[:, k : k + 1]) / upper[:, k, k][:, None, None]
                 left[:, k:] -= upper[:, k, k:, None] * error
         return kept
+
+
+def _on_support(ideal: Matrix, hessian: Matrix, support: Flags, start: Matrix) -> Matrix:
+    return on_support(ideal, hessian, support, start, STEPS, ENOUGH)
 
 
 def _and_bias(kept: Flags) -> Flags:

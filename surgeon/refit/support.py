@@ -21,7 +21,9 @@ STEPS = 200
 ENOUGH = 1e-6  # of the first residual
 
 
-def on_support(ideal: Matrix, hessian: Matrix, support: Flags, start: Matrix, steps: int = STEPS) -> Matrix:
+def on_support(
+    ideal: Matrix, hessian: Matrix, support: Flags, start: Matrix, steps: int = STEPS, enough: float = ENOUGH
+) -> Matrix:
     """The weights nearest to ``ideal``, as ``hessian`` measures it, that are zero outside of ``support``.
 
     Hestenes and Stiefel, https://doi.org/10.6028/jres.049.044, preconditioned with the diagonal.
@@ -32,6 +34,7 @@ def on_support(ideal: Matrix, hessian: Matrix, support: Flags, start: Matrix, st
         support: Where weights may differ from zero, of the shape of ``ideal``.
         start: Where the search starts, of the same shape.
         steps: The most steps.
+        enough: The share of the first residual, as the preconditioner measures it, that may be left.
     """
     scale = 1 / np.diagonal(hessian, axis1=1, axis2=2)[:, :, None]
     found = np.where(support, start, 0.0)
@@ -39,7 +42,7 @@ def on_support(ideal: Matrix, hessian: Matrix, support: Flags, start: Matrix, st
     residual = np.where(support, wanted - hessian @ found, 0.0)
     direction = scale * residual
     size = _product(residual, direction)
-    least = ENOUGH**2 * np.maximum(_product(wanted, scale * wanted), np.finfo(np.float64).tiny)
+    least = enough**2 * np.maximum(_product(wanted, scale * wanted), np.finfo(np.float64).tiny)
     for _ in range(steps):
         if (size <= least).all():
             break

@@ -36,7 +36,8 @@ LEVELS = (0.2, 0.35, 0.5, 0.6, 0.7, 0.775, 0.85, 0.9, 0.94, 0.97, 0.985)
 PROBED = 0.1  # the error at which it is seen what reaches the outputs
 PLACES = Places(per_input=12, fewest=8000, limit_bytes=2**27)
 RIDGE = 1e-2  # of the mean square of the inputs
-STEPS = 30
+STEPS, ENOUGH = 30, 1e-3
+RUN, RUNS = 16, 8  # outputs next to one another, and how many such runs are looked at
 LEAST_LEFT = 0.02  # of what an operator tells
 TINY = 1e-12
 
@@ -141,17 +142,34 @@ def _curve(
     hessian = gram + RIDGE * np.maximum(scale, TINY) * np.eye(rows)
     target = sample.target.astype(np.float64)
     energy = max(float(np.square(target - target.mean(axis=1, keepdims=True)).sum()), TINY)
-    errors, current = [], weights
-    probed, best = weights, 0.0
+    some = _some(outputs)
+    part = constraint.of_outputs(some)
+    energy *= len(some) / outputs
+    errors, current = [], weights[:, :, some]
     for level in LEVELS:
-        chosen = replace(constraint, sparsity=level, score="wanda")
-        kept = chosen.support(current, hessian)
-        current = on_support(weights, hessian, kept, current, STEPS)
-        lost = current - weights
-        errors.append(float(np.einsum("gij,gij->", lost, gram @ lost)) / energy)
-        if best == 0.0 or abs(np.log(errors[-1] / PROBED + TINY)) < abs(np.log(best / PROBED + TINY)):
-            probed, best = current, errors[-1]
-    return Curve(groups * (rows - 1) * outputs, tuple(map(_passed_on, errors))), probed, best
+        current = _with_zeros(part, level, weights[:, :, some], current, hessian)
+        errors.append(_lost(current - weights[:, :, some], gram) / energy)
+    level = LEVELS[int(np.argmin(np.abs(np.log(np.maximum(errors, TINY) / PROBED))))]
+    probed = _with_zeros(constraint, level, weights, weights, hessian)
+    curve = Curve(groups * (rows - 1) * outputs, tuple(map(_passed_on, errors)))
+    return curve, probed, _lost(probed - weights, gram) / (energy * outputs / len(some))
+
+
+def _with_zeros(constraint: Sparse, level: float, ideal: Matrix, start: Matrix, hessian: Matrix) -> Matrix:
+    chosen = replace(constraint, sparsity=level)
+    return on_support(ideal, hessian, chosen.support(start, hessian), start, STEPS, ENOUGH)
+
+
+def _lost(difference: Matrix, gram: Matrix) -> float:
+    return float(np.einsum("gij,gij->", difference, gram @ difference))
+
+
+def _some(outputs: int) -> NDArray[np.int64]:
+    """Outputs that stand for all, in runs of neighbours, for a pattern may have blocks."""
+    runs = -(-outputs // RUN)
+    chosen = np.unique(np.linspace(0, runs - 1, min(runs, RUNS)).astype(np.int64))
+    places: NDArray[np.int64] = (chosen[:, None] * RUN + np.arange(RUN)).ravel()
+    return places[places < outputs]
 
 
 def _passed_on(error: float) -> float:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MEGABYTE = 2**20
 HELD = 0.125  # of the samples judge
-EFFORT = Effort(strengths=(1e-3, 1e-2, 1e-1), steps=4)
+EFFORT = Effort(strengths=(1e-2, 1e-1), steps=4)
 
 
 @dataclass(frozen=True)
