@@ -41,10 +41,10 @@ def test_zeros_are_as_asked_for(pattern: Pattern, score: Score, taps: int) -> No
     kept = found[:, :-1].reshape(2, 24 // taps, taps, 6) != 0
     assert pattern.fits(kept)
     assert kept.mean() == 0.5
-    # what stays is the best there is on its support
+    # nothing on this support is better
     support = np.concatenate([found[:, :-1] != 0, np.ones((2, 1, 6), bool)], axis=1)
     best = on_support(ideal, hessian, support, np.zeros_like(ideal))
-    assert found == pytest.approx(best, rel=1e-3, abs=1e-3)
+    assert (distance(found, ideal, hessian) <= distance(best, ideal, hessian) * (1 + 1e-5)).all()
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

@@ -1,12 +1,12 @@
 """Weights of few values as small indices and a table, decoded by operators that onnxruntime runs once, when it loads a model.
 
 A byte holds 8, 4, 2 or 1 indices of 1, 2, 4 or 8 bits. A table of all bytes, shared by the weights of one width, says which
-indices are in a byte: so decoding is a Cast and two Gathers, which every version of the operators has.
+indices are in a byte: so decoding is two Gathers and Casts, which every version of the operators has.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,25 +24,13 @@ if TYPE_CHECKING:
 
 WIDTHS = (1, 2, 4, 8)
 BYTES = 256
-LEAST = 64  # elements; fewer are not worth four nodes
+NODES = 1200  # bytes: about what the operators that decode a weight take in a file
 
 
-@dataclass
-class _Tables:
-    """For each width the indices that each byte holds, the first one in its lowest bits."""
-
-    made: dict[int, gs.Constant] = field(default_factory=dict)
-
-    def of(self, bits: int) -> gs.Constant:
-        if bits not in self.made:
-            self.made[bits] = gs.Constant(f"surgeon/indices_of_{bits}_bits", indices_of_bytes(bits))
-        return self.made[bits]
-
-
-def indices_of_bytes(bits: int) -> NDArray[np.int32]:
+def indices_of_bytes(bits: int) -> NDArray[np.uint8]:
     """``[256, 8 / bits]``: which indices each byte holds."""
     shifts = np.arange(0, 8, bits)
-    return np.asarray((np.arange(BYTES)[:, None] >> shifts) & (2**bits - 1), np.int32)
+    return np.asarray((np.arange(BYTES)[:, None] >> shifts) & (2**bits - 1), np.uint8)
 
 
 def packed(indices: NDArray[Any], bits: int) -> NDArray[np.uint8]:
@@ -63,21 +51,21 @@ def encode(graph: gs.Graph, weights: Sequence[Weight], most: int) -> list[dict[s
     Returns:
         For each weight ``{name, bits, bytes}`` of what it is stored as, or ``{name, reason}``.
     """
-    tables = _Tables()
     report: list[dict[str, Any]] = []
+    bits = next(width for width in WIDTHS if most <= 2**width)
+    found: list[tuple[Weight, _Book]] = []
     for weight in weights:
-        values = weight_values(weight.tensor)
-        book = _book(weight, values, most)
+        book = _book(weight, weight_values(weight.tensor), most)
         if book is None:
             report.append({"name": weight.name, "reason": f"it has more than {most} values"})
-        elif values.size < LEAST:
-            report.append({"name": weight.name, "reason": f"it has only {values.size} elements"})
+        elif book.places.size * book.table.itemsize <= book.stored_bytes(bits) + NODES:
+            report.append({"name": weight.name, "reason": "it would not get smaller"})
         else:
-            bits = next(width for width in WIDTHS if most <= 2**width)
-            stored = packed(book.places, bits)
-            size = stored.nbytes + book.table.nbytes + (0 if book.offsets is None else book.offsets.nbytes)
-            report.append({"name": weight.name, "bits": bits, "bytes": int(size)})
-            _decode(graph, weight.tensor, book, stored, tables.of(bits))
+            report.append({"name": weight.name, "bits": bits, "bytes": book.stored_bytes(bits)})
+            found.append((weight, book))
+    indices = gs.Constant(f"surgeon/indices_of_{bits}_bits", indices_of_bytes(bits))
+    for weight, book in found:
+        _decode(graph, weight.tensor, book, packed(book.places, bits), indices)
     return report
 
 
@@ -94,6 +82,11 @@ class _Book:
     table: NDArray[Any]
     places: NDArray[Any]
     offsets: NDArray[np.int32] | None = None
+
+    def stored_bytes(self, bits: int) -> int:
+        """What it takes with indices of so many bits, without the operators that decode it."""
+        offsets = 0 if self.offsets is None else self.offsets.nbytes
+        return -(-self.places.size * bits // 8) + self.table.nbytes + offsets
 
 
 def _book(weight: Weight, values: NDArray[Any], most: int) -> _Book | None:
@@ -142,11 +135,12 @@ def _decode(
         return gs.Constant(f"{name}/surgeon/{suffix}", array)
 
     whole = node("Cast", "bytes", [constant("packed", stored)], np.int32, to=onnx.TensorProto.INT32)
-    found = node("Gather", "indices", [indices, whole], np.int32, axis=0)
+    found = node("Gather", "indices", [indices, whole], np.uint8, axis=0)
     if stored.size * indices.shape[1] > book.places.size:  # the last byte is not full
-        found = node("Reshape", "row", [found, constant("all", np.array([-1], np.int64))], np.int32)
+        found = node("Reshape", "row", [found, constant("all", np.array([-1], np.int64))], np.uint8)
         ends = [constant("from", np.array([0])), constant("to", np.array([book.places.size]))]
-        found = node("Slice", "used", [found, *ends], np.int32)
+        found = node("Slice", "used", [found, *ends], np.uint8)
+    found = node("Cast", "numbers", [found], np.int32, to=onnx.TensorProto.INT32)
     found = node("Reshape", "places", [found, constant("shape", np.array(shape, np.int64))], np.int32)
     if book.offsets is not None:
         found = node("Add", "places_in_all", [found, constant("offsets", book.offsets)], np.int32)

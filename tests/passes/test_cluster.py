@@ -1,0 +1,152 @@
+"""The pass cluster: values are counted on what it returns, data help, and what is encoded decodes to the same numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from passes.test_sparsify import MATRICES, error, odd, weights
+from quantizable import context_for, network
+
+import surgeon
+from surgeon.errors import UsageError
+from surgeon.graph.load import from_model
+from surgeon.graph.save import to_model
+from surgeon.graph.sessions import run, session
+from surgeon.passes import Context
+from surgeon.stats.data import graph_inputs
+from surgeon.stats.synthetic import synthetic
+from surgeon_passes.cluster import Cluster
+from surgeon_passes.clustering.encode import indices_of_bytes, packed
+
+
+def clustered(model: onnx.ModelProto, context: Context, **options) -> onnx.ModelProto:
+    return to_model(Cluster(**options).run(from_model(model), context))
+
+
+@pytest.mark.parametrize("init", ["k-means++", "linear", "density", "random"])
+@pytest.mark.parametrize("clusters", [2, 7, 16])
+def test_every_weight_has_few_values(init: str, clusters: int) -> None:
+    context = context_for(network())
+    result = weights(clustered(network(), context, clusters=clusters, init=init))
+    reported = {entry["name"]: entry for entry in context.record["tensors"]}  # type: ignore[attr-defined]  # JSON
+    for name in MATRICES:
+        count = len(np.unique(result[name]))
+        assert count == clusters
+        assert reported[name]["values"] == reported[name]["distinct_values"] == count
+        assert reported[name]["error_after"] <= reported[name]["error_before"]
+    assert len(np.unique(result["b1"])) == 32  # biases are no weights
+
+
+def test_every_channel_has_few_values() -> None:
+    context = context_for(network())
+    result = weights(clustered(network(), context, clusters=4, per_channel=True))
+    for name in MATRICES:
+        assert all(len(np.unique(channel)) <= 4 for channel in result[name])
+        assert len(np.unique(result[name])) > 4
+    assert all(entry["values"] == 4 for entry in context.record["tensors"])  # type: ignore[attr-defined]  # JSON
+
+
+def test_data_help() -> None:
+    plain = error(network(), clustered(network(), context_for(network()), clusters=4, refit=False))
+    found = error(network(), clustered(network(), context_for(network()), clusters=4))
+    assert found < 0.3 * plain
+    context = context_for(network(), data=False)
+    without = clustered(network(), context, clusters=4)
+    assert error(network(), without) == pytest.approx(plain)
+    assert any("nothing makes up for that" in text for text in context.warnings)
+
+
+@pytest.mark.parametrize("keep_zeros", [True, False])
+def test_zeros(keep_zeros: bool) -> None:
+    data = synthetic(graph_inputs(from_model(network())), seed=1, batch=64)
+    chain = f"sparsify{{sparsity=0.6 scope=layer}},cluster{{clusters=5 keep_zeros={str(keep_zeros).lower()}}}"
+    result = weights(to_model(surgeon.run(network(), chain, data=data).graph))
+    for name in MATRICES:
+        assert len(np.unique(result[name])) <= 5
+        assert ((result[name] == 0).mean() >= 0.6) == keep_zeros
+
+
+def test_weights_of_every_kind() -> None:
+    context = context_for(odd())
+    result = clustered(odd(), context, clusters=8)
+    found = {entry["node"]: entry for entry in context.record["tensors"]}  # type: ignore[attr-defined]  # JSON
+    assert found.keys() == {"once", "behind", "on the left", "lstm[1]", "lstm[2]", "inside"}
+    assert all(entry["values"] <= 8 for entry in found.values())
+    assert {name for name, entry in found.items() if entry["error_after"] is None} == {"once", "inside"}
+    assert error(odd(), result) < error(odd(), clustered(odd(), context_for(odd()), clusters=8, refit=False))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from([1, 2, 4, 8]), st.integers(1, 40), st.integers(0, 999))
+def test_bytes_hold_indices(bits: int, count: int, seed: int) -> None:
+    indices = np.random.default_rng(seed).integers(0, 2**bits, count)
+    stored = packed(indices, bits)
+    assert len(stored) == -(-count * bits // 8)
+    assert np.array_equal(indices_of_bytes(bits)[stored].ravel()[:count], indices)
+
+
+@pytest.mark.parametrize(
+    ("options", "bits"),
+    [
+        ("clusters=2", 1),
+        ("clusters=4", 2),
+        ("clusters=16", 4),
+        ("clusters=100", 8),
+        ("clusters=4 per_channel=true", 2),
+    ],
+)
+@pytest.mark.parametrize("make", [network, odd])
+def test_decoding_gives_the_same_numbers(options: str, bits: int, make, tmp_path: Path) -> None:
+    model = make()
+    data = synthetic(graph_inputs(from_model(model)), seed=1, batch=16)
+    floats, encoded = (
+        surgeon.run(model, f"cluster{{{options}{more}}}", data=data, seed=3) for more in ("", " encode=true")
+    )
+    feeds = synthetic(graph_inputs(from_model(model)), seed=9, batch=4)
+    for optimize in (False, True):
+        ours, theirs = (
+            run(session(to_model(each.graph), optimize=optimize), feeds)[0] for each in (encoded, floats)
+        )
+        assert np.array_equal(ours, theirs)
+    stored = encoded.report["passes"][-1]["encoded"]
+    assert [entry["bits"] for entry in stored if "bits" in entry]
+    assert all(entry["bits"] == bits for entry in stored if "bits" in entry)
+    assert encoded.report["after"]["bytes"] < floats.report["after"]["bytes"]
+    counted = {entry["name"]: entry["distinct_values"] for entry in floats.report["passes"][-1]["tensors"]}
+    assert max(counted.values()) <= 2**bits or "per_channel" in options
+    # nothing is left to decode once the model is loaded
+    settings = ort.SessionOptions()
+    settings.optimized_model_filepath = str(tmp_path / "loaded.onnx")
+    settings.log_severity_level = 4
+    ort.InferenceSession(
+        to_model(encoded.graph).SerializeToString(), settings, providers=["CPUExecutionProvider"]
+    )
+    assert "Gather" not in {node.op_type for node in onnx.load(tmp_path / "loaded.onnx").graph.node}
+
+
+def test_what_would_not_get_smaller_stays() -> None:
+    data = synthetic(graph_inputs(from_model(odd())), seed=1, batch=16)
+    report = surgeon.run(odd(), "cluster{clusters=4 encode=true}", data=data).report
+    reasons = {entry["name"]: entry.get("reason") for entry in report["passes"][-1]["encoded"]}
+    assert reasons["left"] == reasons["shared"] == "it would not get smaller"
+    assert reasons["lw"] is None
+
+
+def test_the_same_twice_whatever_the_threads() -> None:
+    texts = {
+        clustered(network(), context_for(network(), threads=threads)).SerializeToString(deterministic=True)
+        for threads in (1, 2, 1)
+    }
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize("options", [{"clusters": 1}, {"clusters": 257}, {"samples": 0}, {"memory": 0}])
+def test_options_are_checked(options: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match=rf"cluster\.{next(iter(options))}"):
+        Cluster(**options)
