@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from surgeon.errors import GateError, UsageError
 from surgeon.passes import Pass
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from surgeon.passes import Context, Graph
-    from surgeon.reference import Reference
     from surgeon.refit.settle import Settled
     from surgeon_passes.dropping.gaps import Candidates, Gap
+    from surgeon_passes.dropping.repair import Repair
     from surgeon_passes.dropping.search import Search
 
 DEFAULT_TARGET = 0.8
@@ -25,14 +25,15 @@ MEGABYTE = 2**20
 class Drop(Pass):
     """Depth pruning: branches of residual sums, and layers whose input and output have one shape, go whole.
 
-    Each candidate is left out and the error of the model's outputs measured; the cheapest for what it saves goes, and so on
-    until the target is met. Everything behind the gaps is then fitted, in order, to what the original computes there.
+    Candidates are left out, what is behind is quickly refitted, and the error of the model's outputs measured; the cheapest for
+    what it saves goes, and so on until the target is met. Everything behind the gaps is then fitted with care, in order, to
+    what the original computes there.
 
     Attributes:
         macs: At most this fraction of the multiply-accumulates of the model; by default the run's target, or 0.8.
         refit: Refit everything behind a gap to what the original computes.
         samples: Calibration samples used at most for the refit.
-        trials: Samples of these that candidates are measured on.
+        trials: Samples of these that candidates are tried on; half of them judge.
         memory: Megabytes of activations held in memory, per model; the rest goes to temporary files.
         exclude: Nothing goes with a node, weight or tensor whose name matches one of these patterns.
     """
@@ -65,7 +66,7 @@ class Drop(Pass):
         from surgeon.graph.shapes import infer
         from surgeon.reference import Reference
         from surgeon_passes.dropping.gaps import Wires, find_gaps
-        from surgeon_passes.dropping.removal import without
+        from surgeon_passes.dropping.repair import Feeds, Repair
         from surgeon_passes.dropping.search import Judge, Search, replacements
         from surgeon_passes.training.excluded import excluded_by
 
@@ -77,26 +78,25 @@ class Drop(Pass):
         most = wires.saved(replacements(found.gaps))
         if whole - most > whole * fraction:
             raise _out_of_reach(found, fraction, 1 - most / max(whole, 1.0))
-        data = context.calibration()
+        feeds = Feeds.of([batch for batch, _ in context.calibration().take(self.samples)], self.trials)
+        repair = Repair(
+            graph,
+            context.reference or Reference(graph),
+            feeds,
+            Judge(graph, feeds.judge, context.threads),
+            context.seed_for(self.name),
+            context.threads,
+            self.memory * MEGABYTE,
+            excluded,
+        )
         with context.progress(self.name, None) as advance:
-            trials = [batch for batch, _ in data.take(self.trials)]
-            search = Search(graph, wires, found.gaps, Judge(graph, trials, context.threads), advance)
+            close = repair.close if self.refit else repair.rough
+            search = Search(wires, found.gaps, repair.rough, close, advance)
             if not search.run(whole * (1 - fraction)):
                 raise _out_of_reach(found, fraction, 1 - wires.saved(replacements(search.chosen)) / whole)
-            smaller = without(graph, replacements(search.chosen))
-            reference = context.reference or Reference(graph)
-            settled = self._refitted(smaller, reference, search.chosen, context, excluded, advance)
-            refitted = search.judge(smaller) if settled.errors else search.error
-        if not refitted <= search.error:
-            context.warn("the refit behind the gaps made the outputs no better and was not taken")
-            smaller = without(graph, replacements(search.chosen))
+            smaller, settled = self._refitted(repair, search.chosen, context, advance)
         context.record["macs"] = {"before": whole, "after": count(smaller).macs, "asked": fraction}
-        context.record["error"] = {
-            "dropped": search.error,
-            "refitted": refitted,
-            "taken": bool(settled.errors) and refitted <= search.error,
-        }
-        _describe(found, search, settled, context)
+        _describe(found, search, settled, context, refit=self.refit)
         return smaller
 
     def fraction(self, context: Context) -> float:
@@ -106,43 +106,23 @@ class Drop(Pass):
         return float(context.targets.get("macs", DEFAULT_TARGET))
 
     def _refitted(
-        self,
-        graph: Graph,
-        reference: Reference,
-        chosen: Sequence[Gap],
-        context: Context,
-        excluded: Callable[[str], bool],
-        progress: Callable[[int], None],
-    ) -> Settled:
-        """Fit what reads what took the place of something, directly or through others."""
-        from surgeon.graph.copy import copy_of
-        from surgeon.graph.order import readers
-        from surgeon.refit.constrained import unconstrained
-        from surgeon.refit.settle import Settled, settle
-        from surgeon_passes.dropping.gaps import resolved
-        from surgeon_passes.dropping.search import replacements
+        self, repair: Repair, chosen: Sequence[Gap], context: Context, progress: Callable[[int], None]
+    ) -> tuple[Graph, Settled]:
+        """The graph with gaps, refitted where that makes its outputs better."""
+        from surgeon.refit.settle import Settled
 
+        smaller, before = repair.bare(chosen), repair.rough(chosen)
         if not self.refit:
-            return Settled()
-        replaced = replacements(chosen)
-        behind = readers(graph.nodes, {resolved(gap.tensor, replaced) for gap in chosen})
-
-        def constrain(view: Any) -> Any:
-            inside = view.op.node.outputs[0].name in behind
-            return unconstrained if inside else "nothing before it has changed"
-
-        return settle(
-            graph,
-            reference,
-            [batch for batch, _ in context.calibration().take(self.samples)],
-            constrain,
-            towards=copy_of(graph),
-            seed=context.seed_for(self.name),
-            threads=context.threads,
-            limit_bytes=self.memory * MEGABYTE,
-            excluded=excluded,
-            progress=progress,
-        )
+            context.record["error"] = {"dropped": before, "refitted": before, "taken": False}
+            return smaller, Settled()
+        settled = repair.refit(smaller, chosen, progress)
+        after = repair.judge(smaller) if settled.errors else before
+        taken = bool(settled.errors) and after <= before
+        context.record["error"] = {"dropped": before, "refitted": after, "taken": taken}
+        if not taken and settled.errors:
+            context.warn("the refit behind the gaps made the outputs no better and was not taken")
+            smaller = repair.bare(chosen)
+        return smaller, settled
 
 
 def _out_of_reach(found: Candidates, fraction: float, least: float) -> GateError:
@@ -158,7 +138,7 @@ def _out_of_reach(found: Candidates, fraction: float, least: float) -> GateError
     )
 
 
-def _describe(found: Candidates, search: Search, settled: Settled, context: Context) -> None:
+def _describe(found: Candidates, search: Search, settled: Settled, context: Context, *, refit: bool) -> None:
     gone = set(search.chosen)
     context.record["candidates"] = [
         {
@@ -168,6 +148,7 @@ def _describe(found: Candidates, search: Search, settled: Settled, context: Cont
             "nodes": len(gap.gone),
             "macs": gap.macs,
             "error": search.alone[gap],
+            "refitted": search.refitted.get(gap) if refit else None,
             "dropped": gap in gone,
         }
         for gap in found.gaps
