@@ -302,6 +302,27 @@ def count(graph: gs.Graph) -> Cost:
     return CostModel(solve(graph, sample), constants_of(graph), sample).evaluate()
 
 
+def macs_of_nodes(graph: gs.Graph) -> dict[str, float]:
+    """Multiply-accumulates of one sample for each node of a graph, by its first output, those in its bodies included."""
+    from surgeon.analysis import solve
+
+    sample = one_sample(graph)
+    if sample is not None and sample.failures:
+        sample = None
+    analysis = solve(graph, sample)
+    terms = [(op, _products(op, analysis, sample or analysis.shapes, {})) for op in analysis.ops]
+    times = _times(terms, sample or analysis.shapes)
+    found: dict[str, float] = defaultdict(float)
+    for op, products in terms:
+        outermost = op
+        while outermost.within is not None:
+            outermost = outermost.within[0]
+        if outermost.node.outputs:
+            name = str(outermost.node.outputs[0].name)
+            found[name] += sum(each.value({}) for each in products) * times[id(op)]
+    return dict(found)
+
+
 def constants_of(graph: gs.Graph) -> dict[str, gs.Constant]:
     """Every constant of the graph and of the bodies inside it, by name."""
     return {t.name: t for node in every_node(graph) for t in node.inputs if isinstance(t, gs.Constant)}

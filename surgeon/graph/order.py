@@ -102,6 +102,21 @@ def ordered(nodes: Iterable[gs.Node]) -> list[gs.Node]:
     return [nodes[index] for index in _kahn(nodes, waiting, users)]
 
 
+def readers(nodes: Iterable[gs.Node], names: Iterable[str]) -> set[str]:
+    """The nodes, by first output, that read some tensors directly or through others.
+
+    Args:
+        nodes: In topological order.
+        names: Of the tensors.
+    """
+    reached, found = set(names), set()
+    for node in nodes:
+        if node.outputs and any(tensor.name in reached for tensor in needs(node)):
+            found.add(str(node.outputs[0].name))
+            reached |= {tensor.name for tensor in node.outputs if tensor.name}
+    return found
+
+
 def _kahn(nodes: list[gs.Node], waiting: list[int], users: list[list[int]]) -> list[int]:
     ready = deque(index for index, count in enumerate(waiting) if count == 0)
     result = []

@@ -39,6 +39,12 @@ class Constraint(Protocol):
         """
 
 
+def unconstrained(ideal: Matrix, hessian: Matrix) -> Matrix:
+    """No constraint: whatever is best."""
+    del hessian
+    return ideal
+
+
 @dataclass(frozen=True)
 class Constrained:
     """What was found.
@@ -55,23 +61,32 @@ class Constrained:
 
 
 def fit_constrained(
-    sample: Sample, start: Matrix, anchor: Matrix, constraint: Constraint, effort: Effort
+    sample: Sample,
+    start: Matrix,
+    anchor: Matrix,
+    constraint: Constraint,
+    effort: Effort,
+    *,
+    allowed: bool = True,
 ) -> Constrained:
     """The best allowed weights, or ``start`` for each group where nothing does better on held-out places.
 
     Args:
         sample: The places.
-        start: Allowed weights with the bias as last row ``[groups, inputs + 1, outputs]``.
+        start: Weights with the bias as last row ``[groups, inputs + 1, outputs]``.
         anchor: Weights without the constraint, of the same shape, that the ridge pulls towards.
         constraint: Finds allowed weights.
         effort: How much to try.
+        allowed: Whether the start is; if not, the constraint is asked for what is near to it first.
     """
+    fitted = ~sample.held_out
+    ridges = _Ridges(sample, fitted, anchor)
+    if not allowed:
+        start = constraint(start, ridges.nearness())
     judge = _Judge(sample)
     before = judge.errors(start)
     choice = _Choice(judge, start, before)
-    fitted = ~sample.held_out
     if fitted.any() and np.isfinite(before).all() and np.isfinite(sample.target).all():
-        ridges = _Ridges(sample, fitted, anchor)
         totals = []
         for strength in effort.strengths:
             inverse, hessian = ridges.of(strength)
@@ -106,10 +121,16 @@ class _Ridges:
         self.other = None if sample.other is None else sample.other[:, fitted]
         self.activation = sample.through
         self.turned = self.x.swapaxes(1, 2)
+        self.with_target = (self.turned @ self.t).astype(np.float64)
         self.gram = (self.turned @ self.x).astype(np.float64)
         # rounded to single precision sums of squares may lose what keeps the matrix positive definite
         trace = np.trace(self.gram, axis1=1, axis2=2)[:, None, None]
         self.gram += ROUNDING * trace * np.eye(self.gram.shape[1])
+
+    def nearness(self) -> Matrix:
+        """The left side of the normal equations without a ridge; where the places say nothing, all inputs count alike."""
+        known = np.isfinite(self.gram).all(axis=(1, 2)) & (np.trace(self.gram, axis1=1, axis2=2) > 0)
+        return np.where(known[:, None, None], self.gram, np.eye(self.gram.shape[1]))
 
     def of(self, strength: float) -> tuple[Matrix, Matrix]:
         """The inverse of the left side of the normal equations, and that side itself."""
@@ -119,7 +140,8 @@ class _Ridges:
     def right(self, strength: float, target: Floats) -> Matrix:
         """The right side for a target."""
         pull = _penalty(self.gram, strength)[:, :, None] * self.anchor
-        return np.asarray((self.turned @ target).astype(np.float64) + pull)
+        product = self.with_target if target is self.t else (self.turned @ target).astype(np.float64)
+        return np.asarray(product + pull)
 
     def through(self, strength: float, steps: int) -> Matrix:
         """Weights after some least-squares steps through the activation."""

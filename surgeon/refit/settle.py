@@ -65,13 +65,14 @@ def settle(
     limit_bytes: int = 2**31,
     places: Places = Places(),  # noqa: B008 - frozen
     effort: Effort = EFFORT,
+    allowed: bool = True,
     excluded: Callable[[str], bool] = lambda _: False,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Settled:
     """Give the products of a graph weights that a constraint allows, in place.
 
     Args:
-        graph: Topologically sorted; its weights are allowed already.
+        graph: Topologically sorted.
         reference: What it came from, and what is aimed at.
         feeds: Calibration batches, without labels.
         constrain: The constraint on the weights of a product, or why there is none and they stay as they are.
@@ -82,11 +83,12 @@ def settle(
         limit_bytes: Activations held in memory, per graph.
         places: How many places of each operator are looked at.
         effort: How hard each operator is fitted.
+        allowed: Whether the weights are already; if not, what is near to them is the first that counts.
         excluded: Whether a node or tensor, by name, is to be left alone.
         progress: Called with 1 after each operator.
     """
     with naming_sequences(graph, reference.graph):
-        sweep = _Sweep(graph, reference, feeds, towards, seed, threads, limit_bytes, places, effort)
+        sweep = _Sweep(graph, reference, feeds, towards, seed, threads, limit_bytes, places, effort, allowed)
         return sweep.run(constrain, excluded, progress)
 
 
@@ -102,8 +104,9 @@ class _Sweep:
         limit_bytes: int,
         places: Places,
         effort: Effort,
+        allowed: bool,
     ) -> None:
-        self.graph, self.reference, self.effort = graph, reference, effort
+        self.graph, self.reference, self.effort, self.allowed = graph, reference, effort, allowed
         self.twins = Twins.of(graph, reference)
         options: dict[str, Any] = {"threads": threads, "limit_bytes": limit_bytes}
         self.old = Replay(reference.graph, self.twins.original_shapes.dtypes, feeds, **options)
@@ -186,8 +189,9 @@ class _Sweep:
             other="" if target is None else target.other,
             through=None if target is None else target.through,
         )
-        found = fit_constrained(sample, start, self._anchor(twin, start), allowed, self.effort)
-        if found.after < found.before:
+        anchor = self._anchor(twin, start)
+        found = fit_constrained(sample, start, anchor, allowed, self.effort, allowed=self.allowed)
+        if found.after < found.before or not self.allowed:
             set_weight(view, self.nodes, found.weights)
         for name in wanted:
             self.new.release(name)

@@ -64,6 +64,11 @@ class Product:
         return tuple(axis if self._data_rank > 1 else axis + 1 for axis in self._batch_axes)
 
     @property
+    def turned(self) -> bool:
+        """Whether the weight is ``[outputs, inputs]``."""
+        return bool(self.op.attribute(("transA", "transB")[self.weight], 0)) != (self.weight == 0)
+
+    @property
     def _data_rank(self) -> int:
         return len(self.op.dims(1 - self.weight))
 
@@ -77,11 +82,6 @@ class Product:
         rank = self._weight_rank
         return [k - rank for k, size in enumerate(self.op.dims(self.weight)[:-2]) if size > 1]
 
-    @property
-    def _turned(self) -> bool:
-        """Whether the weight is ``[outputs, inputs]``."""
-        return bool(self.op.attribute(("transA", "transB")[self.weight], 0)) != (self.weight == 0)
-
     def groups(self, node: gs.Node) -> int:
         """The number of matrices."""
         return int(np.prod(weight_shape(node.inputs[self.weight])[:-2], dtype=int))
@@ -89,7 +89,7 @@ class Product:
     def bias_shape(self, node: gs.Node) -> tuple[int, ...]:
         """What can be added to the output and is the same at all places, without axes of size one in front."""
         shape = self._matrix(weight_shape(node.inputs[self.weight]))
-        outputs = shape[-2] if self._turned else shape[-1]
+        outputs = shape[-2] if self.turned else shape[-1]
         full = [*shape[:-2], outputs]
         if self._data_rank > 1 and self._weight_rank > 1:
             full.insert(len(full) - self.weight, 1)
@@ -101,12 +101,12 @@ class Product:
         """``[batch, inputs, outputs]``, with the batch axes as one."""
         del node
         several = values.reshape(self._matrix(values.shape))
-        several = several.swapaxes(-1, -2) if self._turned else several
+        several = several.swapaxes(-1, -2) if self.turned else several
         return several.reshape(int(np.prod(several.shape[:-2], dtype=int)), *several.shape[-2:])
 
     def weights(self, matrices: Array, shape: tuple[int, ...]) -> Array:
         """The inverse."""
-        several = matrices.swapaxes(-1, -2) if self._turned else matrices
+        several = matrices.swapaxes(-1, -2) if self.turned else matrices
         return several.reshape(shape)
 
     def count(self, read: Read) -> int:

@@ -1,0 +1,140 @@
+"""A graph with gaps, and what is behind them refitted: quickly, to see what a gap costs, or with care."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from surgeon.graph.copy import copy_of
+from surgeon.graph.order import readers
+from surgeon.refit.constrained import unconstrained
+from surgeon.refit.fit import Effort
+from surgeon.refit.sampling import Places
+from surgeon.refit.settle import EFFORT, Settled, settle
+from surgeon_passes.dropping.gaps import resolved
+from surgeon_passes.dropping.removal import without
+from surgeon_passes.dropping.search import Judge, replacements
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from surgeon.passes import Graph
+    from surgeon.reference import Reference
+    from surgeon.refit.constrained import Constraint
+    from surgeon.stats.linear import Linear
+    from surgeon_passes.dropping.gaps import Gap
+
+    Batch = Mapping[str, NDArray[Any]]
+
+QUICK_PLACES = Places(per_input=6, fewest=3000, limit_bytes=2**27)
+QUICK = Effort(strengths=(1e-2,), steps=0)
+JUDGED = 4  # at most one batch of so many only judges, where there are that many
+
+
+@dataclass(frozen=True)
+class Feeds:
+    """Calibration batches by what they are for.
+
+    Attributes:
+        trial: Those that what is behind a gap is quickly refitted to.
+        judge: Those that gaps are judged by; others than the trials' where there are several.
+        fit: Those of the refit in the end; not the judge's where there are enough others.
+    """
+
+    trial: list[Batch]
+    judge: list[Batch]
+    fit: list[Batch]
+
+    @staticmethod
+    def of(batches: Sequence[Batch], trials: int) -> Feeds:
+        """Divide batches.
+
+        Args:
+            batches: All of them.
+            trials: Samples for trials, about half of which judge.
+        """
+        count, samples = 0, 0
+        while count < len(batches) and samples < trials:
+            samples += max((len(array) for array in batches[count].values() if array.ndim), default=1)
+            count += 1
+        count = min(max(count, 2), len(batches))
+        first = count - count // 2
+        trial, judge, rest = list(batches[:first]), list(batches[first:count]), list(batches[count:])
+        fit = [*trial, *rest] if len(judge) * JUDGED <= len(batches) else [*batches]
+        return Feeds(trial, judge or trial, fit)
+
+
+@dataclass(frozen=True)
+class Repair:
+    """Makes gaps in a graph and refits what is behind.
+
+    Attributes:
+        graph: As it was.
+        reference: What operators aim at.
+        feeds: The data.
+        judge: Measures the error of the outputs.
+        seed: Seed of the choice of places.
+        threads: Threads for onnxruntime.
+        limit_bytes: Activations held in memory, per graph.
+        excluded: Whether a node or tensor, by name, is to be left alone.
+    """
+
+    graph: Graph
+    reference: Reference
+    feeds: Feeds
+    judge: Judge
+    seed: int
+    threads: int
+    limit_bytes: int
+    excluded: Callable[[str], bool]
+
+    def rough(self, gaps: Sequence[Gap]) -> float:
+        """The error of the outputs with gaps."""
+        return self.judge(self.bare(gaps))
+
+    def close(self, gaps: Sequence[Gap]) -> float:
+        """The error once what is behind them has been refitted, quickly."""
+        graph = self.bare(gaps)
+        self._settle(graph, gaps, self.feeds.trial, QUICK_PLACES, QUICK)
+        return self.judge(graph)
+
+    def bare(self, gaps: Sequence[Gap]) -> Graph:
+        """A copy of the graph with gaps."""
+        return without(self.graph, replacements(gaps))
+
+    def refit(self, graph: Graph, gaps: Sequence[Gap], progress: Callable[[int], None]) -> Settled:
+        """Refit what is behind the gaps of a graph with care, in place."""
+        return self._settle(graph, gaps, self.feeds.fit, Places(), EFFORT, progress)
+
+    def _settle(
+        self,
+        graph: Graph,
+        gaps: Sequence[Gap],
+        feeds: Sequence[Batch],
+        places: Places,
+        effort: Effort,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> Settled:
+        replaced = replacements(gaps)
+        behind = readers(graph.nodes, {resolved(gap.tensor, replaced) for gap in gaps})
+
+        def constrain(view: Linear) -> Constraint | str:
+            inside = view.op.node.outputs[0].name in behind
+            return unconstrained if inside else "nothing before it has changed"
+
+        return settle(
+            graph,
+            self.reference,
+            feeds,
+            constrain,
+            towards=copy_of(graph),
+            seed=self.seed,
+            threads=self.threads,
+            limit_bytes=self.limit_bytes,
+            places=places,
+            effort=effort,
+            excluded=self.excluded,
+            progress=progress,
+        )

@@ -1,0 +1,90 @@
+"""The pass ``factorize``: operators become two smaller ones with few channels in between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from surgeon.errors import GateError, UsageError
+from surgeon.passes import Pass
+
+if TYPE_CHECKING:
+    from surgeon.passes import Context, Graph
+
+DEFAULT_TARGET = 0.67
+
+
+@dataclass(frozen=True)
+class Factorize(Pass):
+    """Low-rank and spatial splits: a convolution or matrix product becomes two that cost less together.
+
+    What each split leaves out at each rank is known from second moments of the data, and the ranks are shared out so that
+    the target is met with the least error in all. Operators are then fitted in order, each to what the original computes
+    there, and reads what those before it now put out.
+
+    Attributes:
+        macs: At most this fraction of the multiply-accumulates of the model; by default the run's target, or 0.67.
+        kinds: Splits of convolutions that are considered: outputs (k×k to few channels, then 1×1), inputs (1×1 to few
+            channels, then k×k), spatial (k×1 to few channels, then 1×k). Matrix products are always considered.
+        round_to: Ranks are multiples of this; by default of what onnxruntime's CPU kernels like, 4 to 16.
+        refit: Refit what is split, and everything behind it, to what the original computes.
+        samples: Calibration samples used at most.
+        memory: Megabytes of activations held in memory, per model; the rest goes to temporary files.
+        exclude: Operators whose name, or that of their weight or output, matches one of these patterns stay as they are.
+    """
+
+    name: ClassVar[str] = "factorize"
+    requires: ClassVar[frozenset[str]] = frozenset({"float"})
+    learns: ClassVar[bool] = True
+
+    macs: float | None = None
+    kinds: tuple[Literal["outputs", "inputs", "spatial"], ...] = ("outputs", "inputs", "spatial")
+    round_to: int | None = None
+    refit: bool = True
+    samples: int = 1024
+    memory: int = 2048
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.macs is not None and not 0 < self.macs < 1:
+            raise UsageError(f"must lie between 0 and 1, got {self.macs}", where="factorize.macs")
+        for option in ("round_to", "samples", "memory"):
+            value = getattr(self, option)
+            if value is not None and value < 1:
+                raise UsageError(f"must be at least 1, got {value}", where=f"factorize.{option}")
+
+    def run(self, graph: Graph, context: Context) -> Graph:
+        """Split operators of ``graph``.
+
+        Raises:
+            GateError: There is nothing to split, or the target cannot be met.
+        """
+        from surgeon.cost import count
+        from surgeon_passes.factorizing.describe import describe
+        from surgeon_passes.factorizing.split import Splitter
+        from surgeon_passes.training.excluded import excluded_by
+
+        feeds = [batch for batch, _ in context.calibration().take(self.samples)]
+        splitter = Splitter(graph, context, feeds, self, excluded_by(context, self.exclude))
+        before = count(graph).macs
+        fraction = self.fraction(context)
+        with context.progress(self.name, None) as advance:
+            ways = splitter.measured(advance)
+            taken = splitter.choose(ways, before, before * fraction)
+            settled = splitter.apply(taken, advance)
+        after = count(graph).macs
+        if after > before * fraction * (1 + 1e-9):
+            raise GateError(
+                f"has {after / before:.4f} of the multiply-accumulates, not {fraction:g} as was foretold",
+                where="factorize.macs",
+                hint="please report this",
+            )
+        context.record["macs"] = {"before": before, "after": after, "asked": fraction}
+        describe(splitter.work, taken, ways, settled, context)
+        return graph
+
+    def fraction(self, context: Context) -> float:
+        """The target in force: the pass's own, else the run's, else 0.67."""
+        if self.macs is not None:
+            return self.macs
+        return float(context.targets.get("macs", DEFAULT_TARGET))
