@@ -30,8 +30,8 @@ def descend(
     # large groups first go in larger steps, which is faster; what then would overshoot is tried again in smaller ones
     for coarse, fine in ((COARSE, False), (None, False), (None, True)):
         if descent.go(coarse, fine=fine):
-            return descent.kept
-    return descent.kept if descent.overshoot() else None
+            return descent.cheapest()
+    return descent.cheapest() if descent.overshoot() else descent.ended()
 
 
 class _Descent:
@@ -44,6 +44,7 @@ class _Descent:
         for each in candidates:
             if each.most < each.size:
                 self.tally.shrink(each.atom, float(each.most))
+        self.ends: list[tuple[float, list[int]]] = []
         self.sums = [np.concatenate([[0.0], np.cumsum(each.scores[each.order])]) for each in candidates]
 
     def go(self, coarse: int | None, *, fine: bool) -> bool:
@@ -61,8 +62,9 @@ class _Descent:
                 heapq.heappush(heap, fresh)
                 continue
             following = fresh[2]
-            after = self.tally.totals - self.tally.gain(self.candidates[k].atom, float(following))
+            after = self._after(k, following)
             if overshoots(after, self.limits):
+                self._end_with(k, following)
                 continue
             self._remove(k, following)
             again = self._entry(k, coarse, fine=fine)
@@ -70,13 +72,45 @@ class _Descent:
                 heapq.heappush(heap, again)
         return True
 
+    def cheapest(self) -> list[int]:
+        """What is kept, or what was kept by the end that was passed by on the way, if that costs less."""
+        best = self.ended()
+        return best if best is not None and self._price(best) < self._price(self.kept) else self.kept
+
+    def ended(self) -> list[int] | None:
+        """The cheapest of the ends that were passed by; None if there was none."""
+        return min(self.ends, default=(0.0, None), key=lambda end: end[0])[1]
+
+    def _end_with(self, k: int, following: int) -> None:
+        """Note the end that smaller steps of a group lead to, for without it all others may have to go."""
+        each, here = self.candidates[k], self.kept[k]
+        choices = [here]
+        while (below := each.below(choices[-1], each.fine_step)) < choices[-1] and below >= following:
+            choices.append(below)
+        low, high = 1, len(choices)
+        while low < high:  # the most that can be kept
+            middle = (low + high) // 2
+            met = np.all(self._after(k, choices[middle]) <= self.limits)
+            low, high = (low, middle) if met else (middle + 1, high)
+        if low < len(choices):
+            kept = [*self.kept[:k], choices[low], *self.kept[k + 1 :]]
+            self.ends.append((self._price(kept), kept))
+
+    def _after(self, k: int, following: int) -> NDArray[np.float64]:
+        return self.tally.totals - self.tally.gain(self.candidates[k].atom, float(following))
+
+    def _price(self, kept: Sequence[int]) -> float:
+        """The sum of the scores of everything that goes."""
+        sizes = [each.size for each in self.candidates]
+        return float(sum(sums[size - left] for sums, size, left in zip(self.sums, sizes, kept, strict=True)))
+
     def overshoot(self) -> bool:
         """Take the step with the least score of those that meet the targets at once; False when none does."""
         best: tuple[float, int, int] | None = None
         for k, each in enumerate(self.candidates):
             following = each.below(self.kept[k], each.fine_step)
             if following < self.kept[k]:
-                after = self.tally.totals - self.tally.gain(each.atom, float(following))
+                after = self._after(k, following)
                 if np.all(after <= self.limits):
                     entry = (self._score(k, following), k, following)
                     best = min(best or entry, entry)
