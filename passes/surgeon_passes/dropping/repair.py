@@ -11,6 +11,7 @@ from surgeon.refit.constrained import unconstrained
 from surgeon.refit.fit import Effort
 from surgeon.refit.sampling import Places
 from surgeon.refit.settle import EFFORT, Settled, settle
+from surgeon_passes.dropping.aims import aims, makers
 from surgeon_passes.dropping.gaps import resolved
 from surgeon_passes.dropping.removal import without
 from surgeon_passes.dropping.search import Judge, replacements
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 QUICK_PLACES = Places(per_input=6, fewest=3000, limit_bytes=2**27)
 QUICK = Effort(strengths=(1e-2,), steps=0)
-JUDGED = 4  # at most one batch of so many only judges, where there are that many
+JUDGED = 6  # one batch of so many only judges, where there are that many
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,11 @@ class Feeds:
             samples += max((len(array) for array in batches[count].values() if array.ndim), default=1)
             count += 1
         count = min(max(count, 2), len(batches))
+        judging = min(count // 2, max(1, len(batches) // JUDGED))
         first = count - count // 2
-        trial, judge, rest = list(batches[:first]), list(batches[first:count]), list(batches[count:])
-        fit = [*trial, *rest] if len(judge) * JUDGED <= len(batches) else [*batches]
+        trial, judge = list(batches[:first]), list(batches[first : first + judging])
+        alone = judging * JUDGED <= len(batches)
+        fit = [*trial, *batches[first + judging :]] if alone else [*batches]
         return Feeds(trial, judge or trial, fit)
 
 
@@ -119,9 +122,12 @@ class Repair:
     ) -> Settled:
         replaced = replacements(gaps)
         behind = readers(graph.nodes, {resolved(gap.tensor, replaced) for gap in gaps})
+        known = self.reference.graph.tensors()
+        wanted = {name: other for name, other in aims(self.graph, graph, gaps).items() if other in known}
+        before = makers(graph, wanted)
 
         def constrain(view: Linear) -> Constraint | str:
-            inside = view.op.node.outputs[0].name in behind
+            inside = view.op.node.outputs[0].name in behind or view.output in before
             return unconstrained if inside else "nothing before it has changed"
 
         return settle(
@@ -130,6 +136,7 @@ class Repair:
             feeds,
             constrain,
             towards=copy_of(graph),
+            instead=wanted,
             seed=self.seed,
             threads=self.threads,
             limit_bytes=self.limit_bytes,
