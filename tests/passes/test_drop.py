@@ -22,7 +22,6 @@ from surgeon_passes.drop import Drop
 from surgeon_passes.dropping.aims import aims, makers
 from surgeon_passes.dropping.gaps import Gap, Wires, find_gaps
 from surgeon_passes.dropping.removal import without
-from surgeon_passes.dropping.repair import Feeds
 
 RESIDUAL = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -323,14 +322,3 @@ def test_a_layer_before_a_gap_learns_what_both_did():
     assert record["error"]["refitted"] < 1e-3 < 0.1 < record["error"]["dropped"]
     ours, wanted = outputs(result)[0], outputs(model)[0]
     assert np.square(ours - wanted).sum() < 1e-3 * np.square(wanted - wanted.mean(0)).sum()
-
-
-def test_batches_judge_that_nothing_was_fitted_to():
-    batches = [{"x": np.zeros((10, 2))} for _ in range(12)]
-    feeds = Feeds.of(batches, 60)
-    assert (len(feeds.trial), len(feeds.judge), len(feeds.fit)) == (3, 2, 10)
-    assert not {id(each) for each in feeds.judge} & {id(each) for each in (*feeds.trial, *feeds.fit)}
-    few = Feeds.of(batches[:2], 60)
-    assert (len(few.trial), len(few.judge), len(few.fit)) == (1, 1, 2)
-    one = Feeds.of(batches[:1], 60)
-    assert one.trial == one.judge == one.fit == batches[:1]
