@@ -65,7 +65,7 @@ class Drop(Pass):
         from surgeon.cost import count, macs_of_nodes
         from surgeon.graph.shapes import infer
         from surgeon.reference import Reference
-        from surgeon.refit.trial import Feeds, Comparison
+        from surgeon.refit.trial import Comparison, Feeds
         from surgeon_passes.dropping.gaps import Wires, find_gaps
         from surgeon_passes.dropping.repair import Repair
         from surgeon_passes.dropping.search import Search, replacements

@@ -7,7 +7,7 @@ import onnx.parser
 import pytest
 
 from surgeon.graph.load import from_model
-from surgeon.refit.trial import Feeds, Comparison
+from surgeon.refit.trial import Comparison, Feeds
 
 
 def test_batches_judge_that_nothing_was_fitted_to():

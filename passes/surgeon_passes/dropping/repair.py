@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from surgeon.reference import Reference
     from surgeon.refit.constrained import Constraint
     from surgeon.refit.fit import Effort
-    from surgeon.refit.trial import Feeds, Comparison
+    from surgeon.refit.trial import Comparison, Feeds
     from surgeon.stats.linear import Linear
     from surgeon_passes.dropping.gaps import Gap
 

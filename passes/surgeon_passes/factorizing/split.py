@@ -17,7 +17,7 @@ from surgeon.refit.constrained import unconstrained
 from surgeon.refit.lowrank import LowRank
 from surgeon.refit.sampling import Places
 from surgeon.refit.settle import EFFORT, Settled, settle
-from surgeon.refit.trial import QUICK, QUICK_PLACES, Feeds, Comparison
+from surgeon.refit.trial import QUICK, QUICK_PLACES, Comparison, Feeds
 from surgeon.refit.twins import Twins, operators
 from surgeon_passes.cleaning.wiring import Wiring
 from surgeon_passes.factorizing.curves import Curves, Way, measure
