@@ -255,6 +255,8 @@ COMPOSED = [
     "factorize{macs=0.7},reconstruct{steps=5}",
     "factorize{macs=0.7},quantize{guard=false}",
     "factorize{macs=0.8},factorize{macs=0.8}",
+    "factorize{macs=0.7},sparsify{sparsity=0.5}",
+    "factorize{macs=0.7},cluster{clusters=16}",
     "prune{macs=0.8},factorize{macs=0.8},reconstruct{steps=5},quantize{guard=false}",
 ]
 
