@@ -65,9 +65,10 @@ class Drop(Pass):
         from surgeon.cost import count, macs_of_nodes
         from surgeon.graph.shapes import infer
         from surgeon.reference import Reference
+        from surgeon.refit.trial import Comparison, Feeds
         from surgeon_passes.dropping.gaps import Wires, find_gaps
-        from surgeon_passes.dropping.repair import Feeds, Repair
-        from surgeon_passes.dropping.search import Judge, Search, replacements
+        from surgeon_passes.dropping.repair import Repair
+        from surgeon_passes.dropping.search import Search, replacements
         from surgeon_passes.training.excluded import excluded_by
 
         excluded = excluded_by(context, self.exclude)
@@ -83,7 +84,7 @@ class Drop(Pass):
             graph,
             context.reference or Reference(graph),
             feeds,
-            Judge(graph, feeds.judge, context.threads),
+            Comparison(graph, feeds.judge, context.threads),
             context.seed_for(self.name),
             context.threads,
             self.memory * MEGABYTE,

@@ -28,6 +28,8 @@ class Factorize(Pass):
             channels, then k×k), spatial (k×1 to few channels, then 1×k). Matrix products are always considered.
         round_to: Ranks are multiples of this; by default of what onnxruntime's CPU kernels like, 4 to 16.
         refit: Refit what is split, and everything behind it, to what the original computes.
+        sensitivity: Weigh each operator's error by what of it is left at the model's outputs after a refit; at most 16 are
+            tried, the others count as their neighbours.
         samples: Calibration samples used at most.
         memory: Megabytes of activations held in memory, per model; the rest goes to temporary files.
         exclude: Operators whose name, or that of their weight or output, matches one of these patterns stay as they are.
@@ -41,6 +43,7 @@ class Factorize(Pass):
     kinds: tuple[Literal["outputs", "inputs", "spatial"], ...] = ("outputs", "inputs", "spatial")
     round_to: int | None = None
     refit: bool = True
+    sensitivity: bool = True
     samples: int = 1024
     memory: int = 2048
     exclude: tuple[str, ...] = ()
@@ -70,7 +73,8 @@ class Factorize(Pass):
         fraction = self.fraction(context)
         with context.progress(self.name, None) as advance:
             ways = splitter.measured(advance)
-            taken = splitter.choose(ways, before, before * fraction)
+            weights = splitter.weigh(ways, advance)
+            taken = splitter.choose(ways, weights, before, before * fraction)
             settled = splitter.apply(taken, advance)
         after = count(graph).macs
         if after > before * fraction * (1 + 1e-9):
@@ -80,7 +84,7 @@ class Factorize(Pass):
                 hint="please report this",
             )
         context.record["macs"] = {"before": before, "after": after, "asked": fraction}
-        describe(splitter.work, taken, ways, settled, context)
+        describe(splitter.work, taken, ways, weights, settled, context)
         return graph
 
     def fraction(self, context: Context) -> float:

@@ -7,7 +7,7 @@ at the sum less what the other branch now is. So each makes up for what those be
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from surgeon.refit.carry import get_weight, set_weight
 from surgeon.refit.constrained import Constraint, fit_constrained
 from surgeon.refit.fit import Effort
 from surgeon.refit.sampling import Draw, Places, gather
+from surgeon.refit.through import activation_after
 from surgeon.refit.twins import Twin, Twins
 from surgeon.stats.replay import Replay
 from surgeon.stats.sequences import naming_sequences, rerun
@@ -60,6 +61,7 @@ def settle(
     constrain: Constrain,
     *,
     towards: gs.Graph | None = None,
+    instead: Mapping[str, str] | None = None,
     seed: int = 0,
     threads: int = 1,
     limit_bytes: int = 2**31,
@@ -78,6 +80,7 @@ def settle(
         constrain: The constraint on the weights of a product, or why there is none and they stay as they are.
         towards: The graph before its weights were brought under the constraint, which the regression is pulled towards; by
             default the reference, or the weights as they are where that was cut.
+        instead: For tensors of the original that operators would aim at, others of it that are wanted there.
         seed: Seed of the choice of places.
         threads: Threads for onnxruntime.
         limit_bytes: Activations held in memory, per graph.
@@ -89,6 +92,7 @@ def settle(
     """
     with naming_sequences(graph, reference.graph):
         sweep = _Sweep(graph, reference, feeds, towards, seed, threads, limit_bytes, places, effort, allowed)
+        sweep.instead = instead or {}
         return sweep.run(constrain, excluded, progress)
 
 
@@ -117,6 +121,7 @@ class _Sweep:
         self.aims = {node.outputs[0].name: node for node in aims if node.outputs}
         self.draw = Draw(np.random.default_rng(seed), places.limited(limit_bytes), len(feeds))
         self.pending: set[str] = set()
+        self.instead: Mapping[str, str] = {}
 
     def run(
         self, constrain: Constrain, excluded: Callable[[str], bool], progress: Callable[[int], None]
@@ -130,7 +135,8 @@ class _Sweep:
             else:
                 work.append((twin, allowed))
         self.pending = {twin.node.outputs[0].name for twin, _ in work}
-        held = [sorted(self.twins.may_read(twin)) for twin, _ in work]
+        reads = [self.twins.may_read(twin) for twin, _ in work]
+        held = [sorted(names | {self.instead[n] for n in names if n in self.instead}) for names in reads]
         for name in (name for names in held for name in names):
             self.old.hold(name)
         for (twin, allowed), names in zip(work, held, strict=True):
@@ -162,7 +168,7 @@ class _Sweep:
         view, node = twin.view, twin.node
         target = None
         if view.output:
-            target = self.twins.target(twin, lambda name: not self.new.runs([name]) & self.pending)
+            target = self._target(twin)
         wanted = self._reads(twin) | ({target.other} if target is not None and target.other else set())
         for name in wanted:
             self.new.hold(name)
@@ -196,6 +202,14 @@ class _Sweep:
         for name in wanted:
             self.new.release(name)
         return found.before, found.after
+
+    def _target(self, twin: Twin) -> Target:
+        found = self.twins.target(twin, lambda name: not self.new.runs([name]) & self.pending)
+        if found.tensor not in self.instead:
+            return found
+        wanted = self.reference.graph.tensors()[self.instead[found.tensor]]
+        outputs = {tensor.name for tensor in self.reference.graph.outputs}
+        return replace(found, tensor=wanted.name, through=activation_after(wanted, outputs))
 
     def _reads(self, twin: Twin) -> set[str]:
         """What has to be known of the graph; states are computed anew, from everything the operator reads."""

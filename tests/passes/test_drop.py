@@ -19,7 +19,8 @@ from surgeon.graph.shapes import infer
 from surgeon.stats.data import graph_inputs
 from surgeon.stats.synthetic import synthetic
 from surgeon_passes.drop import Drop
-from surgeon_passes.dropping.gaps import Wires, find_gaps
+from surgeon_passes.dropping.aims import aims, makers
+from surgeon_passes.dropping.gaps import Gap, Wires, find_gaps
 from surgeon_passes.dropping.removal import without
 
 RESIDUAL = """
@@ -90,13 +91,16 @@ def test_branches_and_layers_are_found():
     assert [(gap.kind, gap.tensor, gap.source) for gap in found.gaps] == [
         ("layer", "a1", "x"),
         ("layer", "a3", "a2"),
+        ("layer", "a3", "x"),
         ("branch", "s", "x"),
         ("layer", "b1", "s"),
         ("branch", "t", "s"),
+        ("layer", "t", "x"),
         ("branch", "u", "c1"),
         ("branch", "u", "c2"),
     ]
     gone = {(gap.tensor, gap.source): set(gap.gone) for gap in found.gaps}
+    assert gone["a3", "x"] == {"a1", "a2", "a3"}
     assert gone["s", "x"] == {"a1", "a2", "a3", "s"}
     assert gone["u", "c2"] == {"c1", "u"}
     assert gone["u", "c1"] == {"c2", "u"}
@@ -269,3 +273,52 @@ def test_a_branch_of_one_layer_may_be_nothing_or_the_identity():
     """``x + f(x)`` becomes ``x`` or ``x + x``; both are tried."""
     found = {(gap.kind, gap.tensor, gap.source) for gap in candidates(network()).gaps}
     assert found == {("branch", "s", "r1"), ("layer", "c2", "r1")}
+
+
+CHAIN = """
+<ir_version: 8, opset_import: ["" : 17]>
+chain (float["N",8] x) => (float["N",4] y)
+{
+  h = MatMul (x, a)
+  r = Relu (h)
+  i = MatMul (r, b)
+  q = Relu (i)
+  k = MatMul (q, c)
+  s = Add (k, q)
+  t = Tanh (s)
+  y = MatMul (t, d)
+}
+"""
+SQUARE = {"a": (8, 8), "b": (8, 8), "c": (8, 8), "d": (8, 4)}
+
+
+def aimed(*pairs):
+    graph = from_model(model_of(CHAIN, SQUARE))
+    gaps = [Gap("layer", tensor, source, frozenset(), 0.0) for tensor, source in pairs]
+    return aims(graph, without(graph, dict(pairs)), gaps)
+
+
+def test_what_is_before_a_gap_aims_at_what_was_behind_it():
+    assert aimed(("i", "r")) == {"r": "i", "h": "i"}  # a Relu follows either way
+    assert aimed(("s", "q")) == {"q": "s"}  # a Tanh follows: what is before the Relu has another aim
+    assert aimed(("i", "r"), ("s", "q")) == {"r": "i", "h": "i", "q": "s"}
+    assert aimed(("i", "r"), ("s", "i")) == {"r": "s"}  # the gaps are one, and no Relu is left
+    assert aimed(("k", "q")) == {}  # the sum reads it too
+    assert aimed(("h", "x")) == {}  # nothing makes an input
+
+
+def test_sums_before_a_gap_have_terms_that_aim():
+    graph = from_model(model_of(CHAIN, SQUARE))
+    assert makers(graph, {"s": "y"}) == {"s", "k", "q"}
+
+
+def test_a_layer_before_a_gap_learns_what_both_did():
+    """Two layers with nothing in between are one; the first learns to be their product."""
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        linear (float["N",8] x) => (float["N",4] y)
+        { h = MatMul (x, a)  i = MatMul (h, b)  q = Relu (i)  y = MatMul (q, d) }"""
+    model = model_of(text, SQUARE)
+    result, record = dropped(model, macs=0.7)
+    assert record["error"]["refitted"] < 1e-3 < 0.1 < record["error"]["dropped"]
+    ours, wanted = outputs(result)[0], outputs(model)[0]
+    assert np.square(ours - wanted).sum() < 1e-3 * np.square(wanted - wanted.mean(0)).sum()

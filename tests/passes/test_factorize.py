@@ -23,8 +23,9 @@ from surgeon.stats.data import graph_inputs
 from surgeon.stats.synthetic import synthetic
 from surgeon_passes.cleaning.wiring import Wiring
 from surgeon_passes.factorize import Factorize
-from surgeon_passes.factorizing.curves import ranks
+from surgeon_passes.factorizing.curves import Way, ranks
 from surgeon_passes.factorizing.emit import emit
+from surgeon_passes.factorizing.probes import sensitivities, tried
 from surgeon_passes.factorizing.splits import KINDS, Divisible, divisible
 
 
@@ -254,6 +255,8 @@ COMPOSED = [
     "factorize{macs=0.7},reconstruct{steps=5}",
     "factorize{macs=0.7},quantize{guard=false}",
     "factorize{macs=0.8},factorize{macs=0.8}",
+    "factorize{macs=0.7},sparsify{sparsity=0.5}",
+    "factorize{macs=0.7},cluster{clusters=16}",
     "prune{macs=0.8},factorize{macs=0.8},reconstruct{steps=5},quantize{guard=false}",
 ]
 
@@ -283,3 +286,36 @@ def test_one_sample_counts():
         for first, second in pairwise(each.splits):
             assert first.per_rank > 0
             assert first.words != second.words
+
+
+def test_operators_that_are_not_tried_count_as_their_neighbours():
+    def ways(error):
+        return [Way(None, 8, 100.0, 0.0), Way(None, 4, 60.0, error), Way(None, 2, 30.0, 0.9)]
+
+    found = sensitivities(
+        {f"n{k}": ways(0.03) for k in range(61)}, lambda name, way: way.error * 2.0 ** int(name[1:])
+    )
+    assert len(found) == 61
+    assert all(found[f"n{k}"] == pytest.approx(2.0**k) for k in range(61))  # a straight line in logarithms
+    assert tried(ways(0.02)).error == 0.02
+    assert tried(ways(1e-5)).error == 0.9
+    assert sensitivities({"only": ways(0.03)}, lambda *_: 7.0) == {"only": 1.0}
+    assert sensitivities({"a": ways(0.03), "b": ways(0.03)}, lambda *_: np.inf) == {"a": 1.0, "b": 1.0}
+
+
+def test_what_matters_more_to_the_outputs_loses_less():
+    """Two heads of the same width; one of them hardly counts."""
+    nodes = [
+        oh.make_node("MatMul", ["x", "a"], ["h"], name="loud"),
+        oh.make_node("MatMul", ["x", "b"], ["i"], name="quiet"),
+        oh.make_node("Mul", ["i", "small"], ["j"]),
+        oh.make_node("Add", ["h", "j"], ["y"]),
+    ]
+    weights = [weight("a", 32, 32), weight("b", 32, 32), nh.from_array(np.float32(0.01), "small")]
+    x, y = (oh.make_tensor_value_info(name, 1, ["N", 32]) for name in "xy")
+    graph = oh.make_graph(nodes, "g", [x], [y], weights)
+    model = oh.make_model(graph, ir_version=8, opset_imports=[oh.make_opsetid("", 17)])
+    _, record = factorized(model, macs=0.7)
+    assert [entry["node"] for entry in record["split"]] == ["quiet"]
+    _, record = factorized(model, macs=0.7, sensitivity=False)
+    assert {entry["weight"] for entry in record["split"]} == {1.0}

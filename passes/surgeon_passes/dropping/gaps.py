@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SUMS = frozenset({"Add", "Sum"})
 ENTRY = ("entry", "")
+LEVELS = 2  # layers, and pairs of layers such as a depthwise convolution and the one behind it
 
 
 @dataclass(frozen=True)
@@ -187,12 +188,13 @@ def _layers(wires: Wires, shapes: Shapes) -> Iterator[tuple[str, str, str]]:
         if _key(node) not in wires.alive or len([t for t in node.outputs if t.name]) != 1:
             continue
         name = node.outputs[0].name
-        place = above.get(("tensor", name))
-        while place is not None and place != ENTRY:
+        place, found = above.get(("tensor", name)), 0.0
+        levels = 0
+        while place is not None and place != ENTRY and levels < LEVELS:
             if place[0] == "tensor" and _alike(name, place[1], shapes):
                 yield "layer", name, place[1]
-                if wires.cost(wires.alive - wires.needed({name: place[1]})) > 0:
-                    break
+                cost = wires.saved({name: place[1]})
+                levels, found = levels + (cost > found), cost
             place = above.get(place)
 
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from surgeon.graph.copy import copy_of
 from surgeon.graph.order import readers
 from surgeon.refit.constrained import unconstrained
-from surgeon.refit.fit import Effort
 from surgeon.refit.sampling import Places
 from surgeon.refit.settle import EFFORT, Settled, settle
+from surgeon.refit.trial import QUICK, QUICK_PLACES
+from surgeon_passes.dropping.aims import aims, makers
 from surgeon_passes.dropping.gaps import resolved
 from surgeon_passes.dropping.removal import without
-from surgeon_passes.dropping.search import Judge, replacements
+from surgeon_passes.dropping.search import replacements
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -23,47 +24,12 @@ if TYPE_CHECKING:
     from surgeon.passes import Graph
     from surgeon.reference import Reference
     from surgeon.refit.constrained import Constraint
+    from surgeon.refit.fit import Effort
+    from surgeon.refit.trial import Comparison, Feeds
     from surgeon.stats.linear import Linear
     from surgeon_passes.dropping.gaps import Gap
 
     Batch = Mapping[str, NDArray[Any]]
-
-QUICK_PLACES = Places(per_input=6, fewest=3000, limit_bytes=2**27)
-QUICK = Effort(strengths=(1e-2,), steps=0)
-JUDGED = 4  # at most one batch of so many only judges, where there are that many
-
-
-@dataclass(frozen=True)
-class Feeds:
-    """Calibration batches by what they are for.
-
-    Attributes:
-        trial: Those that what is behind a gap is quickly refitted to.
-        judge: Those that gaps are judged by; others than the trials' where there are several.
-        fit: Those of the refit in the end; not the judge's where there are enough others.
-    """
-
-    trial: list[Batch]
-    judge: list[Batch]
-    fit: list[Batch]
-
-    @staticmethod
-    def of(batches: Sequence[Batch], trials: int) -> Feeds:
-        """Divide batches.
-
-        Args:
-            batches: All of them.
-            trials: Samples for trials, about half of which judge.
-        """
-        count, samples = 0, 0
-        while count < len(batches) and samples < trials:
-            samples += max((len(array) for array in batches[count].values() if array.ndim), default=1)
-            count += 1
-        count = min(max(count, 2), len(batches))
-        first = count - count // 2
-        trial, judge, rest = list(batches[:first]), list(batches[first:count]), list(batches[count:])
-        fit = [*trial, *rest] if len(judge) * JUDGED <= len(batches) else [*batches]
-        return Feeds(trial, judge or trial, fit)
 
 
 @dataclass(frozen=True)
@@ -84,7 +50,7 @@ class Repair:
     graph: Graph
     reference: Reference
     feeds: Feeds
-    judge: Judge
+    judge: Comparison
     seed: int
     threads: int
     limit_bytes: int
@@ -119,9 +85,12 @@ class Repair:
     ) -> Settled:
         replaced = replacements(gaps)
         behind = readers(graph.nodes, {resolved(gap.tensor, replaced) for gap in gaps})
+        known = self.reference.graph.tensors()
+        wanted = {name: other for name, other in aims(self.graph, graph, gaps).items() if other in known}
+        before = makers(graph, wanted)
 
         def constrain(view: Linear) -> Constraint | str:
-            inside = view.op.node.outputs[0].name in behind
+            inside = view.op.node.outputs[0].name in behind or view.output in before
             return unconstrained if inside else "nothing before it has changed"
 
         return settle(
@@ -130,6 +99,7 @@ class Repair:
             feeds,
             constrain,
             towards=copy_of(graph),
+            instead=wanted,
             seed=self.seed,
             threads=self.threads,
             limit_bytes=self.limit_bytes,

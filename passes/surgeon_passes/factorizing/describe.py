@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 
 def describe(
-    work: Sequence[Divisible], taken: Mapping[str, Way], curves: Curves, settled: Settled, context: Context
+    work: Sequence[Divisible],
+    taken: Mapping[str, Way],
+    curves: Curves,
+    weights: Mapping[str, float],
+    settled: Settled,
+    context: Context,
 ) -> None:
     """Put it into the report, operator by operator.
 
@@ -22,6 +27,7 @@ def describe(
         work: What can be split.
         taken: What became of each, by its first output.
         curves: What could have become of them, and why others stay whole.
+        weights: What the errors of operators counted.
         settled: What the refit did.
         context: Of the run.
     """
@@ -45,6 +51,7 @@ def describe(
                 "macs_before": each.macs,
                 "macs_after": way.macs,
                 "error": way.error,
+                "weight": weights[each.view.op.node.outputs[0].name],
                 "error_before": before,
                 "error_after": after,
             }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from surgeon.allocate.choices import choose
@@ -14,11 +15,14 @@ from surgeon.graph.shapes import infer
 from surgeon.reference import Reference
 from surgeon.refit.constrained import unconstrained
 from surgeon.refit.lowrank import LowRank
+from surgeon.refit.sampling import Places
 from surgeon.refit.settle import EFFORT, Settled, settle
+from surgeon.refit.trial import QUICK, QUICK_PLACES, Comparison, Feeds
 from surgeon.refit.twins import Twins, operators
 from surgeon_passes.cleaning.wiring import Wiring
 from surgeon_passes.factorizing.curves import Curves, Way, measure
 from surgeon_passes.factorizing.emit import emit
+from surgeon_passes.factorizing.probes import SAMPLES, sensitivities
 from surgeon_passes.factorizing.splits import Divisible, divisible
 
 if TYPE_CHECKING:
@@ -28,10 +32,11 @@ if TYPE_CHECKING:
 
     from surgeon.passes import Context, Graph
     from surgeon.refit.constrained import Constraint
+    from surgeon.refit.fit import Effort
     from surgeon.stats.linear import Linear
     from surgeon_passes.factorize import Factorize
 
-    Feeds = Sequence[Mapping[str, NDArray[Any]]]
+    Feed = Sequence[Mapping[str, NDArray[Any]]]
 
 MEGABYTE = 2**20
 PROJECTED = replace(EFFORT, strengths=(), steps=0)  # no refit: the nearest weights of the rank
@@ -56,7 +61,7 @@ class Splitter:
         self,
         graph: Graph,
         context: Context,
-        feeds: Feeds,
+        feeds: Feed,
         options: Factorize,
         excluded: Callable[[str], bool],
     ) -> None:
@@ -90,11 +95,14 @@ class Splitter:
         found.left = {**self.left, **found.left}
         return found
 
-    def choose(self, curves: Curves, whole: float, limit: float) -> dict[str, Way]:
+    def choose(
+        self, curves: Curves, weights: Mapping[str, float], whole: float, limit: float
+    ) -> dict[str, Way]:
         """What becomes of each operator, by its first output.
 
         Args:
             curves: What can become of them.
+            weights: What their errors count.
             whole: Multiply-accumulates of the model.
             limit: Those it may have.
 
@@ -103,7 +111,9 @@ class Splitter:
         """
         names = list(curves.ways)
         rest = whole - sum(ways[0].macs for ways in curves.ways.values())
-        taken = choose([[way.choice() for way in curves.ways[name]] for name in names], limit - rest)
+        taken = choose(
+            [[way.choice(weights[name]) for way in curves.ways[name]] for name in names], limit - rest
+        )
         if taken is None:
             least = rest + sum(min(way.macs for way in ways) for ways in curves.ways.values())
             raise GateError(
@@ -114,10 +124,45 @@ class Splitter:
             )
         return {name: curves.ways[name][k] for name, k in zip(names, taken, strict=True)}
 
+    def weigh(self, curves: Curves, progress: Callable[[int], None]) -> dict[str, float]:
+        """How much of each operator's error arrives at the outputs, by first output; 1 for all where nothing is refitted."""
+        if not (self.options.sensitivity and self.options.refit):
+            return dict.fromkeys(curves.ways, 1.0)
+        feeds = Feeds.of(self.feeds, SAMPLES)
+        judge = Comparison(self.graph, feeds.judge, self.context.threads)
+
+        def outputs(name: str, way: Way) -> float:
+            graph = copy_of(self.graph)
+            self._settle(graph, {name: way}, feeds.trial, QUICK, QUICK_PLACES, lambda _: None)
+            progress(1)
+            return judge(graph)
+
+        return sensitivities(curves.ways, outputs)
+
     def apply(self, taken: Mapping[str, Way], progress: Callable[[int], None]) -> Settled:
         """Give operators weights of their ranks, fit what is behind them, and split them."""
         split = {name: way for name, way in taken.items() if way.split is not None}
-        behind = readers(self.graph.nodes, split)
+        effort = EFFORT if self.options.refit else PROJECTED
+        found = self._settle(self.graph, split, self.feeds, effort, Places(), progress)
+        wiring = Wiring(self.graph)
+        names = {node.name for node in self.graph.nodes}
+        for each in self.work:
+            way = split.get(each.view.op.node.outputs[0].name)
+            if way is not None and way.split is not None:
+                emit(self.graph, each.view, way.split, way.rank, wiring.fresh, names)
+        return found
+
+    def _settle(
+        self,
+        graph: Graph,
+        split: Mapping[str, Way],
+        feeds: Feed,
+        effort: Effort,
+        places: Places,
+        progress: Callable[[int], None],
+    ) -> Settled:
+        """Give some operators of a graph weights of their ranks and fit what is behind them, in place."""
+        behind = readers(graph.nodes, split)
 
         def constrain(view: Linear) -> Constraint | str:
             name = view.op.node.outputs[0].name
@@ -128,29 +173,24 @@ class Splitter:
                 return "nothing is refitted"
             return unconstrained if name in behind else "nothing before it has changed"
 
-        found = settle(
-            self.graph,
-            self._reference(),
-            self.feeds,
+        return settle(
+            graph,
+            self.reference,
+            feeds,
             constrain,
-            towards=copy_of(self.graph),
+            towards=copy_of(graph),
             seed=self.context.seed_for("factorize"),
             threads=self.context.threads,
             limit_bytes=self.options.memory * MEGABYTE,
-            effort=EFFORT if self.options.refit else PROJECTED,
+            effort=effort,
+            places=places,
             allowed=False,
             excluded=self.excluded,
             progress=progress,
         )
-        wiring = Wiring(self.graph)
-        names = {node.name for node in self.graph.nodes}
-        for each in self.work:
-            way = split.get(each.view.op.node.outputs[0].name)
-            if way is not None and way.split is not None:
-                emit(self.graph, each.view, way.split, way.rank, wiring.fresh, names)
-        return found
 
-    def _reference(self) -> Reference:
+    @cached_property
+    def reference(self) -> Reference:
         """What operators aim at: the original, or the graph as it was given where that has others."""
         original: Reference | None = self.context.reference
         given = Reference(copy_of(self.graph))
