@@ -149,6 +149,29 @@ def test_the_cheapest_group_gives_way_first(tmp_path):
     assert kept["w2:0"].sum() < 12
 
 
+def test_no_group_is_emptied_where_a_smaller_step_of_another_would_do(tmp_path):
+    """A whole step of the wide layer overshoots; the narrow one must not give way at any price instead."""
+    random = np.random.default_rng(0)
+    shapes = {"w1": (784, 1024), "w2": (1024, 8), "w3": (8, 10)}
+    weights = [
+        numpy_helper.from_array(random.random(shape, np.float32), name) for name, shape in shapes.items()
+    ]
+    nodes = [helper.make_node("MatMul", [f"x{k}", f"w{k}"], [f"x{k + 1}"]) for k in (1, 2, 3)]
+    ends = [helper.make_tensor_value_info(name, 1, ["N", size]) for name, size in (("x1", 784), ("x4", 10))]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    model = prunable.analysed(
+        helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]), tmp_path
+    )
+    wide, narrow = sorted(model.groups, key=lambda group: -group.size)
+    entries = [
+        Candidate(wide.id, wide.atom, np.linspace(1e-6, 2e-6, 1024), Limits()),
+        Candidate(narrow.id, narrow.atom, np.ones(8), Limits()),
+    ]
+    kept = to_target(entries, model.cost, {"params": 0.04})
+    assert kept[narrow.id].all()
+    assert 32 < kept[wide.id].sum() <= 40
+
+
 def test_the_same_input_gives_the_same_cut(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
