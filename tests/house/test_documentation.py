@@ -172,13 +172,13 @@ def example(monkeypatch):
 
 
 def test_the_example_pass_runs(demo, example):
-    sparsify = example("how-to/add-a-pass.md", "class Sparsify").Sparsify
-    result = surgeon.run(demo, passes=[sparsify(fraction=0.5)])
+    zero_small = example("how-to/add-a-pass.md", "class ZeroSmall").ZeroSmall
+    result = surgeon.run(demo, passes=[zero_small(fraction=0.5)])
     facts = result.report["passes"][-1]
-    assert facts["name"] == "sparsify"
+    assert facts["name"] == "zero_small"
     assert facts["zeroed"] > 1000
     with pytest.raises(surgeon.UsageError):
-        sparsify(fraction=1.5)
+        zero_small(fraction=1.5)
 
 
 def test_the_example_rule_couples_its_operands(monkeypatch, example):
