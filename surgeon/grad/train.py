@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 from zipfile import BadZipFile
 
@@ -22,10 +23,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from surgeon.grad.objective import Objective
+    from surgeon.grad.ties import Tie
 
     Array = NDArray[Any]
     Arrays: TypeAlias = dict[str, Array]
     Feeds: TypeAlias = dict[str, Array]
+
+NO_TIES: Mapping[str, Tie] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ def train(
     augment: Callable[..., Mapping[str, Array]] | None = None,
     judged: Callable[[Feeds], Mapping[str, Array]] = dict,
     teach: Callable[[Feeds], Feeds] = dict,
+    ties: Mapping[str, Tie] = NO_TIES,
     checkpoint: Path | None = None,
     fingerprint: str = "",
     progress: Callable[[int], None] = lambda _: None,
@@ -119,6 +124,7 @@ def train(
             ``random``, a generator for the step.
         judged: Gives what is fed instead when held-out samples are judged by.
         teach: Adds to what is fed what can only be said of it after that, such as what another model makes of it.
+        ties: Of parameters by name, what of them stays zero and what moves together.
         checkpoint: A file to write after every evaluation, and to take up where it is there.
         fingerprint: What else has to be the same for a checkpoint to be taken up, such as data and loss.
         progress: Called with 1 after every step.
@@ -151,7 +157,7 @@ def train(
         rate = course.rate * rate_at(course.schedule, step, course.steps)
         with np.errstate(over="ignore", invalid="ignore"):  # a run may diverge: it is not accepted then
             loss, gradients = objective.gradients(state.parameters, pieces)
-            state.optimizer.step(state.parameters, gradients, rate)
+            _step(state, gradients, rate, ties)
         recent.append(loss)
         progress(1)
         if (step + 1) % every == 0 or step + 1 == course.steps:
@@ -176,6 +182,14 @@ def _started(parameters: Mapping[str, Array], judge: Callable[[Arrays], float], 
     loss = judge(present)
     optimizer = Optimizer(course.optimizer, course.decay, course.clip)
     return State(present, _copied(present), loss, loss, optimizer)
+
+
+def _step(state: State, gradients: Arrays, rate: float, ties: Mapping[str, Tie]) -> None:
+    known = {name: ties[name] for name in gradients if name in ties}
+    moved = gradients | {name: tie.together(gradients[name]) for name, tie in known.items()}
+    state.optimizer.step(state.parameters, moved, rate)
+    for name, tie in known.items():
+        state.parameters[name][...] = tie.same(state.parameters[name])
 
 
 def _judge(state: State, loss: float, recent: float) -> None:

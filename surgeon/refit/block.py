@@ -23,6 +23,7 @@ from surgeon.graph.order import needs, ordered
 from surgeon.graph.schemas import opsets
 from surgeon.graph.shapes import Shapes, infer
 from surgeon.graph.weights import peek
+from surgeon.refit.keeping import ties_of
 from surgeon.stats.replay import Replay
 from surgeon.stats.weight import FLOATS
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from surgeon.grad.tape import Tape, Value
+    from surgeon.grad.ties import Tie
     from surgeon.reference import Reference
 
     Array = NDArray[Any]
@@ -69,6 +71,7 @@ def reconstruct(
     threads: int = 1,
     limit_bytes: int = 2**31,
     excluded: Callable[[str], bool] = lambda _: False,
+    ties: Mapping[str, Tie] | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Reconstructed:
     """Train the blocks of a graph, in place.
@@ -82,9 +85,12 @@ def reconstruct(
         threads: Threads for onnxruntime.
         limit_bytes: Activations held in memory, per graph, and those of a step.
         excluded: Whether a node or tensor, by name, is to be left alone.
+        ties: Of constants by name, what of them stays zero and what moves together; by default what their values promise.
         progress: Called with 1 after every step of a block.
     """
     made = _Reconstruction(graph, reference, feeds, course, variants, threads, limit_bytes, excluded)
+    if ties is not None:
+        made.ties = ties
     return made.run(progress)
 
 
@@ -116,6 +122,7 @@ class _Reconstruction:
         self.new = Replay(graph, self.shapes.dtypes, feeds, **options)
         self.old = Replay(reference.graph, infer(reference.graph).dtypes, feeds, **options)
         self.found = Reconstructed()
+        self.ties: Mapping[str, Tie] = ties_of(graph)
 
     def run(self, progress: Callable[[int], None]) -> Reconstructed:
         # from the start, for either graph may run ahead of the blocks where something else needs what they make
@@ -188,7 +195,7 @@ class _Reconstruction:
             threads=self.threads,
         )
         start = {name: np.array(peek(constant)) for name, constant in parameters.items()}
-        state = _trained(course, objective, start, samples, learn, held, self.limit, progress)
+        state = _trained(course, objective, start, samples, learn, held, self.ties, self.limit, progress)
         label = targets[-1]
         self.found.errors[label] = (state.before, state.loss)
         self.found.stopped |= {**objective.partial, **objective.stopped}
@@ -249,6 +256,7 @@ def _trained(
     samples: Samples,
     learn: Array,
     held: Array,
+    ties: Mapping[str, Tie],
     limit_bytes: int,
     progress: Callable[[int], None],
 ) -> State:
@@ -258,12 +266,12 @@ def _trained(
     if not untrained > SAME:
         progress(course.steps)
         course = replace(course, steps=0)
-    state = train(objective, start, samples, learn, held, course, progress=progress)
+    state = train(objective, start, samples, learn, held, course, ties=ties, progress=progress)
     if state.improved or not course.steps:
         return state
     # weights that are nearly right already are shaken up by large steps
     careful = replace(course, rate=course.rate * CAREFUL)
-    return train(objective, start, samples, learn, held, careful)
+    return train(objective, start, samples, learn, held, careful, ties=ties)
 
 
 def _carrying(graph: gs.Graph, shapes: Shapes) -> set[str]:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from surgeon.refit.support import solved_on
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from surgeon.refit.through import Activation
 
     Floats = NDArray[np.float32]
+    Flags = NDArray[np.bool_]
     Matrix = NDArray[np.float64]
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -71,15 +74,19 @@ class Effort:
     joint: int = 8
 
 
-def fit(sample: Sample, start: Matrix, effort: Effort = Effort()) -> Fit:
+def fit(sample: Sample, start: Matrix, effort: Effort = Effort(), support: Flags | None = None) -> Fit:
     """The best weights, or ``start`` for each group where nothing does better on held-out places.
 
     Args:
         sample: The places.
         start: The present weights with the bias as last row ``[groups, inputs + 1, outputs]``.
         effort: How much to try.
+        support: Where weights may differ from zero, of the shape of ``start``, which is zero elsewhere; None for everywhere.
     """
-    solved = [_fit(_one(sample, k), start[k], effort) for k in range(len(start))]
+    solved = [
+        _fit(_one(sample, k), start[k], effort, None if support is None else support[k])
+        for k in range(len(start))
+    ]
     scale = max(sum(each.energy for each in solved), TINY)
     before, after = (sum(each.before for each in solved), sum(each.after for each in solved))
     return Fit(np.stack([each.weights for each in solved]), before / scale, after / scale)
@@ -97,7 +104,7 @@ class _Solved(NamedTuple):
     energy: float
 
 
-def _fit(sample: Sample, start: Matrix, effort: Effort) -> _Solved:
+def _fit(sample: Sample, start: Matrix, effort: Effort, support: Flags | None) -> _Solved:
     judge = _Judge(sample)
     best, before = start, judge.error(start)
     least = before
@@ -109,7 +116,7 @@ def _fit(sample: Sample, start: Matrix, effort: Effort) -> _Solved:
     right = (x.T @ t).astype(np.float64)
     if not np.isfinite(right).all():
         return _Solved(start, before, before, judge.energy)
-    found = _strongest(gram, right, start, judge, effort.strengths)
+    found = _strongest(gram, right, start, judge, effort.strengths, support)
     if found is None:
         return _Solved(start, before, before, judge.energy)
     error, ridge, weights = found
@@ -132,14 +139,19 @@ def _fit(sample: Sample, start: Matrix, effort: Effort) -> _Solved:
 
 
 def _strongest(
-    gram: Matrix, right: Matrix, start: Matrix, judge: _Judge, strengths: Sequence[float]
+    gram: Matrix,
+    right: Matrix,
+    start: Matrix,
+    judge: _Judge,
+    strengths: Sequence[float],
+    support: Flags | None,
 ) -> tuple[float, _Ridge, Matrix] | None:
     """The ridge that does best on held-out places: from the middle of the strengths downhill, for most are not needed."""
     tried: dict[int, tuple[float, _Ridge, Matrix]] = {}
 
     def error(k: int) -> float:
         if k not in tried and 0 <= k < len(strengths):
-            ridge = _Ridge.of(gram, strengths[k])
+            ridge = _Ridge.of(gram, strengths[k], support)
             if ridge is not None:
                 weights = ridge.solve(right, start)
                 value = judge.error(weights)
@@ -163,15 +175,21 @@ def _towards(through: Activation, prediction: Floats, target: Floats, other: Flo
 
 @dataclass(frozen=True)
 class _Ridge:
-    """The inverse of the left side of the normal equations, and what pulls towards the start."""
+    """The inverse of the left side of the normal equations, what pulls towards the start, and where weights may be.
+
+    With a support, which each output has for itself, there is the left side instead of its inverse.
+    """
 
     inverse: Matrix
     penalty: NDArray[np.float64]
+    support: Flags | None = None
 
     @staticmethod
-    def of(gram: Matrix, strength: float) -> _Ridge | None:
+    def of(gram: Matrix, strength: float, support: Flags | None = None) -> _Ridge | None:
         penalty = np.full(len(gram), strength * scale_of(gram))
         penalty[-1] = BIAS_STRENGTH * max(gram[-1, -1], 1.0)
+        if support is not None:
+            return _Ridge(gram + np.diag(penalty), penalty, support)
         try:
             inverse = np.asarray(np.linalg.inv(gram + np.diag(penalty)), np.float64)
         except np.linalg.LinAlgError:
@@ -179,7 +197,11 @@ class _Ridge:
         return _Ridge(inverse, penalty) if np.isfinite(inverse).all() else None
 
     def solve(self, right: Matrix, start: Matrix) -> Matrix:
-        return np.asarray(self.inverse @ (right + self.penalty[:, None] * start))
+        whole = right + self.penalty[:, None] * start
+        if self.support is None:
+            return np.asarray(self.inverse @ whole)
+        solved = solved_on(whole[None], self.inverse[None], self.support[None], start[None])
+        return np.asarray(solved[0])
 
 
 def scale_of(gram: Matrix) -> float:

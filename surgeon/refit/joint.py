@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
     Matrix = NDArray[np.float64]
+    Supports = tuple[NDArray[np.bool_] | None, NDArray[np.bool_] | None]
 
 STEPS = 8
 EVERY = 4  # the second weights are solved anew after so many steps
@@ -53,7 +54,13 @@ class Both:
 
 
 def fit_both(
-    linked: Linked, between: Activation, wanted: Wanted, first: Matrix, second: Matrix, steps: int = STEPS
+    linked: Linked,
+    between: Activation,
+    wanted: Wanted,
+    first: Matrix,
+    second: Matrix,
+    steps: int = STEPS,
+    supports: Supports = (None, None),
 ) -> tuple[Both, Both]:
     """Fit both operators.
 
@@ -64,6 +71,7 @@ def fit_both(
         first: The present weights of the first operator, ``[groups, inputs + 1, outputs]``.
         second: Those of the second one.
         steps: Steps for the first weights.
+        supports: Where the first and the second weights may differ from zero, each of their shape; None for everywhere.
 
     Returns:
         Where it started, and the best that was found, which may be the same.
@@ -71,7 +79,7 @@ def fit_both(
     if not wanted.held_out.any() or wanted.held_out.all():
         start = Both(first, second, 0.0)
         return start, start
-    search = _Search(linked, between, wanted, first, second)
+    search = _Search(linked, between, wanted, first, second, supports)
     start = best = search.state()
     for step in range(steps):
         if step % EVERY == 0:
@@ -88,8 +96,15 @@ def fit_both(
 
 class _Search:
     def __init__(
-        self, linked: Linked, between: Activation, wanted: Wanted, first: Matrix, second: Matrix
+        self,
+        linked: Linked,
+        between: Activation,
+        wanted: Wanted,
+        first: Matrix,
+        second: Matrix,
+        supports: Supports,
     ) -> None:
+        self.supports = supports
         self.linked, self.between, self.wanted = linked, between, wanted
         self.first, self.second = first, second
         self.ones = np.full((*linked.links.shape[:2], 1), wanted.biased, np.float32)
@@ -133,7 +148,7 @@ class _Search:
             wanted.held_out,
             wanted.through,
         )
-        self.second = fit(sample, self.second, SECOND).weights
+        self.second = fit(sample, self.second, SECOND, self.supports[1]).weights
         self.result = self._product(self.rows)
         self.direction = None
 
@@ -144,7 +159,8 @@ class _Search:
         slope = self._slope()
         groups = len(self.first)
         gradient = self.linked.first_gradient(self.linked.scattered(back) * slope, groups)
-        downhill = -(self.inverse @ gradient)
+        gradient = self._supported(gradient)
+        downhill = self._supported(-(self.inverse @ gradient))
         if self.direction is not None:
             turn = float(-(downhill * (gradient - self.gradient)).sum()) / self.length
             downhill = downhill + max(turn, 0.0) * self.direction
@@ -160,6 +176,11 @@ class _Search:
         self.first = self.first + size * downhill
         self._evaluate()
         return True
+
+    def _supported(self, weights: Matrix) -> Matrix:
+        """Without what the first operator has to leave zero."""
+        support = self.supports[0]
+        return weights if support is None else np.where(support, weights, 0.0)
 
     def _residual(self) -> Floats:
         """Result minus target at the places that are fitted, less where the activation behind is flat."""

@@ -26,8 +26,6 @@ def on_support(
 ) -> Matrix:
     """The weights nearest to ``ideal``, as ``hessian`` measures it, that are zero outside of ``support``.
 
-    Hestenes and Stiefel, https://doi.org/10.6028/jres.049.044, preconditioned with the diagonal.
-
     Args:
         ideal: ``[groups, rows, outputs]``.
         hessian: ``[groups, rows, rows]``, positive definite.
@@ -36,9 +34,24 @@ def on_support(
         steps: The most steps.
         enough: The share of the first residual, as the preconditioner measures it, that may be left.
     """
+    return solved_on(hessian @ ideal, hessian, support, start, steps)
+
+
+def solved_on(right: Matrix, hessian: Matrix, support: Flags, start: Matrix, steps: int = STEPS) -> Matrix:
+    """The weights that are zero outside of ``support``, and inside solve ``hessian @ weights = right``.
+
+    Hestenes and Stiefel, https://doi.org/10.6028/jres.049.044, preconditioned with the diagonal.
+
+    Args:
+        right: ``[groups, rows, outputs]``.
+        hessian: ``[groups, rows, rows]``, positive definite.
+        support: Where weights may differ from zero, of the shape of ``right``.
+        start: Where the search starts, of the same shape.
+        steps: The most steps.
+    """
     scale = 1 / np.diagonal(hessian, axis1=1, axis2=2)[:, :, None]
     found = np.where(support, start, 0.0)
-    wanted = np.where(support, hessian @ ideal, 0.0)
+    wanted = np.where(support, right, 0.0)
     residual = np.where(support, wanted - hessian @ found, 0.0)
     direction = scale * residual
     size = _product(residual, direction)

@@ -16,8 +16,9 @@ import onnx_graphsurgeon as gs
 from surgeon.axes import Keep, mask
 from surgeon.refit.behind import beside, changed, kept_weight, touched
 from surgeon.refit.carry import get_weight, set_weight
-from surgeon.refit.fit import Effort, Sample, fit
+from surgeon.refit.fit import Effort, Sample
 from surgeon.refit.joint import Wanted, fit_both
+from surgeon.refit.keeping import Promised, best
 from surgeon.refit.merge import Folding, Merges
 from surgeon.refit.norms import is_norm, refit_norm
 from surgeon.refit.pair import Layout, Linked, Pair, pair_before
@@ -123,10 +124,11 @@ class Sweep:
         self.analysis, self.graph, self.keep, self.old = analysis, smaller, keep, original
         self.draw, self.effort = draw, effort
         self.outputs = {tensor.name for tensor in smaller.outputs}
+        self.promised = Promised()
         self.nodes = {node.outputs[0].name: node for node in smaller.nodes if node.outputs}
         self.dirty = changed(analysis, keep)
-        self.projections = Projections(analysis, keep, self.nodes, self._is_free)
-        self.merges = Merges(analysis, keep if merge else {}, self.nodes, self._is_free)
+        self.projections = Projections(analysis, keep, self.nodes, self._may_mix)
+        self.merges = Merges(analysis, keep if merge else {}, self.nodes, self._may_mix)
         visited = self.dirty | self.projections.makers | self.merges.makers
         self.work = [
             (op, views)
@@ -155,7 +157,11 @@ class Sweep:
             pair = pair_before(view, makers, self.nodes, self.outputs)
             if pair is not None and pair.first.op.node.outputs[0].name in self.new.made:
                 found[id(view)] = pair
-        return found
+        return {key: pair for key, pair in found.items() if not self.promised.share(pair.first, pair.second)}
+
+    def _may_mix(self, view: Linear) -> bool:
+        """Whether channels may be mixed: of weights with zeros, or few values, neither would be left."""
+        return self._is_free(view) and self.promised.of(view) is None
 
     def _is_free(self, view: Linear) -> bool:
         """A shared weight stays one, and what the model gives out before its bias is added stays what it is."""
@@ -280,7 +286,8 @@ class Sweep:
         self.old.advance(sorted({target.tensor} if target is not None else view.target_reads))
         self.new.advance(sorted(wanted))
         start = get_weight(view, self.nodes)
-        found = fit(self._sample(view, node, start, target), start, self.effort)
+        sample = self._sample(view, node, start, target)
+        found = best(sample, start, self.promised.kept(view, start), self.effort)
         set_weight(view, self.nodes, found.weights)
         after = found.after
         if id(view) in self.pairs and target is not None:
@@ -316,13 +323,15 @@ class Sweep:
             target.through,
             biased=pair.second.bias is not None,
         )
-        start, best = fit_both(Linked.joined(parts), pair.through, wanted, first, second, self.effort.joint)
-        if not best.error < start.error:
+        supports = (self.promised.places(pair.first, first), self.promised.places(pair.second, second))
+        linked, steps = Linked.joined(parts), self.effort.joint
+        start, found = fit_both(linked, pair.through, wanted, first, second, steps, supports)
+        if not found.error < start.error:
             return 1.0
-        set_weight(pair.first, self.nodes, best.first)
-        set_weight(pair.second, self.nodes, best.second)
+        set_weight(pair.first, self.nodes, found.first)
+        set_weight(pair.second, self.nodes, found.second)
         self.new.again(pair.nodes, pair.hidden)
-        return best.error / start.error
+        return found.error / start.error
 
     def _sample(
         self, view: Linear, node: gs.Node, start: NDArray[np.float64], target: Target | None

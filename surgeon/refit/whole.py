@@ -17,6 +17,7 @@ from surgeon.graph.copy import copy_of
 from surgeon.graph.schemas import opsets
 from surgeon.graph.shapes import infer
 from surgeon.graph.weights import peek
+from surgeon.refit.keeping import ties_of
 from surgeon.stats.weight import FLOATS
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ def train_whole(
         augment=lesson.augment,
         judged=lesson.judged,
         teach=lesson.teach,
+        ties=ties_of(graph),
         checkpoint=checkpoint,
         fingerprint=fingerprint,
         progress=progress,

@@ -1,0 +1,225 @@
+"""Fitting weights that promise something: zeros stay zero, and few values stay these values.
+
+See `surgeon.stats.promises`. Closed-form fits take the best weights among those that are zero where they have to be, and
+of those the nearest that are values of the table, as the matrix of the regression measures nearness. Training moves
+what is one value together, and zeros not at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from surgeon.grad.ties import Tie
+from surgeon.graph.weights import peek
+from surgeon.refit.constrained import fit_constrained
+from surgeon.refit.fit import fit
+from surgeon.refit.rounding import distance, fed_back, visited
+from surgeon.refit.support import on_support
+from surgeon.stats.promises import channels_of, promise_of, promises_of
+from surgeon.stats.weight import weight_chain, weight_values
+
+if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
+    from numpy.typing import NDArray
+
+    from surgeon.refit.constrained import Constrained
+    from surgeon.refit.fit import Effort, Fit, Sample
+    from surgeon.refit.rounding import Allowed
+    from surgeon.stats.linear import Linear
+    from surgeon.stats.promises import Promise
+
+    Array = NDArray[Any]
+    Matrix = NDArray[np.float64]
+    Flags = NDArray[np.bool_]
+
+SWEEPS = 2
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a product's weights keep.
+
+    Attributes:
+        support: Where they may differ from zero, ``[groups, inputs, outputs]``; None for everywhere.
+        table: The values they may have, ascending, the last one repeated, ``[groups or 1, outputs or 1, values]``; None for any.
+    """
+
+    support: Flags | None
+    table: Matrix | None
+
+    @staticmethod
+    def of(promise: Promise, now: Array) -> Kept:
+        """The zeros and values that weights have now.
+
+        Args:
+            promise: Of the weights these were made of.
+            now: ``[groups, inputs, outputs]``.
+        """
+        support = np.asarray(now != 0) if promise.zeros else None
+        table = None if not promise.sharing else _table(now, per_channel=promise.sharing == "channel")
+        return Kept(support, table)
+
+    @property
+    def places(self) -> Flags | None:
+        """The support with the bias as last row, which is free."""
+        return None if self.support is None else with_bias(self.support)
+
+    def constraint(
+        self, inner: Allowed | None = None, *, ordered: bool = True, sweeps: int = SWEEPS
+    ) -> Keeping:
+        """The constraint on the weights.
+
+        Args:
+            inner: What else they may be, such as numbers of a grid; not asked where there is a table.
+            ordered: Whether the inputs with the largest mean square come first.
+            sweeps: How often all weights are visited again.
+
+        Raises:
+            ValueError: There is neither a table nor anything else.
+        """
+        allowed = Table(self.table) if self.table is not None else inner
+        if allowed is None:
+            raise ValueError("weights without a table may be anything where they are not zero")
+        return Keeping(allowed, self.support, ordered=ordered, sweeps=sweeps)
+
+
+@dataclass
+class Promised:
+    """What the weights of a graph's products promise; each is looked at once, when it is asked for."""
+
+    _known: dict[tuple[str, int], Promise | None] = field(default_factory=dict)
+
+    def of(self, view: Linear) -> Promise | None:
+        """What the weight of a product promises; None for nothing."""
+        key = (str(view.op.node.outputs[0].name), view.weight)
+        if key not in self._known:
+            node = view.op.node
+            self._known[key] = promise_of(view.matrices(node, weight_values(node.inputs[view.weight])))
+        return self._known[key]
+
+    def kept(self, view: Linear, weights: Matrix) -> Kept | None:
+        """What present weights ``[groups, inputs + 1, outputs]``, the bias last, keep; None for nothing."""
+        promise = self.of(view)
+        return None if promise is None else Kept.of(promise, weights[:, :-1])
+
+    def places(self, view: Linear, weights: Matrix) -> Flags | None:
+        """Where these weights may differ from zero; None for everywhere."""
+        kept = self.kept(view, weights)
+        return None if kept is None else kept.places
+
+    def share(self, *views: Linear) -> bool:
+        """Whether the weights of any of these products have few values."""
+        promises = [self.of(view) for view in views]
+        return any(each is not None and each.sharing for each in promises)
+
+
+def best(sample: Sample, start: Matrix, kept: Kept | None, effort: Effort) -> Fit | Constrained:
+    """The best weights that keep what they have to, or ``start`` where nothing does better on held-out places.
+
+    Args:
+        sample: The places.
+        start: The present weights with the bias as last row ``[groups, inputs + 1, outputs]``.
+        kept: What they keep; None for nothing.
+        effort: How much to try.
+    """
+    if kept is None or kept.table is None:
+        return fit(sample, start, effort, None if kept is None else kept.places)
+    return fit_constrained(sample, start, start, kept.constraint(), effort)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Values as what weights may be; see `surgeon.refit.rounding.Allowed`.
+
+    Attributes:
+        values: ``[groups or 1, outputs or 1, values]``, ascending.
+    """
+
+    values: Matrix
+
+    def nearest(self, weights: Matrix, rows: Any = slice(None)) -> Matrix:
+        """The nearest values, ``[groups, rows, outputs]``."""
+        del rows
+        if self.values.shape[:2] == (1, 1):
+            table = self.values[0, 0]
+            return np.asarray(table[np.searchsorted((table[1:] + table[:-1]) / 2, weights)])
+        found = np.zeros(weights.shape, np.int64)
+        middle = (self.values[..., 1:] + self.values[..., :-1]) / 2
+        for k in range(middle.shape[2]):
+            found += weights > middle[:, None, :, k]
+        whole = np.broadcast_to(self.values, (weights.shape[0], weights.shape[2], self.values.shape[2]))
+        return np.take_along_axis(whole.swapaxes(1, 2), found, axis=1)
+
+    def arranged(self, order: NDArray[np.int64]) -> Table:
+        """The same: all rows have the same values."""
+        del order
+        return self
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """The constraint that weights are allowed numbers, and zero in given places; see `surgeon.refit.constrained.Constraint`.
+
+    Attributes:
+        inner: The numbers.
+        support: Where weights may differ from zero, ``[groups, inputs, outputs]``; None for everywhere.
+        ordered: Whether the inputs with the largest mean square come first.
+        sweeps: How often all weights are visited again.
+    """
+
+    inner: Allowed
+    support: Flags | None
+    ordered: bool = True
+    sweeps: int = SWEEPS
+
+    def nearest(self, weights: Matrix, rows: Any = slice(None)) -> Matrix:
+        """The allowed numbers nearest to some rows of the weights, ``[groups, rows, outputs]``."""
+        found = self.inner.nearest(weights, rows)
+        return found if self.support is None else np.where(self.support[:, rows], found, 0.0)
+
+    def arranged(self, order: NDArray[np.int64]) -> Keeping:
+        """The same for rows in another order, ``[groups, rows]``."""
+        support = self.support
+        if support is not None:
+            support = np.take_along_axis(support, order[:, :, None], axis=1)
+        return replace(self, inner=self.inner.arranged(order), support=support)
+
+    def __call__(self, ideal: Matrix, hessian: Matrix) -> Matrix:
+        """Allowed weights near to ``ideal``, ``[groups, inputs + 1, outputs]``, the bias last, which is free."""
+        if self.support is not None:
+            ideal = on_support(ideal, hessian, with_bias(self.support), ideal)
+        plain = np.concatenate([self.nearest(ideal[:, :-1]), ideal[:, -1:]], axis=1)
+        found = fed_back(self, ideal, hessian, ordered=self.ordered)
+        better = distance(found, ideal, hessian) < distance(plain, ideal, hessian)
+        found = np.where(better[:, None], found, plain)
+        for _ in range(self.sweeps):
+            found = visited(self, found, ideal, hessian)
+        return found
+
+
+def with_bias(support: Flags) -> Flags:
+    """The support with the bias as last row, which is free."""
+    return np.concatenate([support, np.ones_like(support[:, :1])], axis=1)
+
+
+def ties_of(graph: gs.Graph) -> dict[str, Tie]:
+    """What training keeps, by the names of the constants that weights are made of."""
+    found = {}
+    for name, (weight, promise) in promises_of(graph).items():
+        stored = peek((weight_chain(weight.tensor) or [weight.tensor])[0])
+        channels = channels_of(weight) if promise.sharing == "channel" else None
+        found[name] = Tie.of(stored, channels, shared=bool(promise.sharing))
+    return found
+
+
+def _table(values: Array, *, per_channel: bool) -> Matrix:
+    exact = values.astype(np.float64)
+    if not per_channel:
+        return np.unique(exact)[None, None]
+    groups, _, outputs = exact.shape
+    columns = [[np.unique(exact[g, :, o]) for o in range(outputs)] for g in range(groups)]
+    longest = max(len(each) for row in columns for each in row)
+    return np.array([[np.pad(each, (0, longest - len(each)), "edge") for each in row] for row in columns])

@@ -1,0 +1,159 @@
+"""What the values of a weight promise: zeros that stay zero, and few values that stay few.
+
+Promises are read off the values themselves, so that they hold from one run to the next. Trained weights are hardly ever
+zero, and hardly ever equal to one another: where a hundredth of them are zero, or a value occurs several times over, somebody
+made them so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from surgeon.stats.matrices import weights_of
+from surgeon.stats.weight import moved, weight_chain, weight_values
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import onnx_graphsurgeon as gs
+    from numpy.typing import NDArray
+
+    from surgeon.stats.matrices import Weight
+
+    Array = NDArray[Any]
+    Sharing = Literal["", "channel", "tensor"]
+
+FEWEST_ZEROS = 0.01  # of a weight; rounding to 8 bits makes about as many by chance
+MOST_VALUES = 256
+EACH = 4  # times that a value other than zero occurs in the mean
+GRID = 16  # more values than these, evenly spaced, are what rounding has left, and nobody's table
+OFF_GRID = 0.02  # of a step
+ROWS = 2**16  # numbers that are looked at at once
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What a weight keeps.
+
+    Attributes:
+        zeros: Whether what is zero stays zero.
+        sharing: Where its different values are few and stay so: in the whole ``tensor``, in each output ``channel``, or
+            nowhere.
+        values: How many: of the tensor, or of the channel that has most; 0 without sharing.
+    """
+
+    zeros: bool
+    sharing: Sharing = ""
+    values: int = 0
+
+
+def promise_of(matrices: Array) -> Promise | None:
+    """What the values of a weight promise; None for nothing.
+
+    Args:
+        matrices: ``[groups, ..., outputs]``: an output channel is a group's output.
+    """
+    filled = int(np.count_nonzero(matrices))
+    zeros = matrices.size - filled
+    kept = zeros >= max(FEWEST_ZEROS * matrices.size, 1)
+    sharing, values = _shared(matrices, filled, bool(zeros))
+    return Promise(kept, sharing, values) if kept or sharing else None
+
+
+def promises_of(graph: gs.Graph) -> dict[str, tuple[Weight, Promise]]:
+    """The weights of a graph that promise something, by the names of the constants they are made of."""
+    found: dict[str, tuple[Weight, Promise]] = {}
+    for weight in weights_of(graph):
+        promise = promise_of(weight.matrices())
+        if promise is not None:
+            found.setdefault(weight.name, (weight, promise))
+    return found
+
+
+def noted(graph: gs.Graph) -> list[dict[str, Any]]:
+    """The same for a report: name, zeros that stay, and how many different values, per tensor or channel."""
+    result = []
+    for name, (weight, promise) in promises_of(graph).items():
+        values = weight_values(weight.tensor)
+        result.append(
+            {
+                "name": name,
+                "zeros": int(values.size - np.count_nonzero(values)) if promise.zeros else None,
+                "values": promise.values or None,
+                "per": promise.sharing or None,
+            }
+        )
+    return result
+
+
+def channels_of(weight: Weight) -> NDArray[np.int64]:
+    """The output channel of every number of the constant that a weight is made of, in its shape."""
+    values = weight_values(weight.tensor)
+    shape = weight.matrices().shape
+    numbers = np.arange(shape[0] * shape[-1]).reshape(shape[0], *[1] * (len(shape) - 2), shape[-1])
+    inside = weight.outer(np.broadcast_to(numbers, shape), values.shape)
+    chain = weight_chain(weight.tensor) or [weight.tensor]
+    places = np.arange(values.size).reshape(chain[0].shape)
+    for each in chain[1:]:
+        places = moved(each.inputs[0], places)
+    result = np.empty(values.size, np.int64)
+    result[places.ravel()] = inside.ravel()
+    return result.reshape(chain[0].shape)
+
+
+def _shared(matrices: Array, filled: int, zero: bool) -> tuple[Sharing, int]:
+    table = _table(matrices)
+    if table is not None and len(table) + zero > 1 and len(table) * EACH <= filled:
+        return ("", 0) if _is_grid(table) else ("tensor", len(table) + zero)
+    found = _most_values(matrices, filled)
+    return ("channel", found) if found else ("", 0)
+
+
+def _table(matrices: Array) -> Array | None:
+    """The values other than zero, ascending; None where there are too many."""
+    known = np.zeros(0, matrices.dtype)
+    flat = matrices.reshape(-1)
+    for start in range(0, flat.size, ROWS):
+        known = np.union1d(known, flat[start : start + ROWS])
+        if len(known) > MOST_VALUES + 1:
+            return None
+    known = known[known != 0]
+    return known if len(known) <= MOST_VALUES else None
+
+
+def _most_values(matrices: Array, filled: int) -> int:
+    """The number of different values in the channel that has most; 0 where they are too many, or rounded ones."""
+    columns = np.moveaxis(matrices, -1, 1).reshape(matrices.shape[0] * matrices.shape[-1], -1)
+    pairs = most = 0
+    rounded = False
+    for rows in _some_rows(columns):
+        ordered = np.sort(rows, axis=1)
+        first = np.ones(ordered.shape, bool)
+        first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+        counts = (first & (ordered != 0)).sum(axis=1)
+        pairs += int(counts.sum())
+        if counts.max() > MOST_VALUES or pairs * EACH > filled:
+            return 0
+        largest = int(counts.argmax())
+        if counts[largest] >= most:
+            most = int(first[largest].sum())
+            rounded = _is_grid(ordered[largest][first[largest]])
+    return 0 if rounded or most < 2 else most
+
+
+def _some_rows(columns: Array) -> Iterator[Array]:
+    step = max(ROWS // max(columns.shape[1], 1), 1)
+    for start in range(0, len(columns), step):
+        yield columns[start : start + step]
+
+
+def _is_grid(table: Array) -> bool:
+    """Whether many values are all multiples of one step, as 8-bit numbers are that were made floats again."""
+    if len(table) <= GRID:
+        return False
+    exact = table.astype(np.float64)
+    ratios = exact / np.diff(exact).min()
+    return bool((np.abs(ratios - np.rint(ratios)) < OFF_GRID).all())
