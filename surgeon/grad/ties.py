@@ -17,10 +17,10 @@ FIXED = 0
 
 @dataclass(frozen=True)
 class Tie:
-    """What of a parameter stays zero, and what moves together.
+    """What of a parameter stays as it is, and what moves together.
 
     Attributes:
-        free: Which numbers may differ from zero, in the shape of the parameter.
+        free: Which numbers may change, in the shape of the parameter.
         labels: In the same shape, the same number for what is one value, `FIXED` for what is not free; None where everything
             that is free moves by itself.
     """
@@ -30,10 +30,10 @@ class Tie:
 
     @staticmethod
     def of(values: Array, channels: Array | None = None, *, shared: bool) -> Tie:
-        """What is zero stays zero.
+        """What is zero stays so.
 
         Args:
-            values: Of the parameter.
+            values: Of the parameter, or what its numbers stand for.
             channels: The channel of each number, broadcastable, where each has values of its own.
             shared: Whether equal numbers stay equal.
         """
@@ -48,7 +48,7 @@ class Tie:
         return Tie(free, np.where(free, labels + 1, FIXED))
 
     def together(self, gradient: Array) -> Array:
-        """The gradient with nothing for what stays zero, and its mean over what is one value for each place of that."""
+        """The gradient with nothing for what stays as it is, and its mean over what is one value for each place of that."""
         if self.labels is None:
             return np.where(self.free, gradient, gradient.dtype.type(0))
         flat = self.labels.ravel()
@@ -58,11 +58,25 @@ class Tie:
         return np.asarray(means.astype(gradient.dtype)[self.labels])
 
     def same(self, values: Array) -> Array:
-        """What is one value as the first of its places has it, and zero what stays zero."""
+        """What is one value as the first of its places has it."""
         if self.labels is None:
-            return np.where(self.free, values, values.dtype.type(0))
+            return values
         flat = self.labels.ravel()
         table = np.zeros(int(flat.max(initial=0)) + 1, values.dtype)
         table[flat[::-1]] = values.ravel()[::-1]
-        table[FIXED] = 0
-        return np.asarray(table[self.labels])
+        return np.where(self.free, table[self.labels], values)
+
+    def arranged(self, places: Array, shape: tuple[int, ...]) -> Tie:
+        """The same for a parameter that is stored otherwise.
+
+        Args:
+            places: Where each number is among those that are stored, in the shape of these.
+            shape: In which they are stored.
+        """
+        free = np.zeros(places.size, bool)
+        free[places.ravel()] = self.free.ravel()
+        if self.labels is None:
+            return Tie(free.reshape(shape))
+        labels = np.zeros(places.size, np.int64)
+        labels[places.ravel()] = self.labels.ravel()
+        return Tie(free.reshape(shape), labels.reshape(shape))

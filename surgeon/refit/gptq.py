@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from surgeon.refit.biases import drop_zero_biases, give_biases
+from surgeon.refit.keeping import Kept, of_originals
 from surgeon.refit.rounding import Rounded
 from surgeon.refit.settle import Settled, settle
 from surgeon.stats.grid import grid_of
-from surgeon.stats.weight import is_rounded
+from surgeon.stats.weight import is_rounded, weight_values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,14 +45,20 @@ def round_again(
         sweeps: How often all weights are visited again.
         options: Those of `surgeon.refit.settle.settle`.
     """
+    given = give_biases(graph)
+    promised = of_originals(graph, reference)
 
     def constrain(view: Linear) -> Constraint | str:
-        tensor = view.op.node.inputs[view.weight]
+        node, tensor = view.op.node, view.op.node.inputs[view.weight]
         if not is_rounded(tensor):
             return "its weight is not rounded"
-        return Rounded.of(view, view.op.node, grid_of(tensor), ordered=ordered, sweeps=sweeps)
+        grid = Rounded.of(view, node, grid_of(tensor), ordered=ordered, sweeps=sweeps)
+        promise = promised.get((id(node), view.weight))
+        if promise is None:
+            return grid
+        now = view.matrices(node, weight_values(tensor).astype(np.float64))
+        return Kept.of(promise, now).constraint(grid, ordered=ordered, sweeps=sweeps)
 
-    given = give_biases(graph)
     result = settle(graph, reference, feeds, constrain, **options)
     drop_zero_biases(graph, given)
     return result

@@ -18,6 +18,8 @@ from surgeon.refit.constrained import fit_constrained
 from surgeon.refit.fit import fit
 from surgeon.refit.rounding import distance, fed_back, visited
 from surgeon.refit.support import on_support
+from surgeon.refit.twins import Twins
+from surgeon.stats.grid import grid_of, integers_of
 from surgeon.stats.promises import channels_of, promise_of, promises_of
 from surgeon.stats.weight import weight_chain, weight_values
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
     from numpy.typing import NDArray
 
+    from surgeon.reference import Reference
     from surgeon.refit.constrained import Constrained
     from surgeon.refit.fit import Effort, Fit, Sample
     from surgeon.refit.rounding import Allowed
@@ -213,6 +216,40 @@ def ties_of(graph: gs.Graph) -> dict[str, Tie]:
         channels = channels_of(weight) if promise.sharing == "channel" else None
         found[name] = Tie.of(stored, channels, shared=bool(promise.sharing))
     return found
+
+
+def of_originals(graph: gs.Graph, reference: Reference) -> dict[tuple[int, int], Promise]:
+    """What weights of a changed graph, stored otherwise, have to keep: what those of the original promise.
+
+    Returns:
+        By the identity of an operator, and which of its inputs is the weight.
+    """
+    promised, found = Promised(), {}
+    for twin in Twins.of(graph, reference).found:
+        promise = promised.of(twin.original)
+        if promise is not None:
+            found[id(twin.node), twin.view.weight] = promise
+    return found
+
+
+def tie_of(view: Linear, tensor: gs.Tensor, promise: Promise) -> Tie:
+    """What training keeps of a weight that is stored as integers, for numbers stored in their places.
+
+    Args:
+        view: The product whose weight it is.
+        tensor: The weight, behind a DequantizeLinear.
+        promise: Of the weight it was made of.
+    """
+    grid = grid_of(tensor)
+    numbers = grid.numbers(integers_of(tensor))
+    channels = None
+    if promise.sharing == "channel":
+        groups, inputs, outputs = view.matrices(view.op.node, numbers).shape
+        columns = np.arange(groups * outputs).reshape(groups, 1, outputs)
+        channels = view.weights(np.broadcast_to(columns, (groups, inputs, outputs)), numbers.shape)
+    tie = Tie.of(numbers, channels, shared=bool(promise.sharing))
+    stored = (weight_chain(tensor) or [tensor])[0]
+    return tie.arranged(grid.places, tuple(stored.shape))
 
 
 def _table(values: Array, *, per_channel: bool) -> Matrix:

@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 from surgeon.graph.copy import copy_of
 from surgeon.graph.weights import peek
 from surgeon.refit.block import Reconstructed, reconstruct
+from surgeon.refit.keeping import of_originals, tie_of
 from surgeon.refit.twins import Twins
 from surgeon.stats.grid import Grid, grid_of, integers_of
 from surgeon.stats.weight import is_rounded, is_shared, weight_chain, weight_values
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from surgeon.grad.ties import Tie
     from surgeon.grad.train import Course
     from surgeon.reference import Reference
 
@@ -76,7 +78,7 @@ def learn_rounding(
         progress: Called with 1 after every step of a block.
     """
     work = copy_of(graph)
-    soft, left = _soften(work, reference, excluded)
+    soft, left, ties = _soften(work, reference, excluded)
     _rename(work)
     others = {
         tensor.name for node in work.nodes for tensor in node.inputs if isinstance(tensor, gs.Constant)
@@ -89,6 +91,7 @@ def learn_rounding(
         threads=threads,
         limit_bytes=limit_bytes,
         excluded=lambda name: name in others,
+        ties=ties,
         progress=progress,
     )
     changed = total = 0
@@ -111,11 +114,18 @@ def learn_rounding(
 
 def _soften(
     graph: gs.Graph, reference: Reference, excluded: Callable[[str], bool]
-) -> tuple[dict[str, tuple[gs.Constant, Grid]], dict[str, str]]:
-    """Let weights be numbers of steps that are rounded; returns them by the name they had, and what is left."""
+) -> tuple[dict[str, tuple[gs.Constant, Grid]], dict[str, str], dict[str, Tie]]:
+    """Let weights be numbers of steps that are rounded.
+
+    Returns:
+        The numbers by the name the weight had, what is left, and what of the numbers, by their own names, stays zero or moves
+        together: what the original's weight promises.
+    """
     twins = Twins.of(graph, reference)
     soft: dict[str, tuple[gs.Constant, Grid]] = {}
     left = dict(twins.left)
+    promised = of_originals(graph, reference)
+    ties: dict[str, Tie] = {}
     for twin in twins.found:
         tensor = twin.node.inputs[twin.view.weight]
         if any(excluded(name) for name in (twin.node.name, tensor.name) if name):
@@ -130,8 +140,12 @@ def _soften(
             chain: Any = weight_chain(tensor)
             theirs = twin.original.op.node.inputs[twin.original.weight]
             name = chain[0].name
+            promise = promised.get((id(twin.node), twin.view.weight))
+            tie = None if promise is None else tie_of(twin.view, tensor, promise)
             soft[name] = _rounded_on_the_way(graph, chain[0], tensor, weight_values(theirs))
-    return soft, left
+            if tie is not None:
+                ties[soft[name][0].name] = tie
+    return soft, left, ties
 
 
 def _rounded_on_the_way(

@@ -19,6 +19,8 @@ from surgeon.graph.order import bodies, captured
 from surgeon.graph.weights import data_type
 from surgeon.scaling.registry import SCALINGS
 from surgeon.scaling.solve import FIXED, Equations, solve
+from surgeon.stats.matrices import Weight
+from surgeon.stats.promises import promise_of
 from surgeon.stats.weight import weight_chain, weight_shape, weight_values
 
 if TYPE_CHECKING:
@@ -158,6 +160,10 @@ class Fields:
         chain = weight_chain(demand.tensor)
         if chain is None or not all(_type_of(self, each) in WHOLE for each in chain):
             return f"{demand.op.name}: its weights are no constant 32-bit floats"
+        if demand.rows is not None:
+            promise = promise_of(Weight(demand.op.node, demand.index).matrices())
+            if promise is not None and promise.sharing:
+                return f"{demand.op.name}: its weights have {promise.values} values, and would have more"
         return ""
 
     def _channels(self, name: str) -> Array:
