@@ -110,12 +110,15 @@ class Quantize(Pass):
         from surgeon.graph.load import from_model
         from surgeon.graph.save import to_model
         from surgeon.graph.source import source_of
+        from surgeon.stats.promises import noted
 
         if to_model(graph).ByteSize() > _LARGEST:
             raise GateError("models over 2 GB cannot be quantized", where="pass quantize", hint="prune first")
         with tempfile.TemporaryDirectory(prefix="surgeon-quantize-") as folder, _quiet():
             scaled = self._with_steps(graph, context, Path(folder))
             model = self._quantized(to_model(scaled), context, Path(folder))
+        if kept := noted(scaled if self.mode == "fp16" else context.unrounded):
+            context.record["kept"] = kept
         result = from_model(model)
         result.surgeon_source = source_of(graph) or source_of(result)
         return result

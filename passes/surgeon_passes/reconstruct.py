@@ -68,6 +68,7 @@ class Reconstruct(Pass):
 
         from surgeon.grad.train import Course
         from surgeon.refit.block import find_trainable, reconstruct
+        from surgeon.stats.promises import noted
         from surgeon_passes.training.excluded import excluded_by
 
         if context.reference is None:
@@ -100,6 +101,8 @@ class Reconstruct(Pass):
             )
         context.record["variants"] = len(more) // len(feeds)
         _describe(found, context, self.memory, time.perf_counter() - started)
+        if kept := noted(graph):
+            context.record["kept"] = kept
         return graph
 
     def _variants(self, graph: Graph, feeds: list[Feeds], context: Context) -> list[Feeds]:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from surgeon.stats.promises import noted
+
 if TYPE_CHECKING:
     from surgeon.passes import Context
     from surgeon.refit.sweep import Refitted
@@ -43,6 +45,8 @@ def describe(refitted: Refitted, found: Cut, cutting: Cutting, context: Context)
             for name, each in refitted.products.items()
         ],
     }
+    if kept := noted(found.graph):
+        context.record["kept"] = kept
     measured = cutting.ranking.eliminator
     if measured.curves:
         context.record["curves"] = {name: _curve(cutting, name) for name in measured.curves}

@@ -93,6 +93,29 @@ def in_blocks(rows: NDArray[np.float32], block: int, bits: int, *, symmetric: bo
     return Blocks(steps.astype(np.uint8), scales, zeros.astype(np.uint8), bits)
 
 
+def with_common_scale(
+    rows: NDArray[np.float32], block: int, bits: int, *, symmetric: bool, whole: bool
+) -> Blocks:
+    """The same with one scale for all blocks of a row, so that what is equal stays equal.
+
+    Args:
+        rows: ``[rows, length]``.
+        block: How many numbers a block has.
+        bits: 4 or 8.
+        symmetric: See `in_blocks`.
+        whole: Whether all rows have the same scale.
+    """
+    count, length = rows.shape
+    flat = np.ascontiguousarray(rows.reshape(1, -1) if whole else rows)
+    one = in_blocks(flat, flat.shape[1], bits, symmetric=symmetric)
+    blocks = -(-length // block)
+    zeros = np.broadcast_to(one.zeros, (count, blocks)).copy()
+    scales = np.broadcast_to(one.scales, (count, blocks)).copy()
+    steps = np.repeat(zeros, block, axis=1)
+    steps[:, :length] = one.steps.reshape(count, length)
+    return Blocks(steps.reshape(count, blocks, block), scales, zeros, bits)
+
+
 def _rounded(
     values: NDArray[np.float32], scales: NDArray[np.float32], zeros: NDArray[np.float32], top: int
 ) -> NDArray[np.float32]:

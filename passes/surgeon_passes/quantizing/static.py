@@ -18,6 +18,7 @@ from surgeon_passes.quantizing.activations import UNROUNDED, Activations
 from surgeon_passes.quantizing.calibrate import Calibration, calibrate
 from surgeon_passes.quantizing.choose import Choice
 from surgeon_passes.quantizing.keep import keep_float
+from surgeon_passes.quantizing.promised import with_one_scale
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Static:
         per_channel: One scale per output channel of a weight instead of one for all.
         symmetric: int8 activations around zero instead of uint8 ones.
         reduce_range: 7-bit weights, for processors whose sums would saturate.
+        single: Weights with one scale in any case, for few values are all that they have.
     """
 
     path: Path
@@ -41,6 +43,7 @@ class Static:
     per_channel: bool
     symmetric: bool
     reduce_range: bool
+    single: tuple[str, ...] = ()
 
     @staticmethod
     def calibrated(
@@ -89,7 +92,8 @@ class Static:
             symmetric=symmetric,
             threads=threads,
         )
-        return Static(path, found, activations, types, per_channel, symmetric, reduce_range)
+        single = tuple(with_one_scale(model, set(choice.nodes))) if per_channel else ()
+        return Static(path, found, activations, types, per_channel, symmetric, reduce_range, single)
 
     def possible(self, choice: Choice) -> Choice:
         """Returns the choice without the nodes that read or make an activation without a range."""
@@ -123,6 +127,7 @@ class Static:
             {
                 "ActivationSymmetric": self.symmetric,
                 "OpTypesToExcludeOutputQuantization": list(UNROUNDED),
+                "TensorQuantOverrides": {name: [{"symmetric": True}] for name in self.single},
             },
         )
         quantizer.quantize_model()

@@ -17,7 +17,9 @@ import onnx.helper as oh
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from surgeon_passes.quantizing.blocks import Blocks, in_blocks
+from surgeon.stats.promises import Promise
+from surgeon_passes.quantizing.blocks import Blocks, in_blocks, with_common_scale
+from surgeon_passes.quantizing.promised import eight_bits, few_values
 
 MICROSOFT = "com.microsoft"
 _SMALLEST = 1024  # elements; fewer are not worth two nodes
@@ -223,19 +225,24 @@ def _why_float(node: onnx.NodeProto, weights: list[str], scope: _Scope) -> str |
 
 def _folded(node: onnx.NodeProto, places: list[int], scope: _Scope) -> list[onnx.NodeProto]:
     for place in places:
-        node.input[place] = _unpacked(node.input[place], scope)
+        node.input[place] = _unpacked(node, place, scope)
     return [node]
 
 
-def _unpacked(name: str, scope: _Scope) -> str:
+def _unpacked(node: onnx.NodeProto, place: int, scope: _Scope) -> str:
     """A weight as ``Cast(integers) * scales``, computed at the beginning of the graph that holds it."""
+    name = node.input[place]
     home = scope.home(name)
     assert home is not None  # it was found before
     result = f"{name}_restored"
     if result not in home.made:
         home.made[result] = [result]
         values = numpy_helper.to_array(home.constants[name])
-        integers, scales = _eight_bits(values, _scaled_axes(values.shape, scope.run.storage.block))
+        promise = few_values(node, place, values)
+        if promise is None:
+            integers, scales = _eight_bits(values, _scaled_axes(values.shape, scope.run.storage.block))
+        else:
+            integers, scales = eight_bits(node, place, values, promise)
         quantized, scale = scope.put(name, ("kept_quantized", integers), ("kept_scale", scales))
         home.first += [
             oh.make_node("Cast", [quantized], [f"{name}_cast"], name=f"{name}_Cast", to=TensorProto.FLOAT),
@@ -252,12 +259,19 @@ def _scaled_axes(shape: tuple[int, ...], block: int) -> int:
     return leading
 
 
-def _blocks_of(rows: NDArray[np.float32], storage: Storage) -> Blocks | None:
-    """Rows in blocks, or None where padding would eat up most of what is gained."""
+def _blocks_of(rows: NDArray[np.float32], storage: Storage, promise: Promise | None) -> Blocks | None:
+    """Rows in blocks, or None where padding would eat up most of what is gained.
+
+    Few values get one scale, but for as many as there are integers.
+    """
     length = rows.shape[1]
     if -(-length // storage.block) * storage.block > 2 * length:
         return None
-    return in_blocks(np.ascontiguousarray(rows), storage.block, storage.bits, symmetric=storage.symmetric)
+    rows = np.ascontiguousarray(rows)
+    if promise is None or promise.values >= 2**storage.bits:
+        return in_blocks(rows, storage.block, storage.bits, symmetric=storage.symmetric)
+    whole = promise.sharing == "tensor"
+    return with_common_scale(rows, storage.block, storage.bits, symmetric=storage.symmetric, whole=whole)
 
 
 def _product(
@@ -272,7 +286,7 @@ def _product(
     if storage.bits == 8 and math.prod(weight.dims) < _SMALLEST_PRODUCT:
         return None
     values = numpy_helper.to_array(weight) * np.float32(factor)
-    blocks = _blocks_of(values if transposed else values.T, storage)
+    blocks = _blocks_of(values if transposed else values.T, storage, few_values(node, 1, values))
     if blocks is None:
         return None
     rows, length = values.shape if transposed else values.shape[::-1]

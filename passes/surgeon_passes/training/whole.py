@@ -17,6 +17,7 @@ from surgeon.graph.copy import copy_of
 from surgeon.graph.shapes import infer
 from surgeon.reference import Reference
 from surgeon.refit.whole import Lesson, Trained, train_whole
+from surgeon.stats.promises import noted
 from surgeon.stats.weight import FLOATS
 from surgeon_passes.training.excluded import excluded_by
 
@@ -206,6 +207,8 @@ def learn(
             progress=advance,
         )
     _describe(found, options, context, time.perf_counter() - started)
+    if kept := noted(graph):
+        context.record["kept"] = kept
     return graph
 
 
