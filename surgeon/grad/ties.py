@@ -40,7 +40,7 @@ class Tie:
         free = np.asarray(values != 0)
         if not shared:
             return Tie(free)
-        _, labels = np.unique(values, return_inverse=True)
+        _, labels = np.unique(np.asarray(values, np.float64), return_inverse=True)
         labels = labels.reshape(values.shape)
         if channels is not None:
             pairs = labels + (int(labels.max(initial=0)) + 1) * np.broadcast_to(channels, values.shape)

@@ -1,8 +1,9 @@
 """What the values of a weight promise: zeros that stay zero, and few values that stay few.
 
 Promises are read off the values themselves, so that they hold from one run to the next. Trained weights are hardly ever
-zero, and hardly ever equal to one another: where a hundredth of them are zero, or a value occurs several times over, somebody
-made them so.
+zero, and hardly ever equal to one another: where a hundredth of them are zero, or values occur several times over, somebody
+made them so. Rounding does as well, as in 8-bit weights that were made floats again, and promises nothing: its values are
+multiples of one step, and it makes half as many zeros as there are weights of plus or minus one step.
 """
 
 from __future__ import annotations
@@ -26,9 +27,13 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
     Sharing = Literal["", "channel", "tensor"]
 
-FEWEST_ZEROS = 0.01  # of a weight; rounding to 8 bits makes about as many by chance
+FEWEST_ZEROS = 0.01  # of a weight
+ROUNDED = (
+    0.005  # of the numbers that others of their channel equal in size: with more of them all are rounded
+)
+MORE = 2  # times as many zeros as numbers of the smallest size are not from rounding
 MOST_VALUES = 256
-EACH = 1.5  # times that a value other than zero occurs in the mean; 1.4 in a few hundred numbers of 16 bits
+EACH = 2  # times that a value other than zero occurs in the mean, and more; copies of channels make it two
 GRID = 16  # more values than these, evenly spaced, are what rounding has left, and nobody's table
 COMMON = (
     1.25  # channels in the mean that have a value of the whole weight; with tables of their own it is one
@@ -59,10 +64,13 @@ def promise_of(matrices: Array) -> Promise | None:
     Args:
         matrices: ``[groups, ..., outputs]``: an output channel is a group's output.
     """
+    if matrices.dtype == np.float16:  # which numpy does not always sort right
+        matrices = matrices.astype(np.float32)
     filled = int(np.count_nonzero(matrices))
     zeros = matrices.size - filled
-    kept = zeros >= max(FEWEST_ZEROS * matrices.size, 1)
-    sharing, values = _shared(matrices, filled, bool(zeros))
+    columns = np.moveaxis(matrices, -1, 1).reshape(matrices.shape[0] * matrices.shape[-1], -1)
+    sharing, values = _shared(columns, filled, bool(zeros))
+    kept = zeros >= max(FEWEST_ZEROS * matrices.size, 1) and (bool(sharing) or _are_chosen(columns, filled))
     return Promise(kept, sharing, values) if kept or sharing else None
 
 
@@ -107,11 +115,24 @@ def channels_of(weight: Weight) -> NDArray[np.int64]:
     return result.reshape(chain[0].shape)
 
 
-def _shared(matrices: Array, filled: int, zero: bool) -> tuple[Sharing, int]:
+def _are_chosen(columns: Array, filled: int) -> bool:
+    """Whether somebody chose the zeros, so that they are not what rounding has left of small numbers."""
+    different = smallest = empty = 0
+    for ordered, first in _some_rows(np.abs(columns)):
+        there = ordered > 0
+        different += int((first & there).sum())
+        least = np.min(ordered, axis=1, where=there, initial=np.inf, keepdims=True)
+        smallest += int((ordered == least).sum())
+        empty += int((~there.any(axis=1)).sum()) * columns.shape[1]
+    if filled - different <= ROUNDED * filled or empty >= FEWEST_ZEROS * columns.size:
+        return True
+    return columns.size - filled - empty > MORE * smallest
+
+
+def _shared(columns: Array, filled: int, zero: bool) -> tuple[Sharing, int]:
     """Where values are shared, and how many there are; across channels, if channels have them in common."""
-    table = _table(matrices)
-    whole = table is not None and len(table) + zero > 1 and len(table) * EACH <= filled
-    columns = np.moveaxis(matrices, -1, 1).reshape(matrices.shape[0] * matrices.shape[-1], -1)
+    table = _table(columns)
+    whole = table is not None and len(table) + zero > 1 and len(table) * EACH < filled
     if table is not None and whole:
         if _is_grid(table):
             return "", 0
@@ -123,10 +144,10 @@ def _shared(matrices: Array, filled: int, zero: bool) -> tuple[Sharing, int]:
     return ("tensor", len(table) + zero) if table is not None and whole else ("", 0)
 
 
-def _table(matrices: Array) -> Array | None:
+def _table(columns: Array) -> Array | None:
     """The values other than zero, ascending; None where there are too many."""
-    known = np.zeros(0, matrices.dtype)
-    flat = matrices.reshape(-1)
+    known = np.zeros(0, columns.dtype)
+    flat = columns.reshape(-1)
     for start in range(0, flat.size, ROWS):
         known = np.union1d(known, flat[start : start + ROWS])
         if len(known) > MOST_VALUES + 1:
@@ -142,7 +163,7 @@ def _most_values(columns: Array, filled: int) -> int:
     for ordered, first in _some_rows(columns):
         counts = (first & (ordered != 0)).sum(axis=1)
         pairs += int(counts.sum())
-        if counts.max() > MOST_VALUES or pairs * EACH > filled:
+        if counts.max() > MOST_VALUES or pairs * EACH >= filled:
             return 0
         largest = int(first.sum(axis=1).argmax())
         if int(first[largest].sum()) > most:
