@@ -34,10 +34,12 @@ def on_support(
         steps: The most steps.
         enough: The share of the first residual, as the preconditioner measures it, that may be left.
     """
-    return solved_on(hessian @ ideal, hessian, support, start, steps)
+    return solved_on(hessian @ ideal, hessian, support, start, steps, enough)
 
 
-def solved_on(right: Matrix, hessian: Matrix, support: Flags, start: Matrix, steps: int = STEPS) -> Matrix:
+def solved_on(
+    right: Matrix, hessian: Matrix, support: Flags, start: Matrix, steps: int = STEPS, enough: float = ENOUGH
+) -> Matrix:
     """The weights that are zero outside of ``support``, and inside solve ``hessian @ weights = right``.
 
     Hestenes and Stiefel, https://doi.org/10.6028/jres.049.044, preconditioned with the diagonal.
@@ -48,6 +50,7 @@ def solved_on(right: Matrix, hessian: Matrix, support: Flags, start: Matrix, ste
         support: Where weights may differ from zero, of the shape of ``right``.
         start: Where the search starts, of the same shape.
         steps: The most steps.
+        enough: The share of the first residual, as the preconditioner measures it, that may be left.
     """
     scale = 1 / np.diagonal(hessian, axis1=1, axis2=2)[:, :, None]
     found = np.where(support, start, 0.0)
