@@ -46,6 +46,11 @@ class Codebook:
     start: Start
     seed: int
 
+    @property
+    def together(self) -> bool:
+        """Whether all groups have the same values."""
+        return not self.per_output
+
     def __call__(self, ideal: Matrix, hessian: Matrix) -> Matrix:
         """Weights with few values, near to ``ideal``.
 

@@ -27,7 +27,11 @@ ROUNDING = 1e-6  # of the trace: what single precision leaves of the smallest ei
 
 
 class Constraint(Protocol):
-    """What the weights of a product may be."""
+    """What the weights of a product may be.
+
+    One on all groups together, such as so many zeros of all of them, has an attribute ``together`` that is true: then no group
+    may be taken from one solution and another group from another.
+    """
 
     def __call__(self, ideal: Matrix, hessian: Matrix) -> Matrix:
         """Allowed weights near to ``ideal``.
@@ -85,7 +89,7 @@ def fit_constrained(
         start = constraint(start, ridges.nearness())
     judge = _Judge(sample)
     before = judge.errors(start)
-    choice = _Choice(judge, start, before)
+    choice = _Choice(judge, start, before, together=getattr(constraint, "together", False))
     if fitted.any() and np.isfinite(before).all() and np.isfinite(sample.target).all():
         totals = []
         for strength in effort.strengths:
@@ -99,15 +103,17 @@ def fit_constrained(
 
 
 class _Choice:
-    """What did best so far, for each group: single outputs are too noisy where few places judge."""
+    """What did best so far, for each group or all of them: single outputs are too noisy where few places judge."""
 
-    def __init__(self, judge: _Judge, start: Matrix, errors: Matrix) -> None:
+    def __init__(self, judge: _Judge, start: Matrix, errors: Matrix, *, together: bool) -> None:
         self.judge, self.best, self.least = judge, start, errors
+        self.axes = (0, 1) if together else (1,)
 
     def offer(self, candidate: Matrix) -> float:
         """Take the groups that are better; returns the error of all."""
         errors = self.judge.errors(candidate)
-        better = errors.sum(axis=1, keepdims=True) < self.least.sum(axis=1, keepdims=True)
+        better = errors.sum(axis=self.axes, keepdims=True) < self.least.sum(axis=self.axes, keepdims=True)
+        better = np.broadcast_to(better, (len(errors), 1))
         self.best = np.where(better[:, None], candidate, self.best)
         self.least = np.where(better, errors, self.least)
         return float(errors.sum())

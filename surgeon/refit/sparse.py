@@ -55,6 +55,11 @@ class Sparse:
     magnitudes: Matrix
     allowed: Flags | None = None
 
+    @property
+    def together(self) -> bool:
+        """Whether zeros are counted over all groups; a pattern with a fraction of its own has it in each."""
+        return self.pattern.sparsity is None
+
     def __call__(self, ideal: Matrix, hessian: Matrix) -> Matrix:
         """Weights with zeros, near to ``ideal``.
 

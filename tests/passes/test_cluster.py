@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from passes.test_sparsify import MATRICES, error, odd, weights
+from passes.test_sparsify import MATRICES, depthwise, error, odd, weights
 from quantizable import context_for, network
 
 import surgeon
@@ -150,3 +150,10 @@ def test_the_same_twice_whatever_the_threads() -> None:
 def test_options_are_checked(options: dict[str, int]) -> None:
     with pytest.raises(UsageError, match=rf"cluster\.{next(iter(options))}"):
         Cluster(**options)
+
+
+def test_groups_of_a_convolution_share_their_values() -> None:
+    """No group is taken from one solution and another from another, whose values are others."""
+    model = depthwise()
+    result = weights(clustered(model, context_for(model), clusters=8))
+    assert [len(np.unique(result[name])) for name in ("w1", "w2")] == [8, 8]

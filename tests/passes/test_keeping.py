@@ -181,7 +181,11 @@ def run(files: tuple[Path, Path], passes: str) -> surgeon.Result:
 
 
 SPARSE = "sparsify{{sparsity=0.75 refit=false scope=layer score=magnitude pattern={}}}"
-TRAINED = ["reconstruct{steps=20 rate=0.01}", "distill{steps=50 rate=0.0003}", "finetune{steps=30 rate=0.003}"]
+TRAINED = [
+    "reconstruct{steps=20 rate=0.01}",
+    "distill{steps=50 rate=0.0003}",
+    "finetune{steps=30 rate=0.003}",
+]
 
 
 @pytest.mark.parametrize("later", [*TRAINED, "equalize"])

@@ -9,6 +9,7 @@ import onnx
 import onnx.helper as oh
 import pytest
 from onnx import numpy_helper as nh
+from ops.oracle import build
 from quantizable import context_for, network, weight
 
 import surgeon
@@ -260,3 +261,19 @@ def test_zeros_are_spread_where_they_cost_least() -> None:
     assert sum(even.values()) == pytest.approx(1.5)
     seen = spread({"hidden": Curve(100, bent.errors, share=0.01), "shown": bent}, 100)
     assert seen["hidden"] > 0.9 > seen["shown"]
+
+
+@pytest.mark.parametrize("score", ["auto", "wanda", "obs"])
+def test_groups_of_a_convolution_have_their_zeros_together(score: str) -> None:
+    """No group is taken from one solution and another from another: the count would be of neither."""
+    model = depthwise()
+    result = weights(sparse(model, context_for(model), sparsity=0.6, score=score, scope="layer"))
+    for name in ("w1", "w2"):
+        wanted = int(np.ceil(0.6 * result[name].size - 1e-9))
+        assert int((result[name] == 0).sum()) == wanted
+
+
+def depthwise() -> onnx.ModelProto:
+    """A convolution whose channels have kernels of their own, in the middle."""
+    body = "a = Conv <pads=[1,1,1,1]> (x, w1) r = Relu (a) b = Conv <group=32> (r, w2) y = Relu (b)"
+    return build("float[N,3,8,8] x", "float y", body, {"w1": (32, 3, 3, 3), "w2": (32, 1, 3, 3)})
