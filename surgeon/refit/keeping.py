@@ -14,7 +14,7 @@ import numpy as np
 
 from surgeon.grad.ties import Tie
 from surgeon.graph.weights import peek
-from surgeon.refit.constrained import fit_constrained
+from surgeon.refit.constrained import fit_constrained, unconstrained
 from surgeon.refit.fit import fit
 from surgeon.refit.rounding import distance, fed_back, visited
 from surgeon.refit.support import on_support
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from surgeon.reference import Reference
-    from surgeon.refit.constrained import Constrained
+    from surgeon.refit.constrained import Constrained, Constraint
     from surgeon.refit.fit import Effort, Fit, Sample
     from surgeon.refit.rounding import Allowed
     from surgeon.stats.linear import Linear
@@ -62,7 +62,7 @@ class Kept:
             now: ``[groups, inputs, outputs]``.
         """
         support = np.asarray(now != 0) if promise.zeros else None
-        table = None if not promise.sharing else _table(now, per_channel=promise.sharing == "channel")
+        table = None if not promise.sharing else table_of(now, per_channel=promise.sharing == "channel")
         return Kept(support, table)
 
     @property
@@ -76,16 +76,11 @@ class Kept:
         """The constraint on the weights.
 
         Args:
-            inner: What else they may be, such as numbers of a grid; not asked where there is a table.
+            inner: What else they may be, such as numbers of a grid, None for anything; not asked where there is a table.
             ordered: Whether the inputs with the largest mean square come first.
             sweeps: How often all weights are visited again.
-
-        Raises:
-            ValueError: There is neither a table nor anything else.
         """
-        allowed = Table(self.table) if self.table is not None else inner
-        if allowed is None:
-            raise ValueError("weights without a table may be anything where they are not zero")
+        allowed = inner if self.table is None else Table(self.table)
         return Keeping(allowed, self.support, ordered=ordered, sweeps=sweeps)
 
 
@@ -167,20 +162,20 @@ class Keeping:
     """The constraint that weights are allowed numbers, and zero in given places; see `surgeon.refit.constrained.Constraint`.
 
     Attributes:
-        inner: The numbers.
+        inner: The numbers; None for any.
         support: Where weights may differ from zero, ``[groups, inputs, outputs]``; None for everywhere.
         ordered: Whether the inputs with the largest mean square come first.
         sweeps: How often all weights are visited again.
     """
 
-    inner: Allowed
+    inner: Allowed | None
     support: Flags | None
     ordered: bool = True
     sweeps: int = SWEEPS
 
     def nearest(self, weights: Matrix, rows: Any = slice(None)) -> Matrix:
         """The allowed numbers nearest to some rows of the weights, ``[groups, rows, outputs]``."""
-        found = self.inner.nearest(weights, rows)
+        found = weights if self.inner is None else self.inner.nearest(weights, rows)
         return found if self.support is None else np.where(self.support[:, rows], found, 0.0)
 
     def arranged(self, order: NDArray[np.int64]) -> Keeping:
@@ -188,12 +183,15 @@ class Keeping:
         support = self.support
         if support is not None:
             support = np.take_along_axis(support, order[:, :, None], axis=1)
-        return replace(self, inner=self.inner.arranged(order), support=support)
+        inner = None if self.inner is None else self.inner.arranged(order)
+        return replace(self, inner=inner, support=support)
 
     def __call__(self, ideal: Matrix, hessian: Matrix) -> Matrix:
         """Allowed weights near to ``ideal``, ``[groups, inputs + 1, outputs]``, the bias last, which is free."""
         if self.support is not None:
             ideal = on_support(ideal, hessian, with_bias(self.support), ideal)
+        if self.inner is None:
+            return ideal
         plain = np.concatenate([self.nearest(ideal[:, :-1]), ideal[:, -1:]], axis=1)
         found = fed_back(self, ideal, hessian, ordered=self.ordered)
         better = distance(found, ideal, hessian) < distance(plain, ideal, hessian)
@@ -201,6 +199,34 @@ class Keeping:
         for _ in range(self.sweeps):
             found = visited(self, found, ideal, hessian)
         return found
+
+
+@dataclass(frozen=True)
+class OfTable:
+    """A constraint on where weights are zero, and what is not zero is a value of a table.
+
+    Attributes:
+        zeros: Finds the zeros.
+        table: ``[groups or 1, outputs or 1, values]``, ascending.
+        together: Whether zeros are counted over all groups.
+    """
+
+    zeros: Constraint
+    table: Matrix
+    together: bool
+
+    def __call__(self, ideal: Matrix, hessian: Matrix) -> Matrix:
+        """Weights near to ``ideal``, ``[groups, inputs + 1, outputs]``, the bias last, which is free."""
+        support = self.zeros(ideal, hessian)[:, :-1] != 0
+        return Keeping(Table(self.table), support)(ideal, hessian)
+
+
+def whatever_keeps(view: Linear) -> Constraint:
+    """What the weights of a product may be where nothing else is asked of them: what they promise is kept."""
+    node = view.op.node
+    values = view.matrices(node, weight_values(node.inputs[view.weight]))
+    promise = promise_of(values)
+    return unconstrained if promise is None else Kept.of(promise, values).constraint()
 
 
 def with_bias(support: Flags) -> Flags:
@@ -252,7 +278,8 @@ def tie_of(view: Linear, tensor: gs.Tensor, promise: Promise) -> Tie:
     return tie.arranged(grid.places, tuple(stored.shape))
 
 
-def _table(values: Array, *, per_channel: bool) -> Matrix:
+def table_of(values: Array, *, per_channel: bool) -> Matrix:
+    """The different values of weights ``[groups, inputs, outputs]``, for `Table`."""
     exact = values.astype(np.float64)
     if not per_channel:
         return np.unique(exact)[None, None]

@@ -268,3 +268,31 @@ def test_all_three_together(files):
 def test_models_without_zeros_have_nothing_to_keep(files):
     for passes in ("prune{macs=0.7},reconstruct{steps=2}", "quantize{guard=false}"):
         assert "kept" not in run(files, passes).report["passes"][-1]
+
+
+@pytest.mark.parametrize("later", ["drop{macs=0.9}", "factorize{macs=0.9}"])
+def test_what_is_refitted_behind_others_keeps_its_zeros(demo, later):
+    """Of weights that only some have been made sparse, others go; the sparse ones stay as sparse."""
+    options = {"data": f"{demo.parent}/digits_data.py:calibration", "force": True}
+    sparse = "sparsify{sparsity=0.3 refit=false scope=layer exclude=/3/*}"
+    first = surgeon.run(demo, sparse, **options)
+    result = surgeon.run(demo, f"{sparse},{later}", **options)
+    before = {weight.name: weight.matrices() for weight in weights_of(from_model(first.model))}
+    moved = 0
+    for weight in weights_of(from_model(result.model)):
+        mine, theirs = weight.matrices(), before.get(weight.name)
+        if theirs is not None and mine.shape == theirs.shape and (theirs == 0).mean() > 0.2:
+            assert ((mine == 0) >= (theirs == 0)).all()
+            moved += int((mine != theirs).any())
+    assert moved > 1
+
+
+@pytest.mark.parametrize("refit", ["true", "false"])
+def test_more_zeros_leave_patterns_and_tables(files, refit):
+    first = run(files, f"{SPARSE.format('2:4')},cluster{{clusters=8 refit=false}}")
+    more = f"sparsify{{sparsity=0.7 scope=layer refit={refit}}}"
+    result = run(files, f"{SPARSE.format('2:4')},cluster{{clusters=8 refit=false}},{more}")
+    for mine, theirs in zip(matrices(result.model), matrices(first.model), strict=True):
+        assert (mine == 0).mean() >= 0.7
+        assert ((mine == 0) >= (theirs == 0)).all()
+        assert np.isin(mine, [*np.unique(theirs), 0]).all()

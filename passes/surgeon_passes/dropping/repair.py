@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from surgeon.graph.copy import copy_of
 from surgeon.graph.order import readers
-from surgeon.refit.constrained import unconstrained
+from surgeon.refit.keeping import whatever_keeps
 from surgeon.refit.sampling import Places
 from surgeon.refit.settle import EFFORT, Settled, settle
 from surgeon.refit.trial import QUICK, QUICK_PLACES
@@ -91,7 +91,7 @@ class Repair:
 
         def constrain(view: Linear) -> Constraint | str:
             inside = view.op.node.outputs[0].name in behind or view.output in before
-            return unconstrained if inside else "nothing before it has changed"
+            return whatever_keeps(view) if inside else "nothing before it has changed"
 
         return settle(
             graph,

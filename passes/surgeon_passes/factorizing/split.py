@@ -13,7 +13,7 @@ from surgeon.graph.copy import copy_of
 from surgeon.graph.order import readers
 from surgeon.graph.shapes import infer
 from surgeon.reference import Reference
-from surgeon.refit.constrained import unconstrained
+from surgeon.refit.keeping import Promised, whatever_keeps
 from surgeon.refit.lowrank import LowRank
 from surgeon.refit.sampling import Places
 from surgeon.refit.settle import EFFORT, Settled, settle
@@ -71,9 +71,11 @@ class Splitter:
         sample = one_sample(graph) or self.shapes
         self.work: list[Divisible] = []
         self.left: dict[str, str] = {}
-        outputs = {tensor.name for tensor in graph.outputs}
+        outputs, promised = {tensor.name for tensor in graph.outputs}, Promised()
         for op in operators(graph, self.shapes):
             found = divisible(op, sample, options.kinds, excluded, outputs)
+            if isinstance(found, Divisible) and promised.of(found.view) is not None:
+                found = "it keeps its zeros or its few values, which factors would not have"
             if isinstance(found, Divisible):
                 self.work.append(found)
             elif found:
@@ -171,7 +173,7 @@ class Splitter:
                 return LowRank(way.split.order, way.rank)
             if not self.options.refit:
                 return "nothing is refitted"
-            return unconstrained if name in behind else "nothing before it has changed"
+            return whatever_keeps(view) if name in behind else "nothing before it has changed"
 
         return settle(
             graph,

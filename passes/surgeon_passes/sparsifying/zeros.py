@@ -9,9 +9,11 @@ import numpy as np
 
 from surgeon.graph.copy import copy_of
 from surgeon.graph.save import to_model
+from surgeon.refit.keeping import OfTable, table_of
 from surgeon.refit.settle import Settled
 from surgeon.refit.sparse import Score, Sparse
 from surgeon.stats.compare import Outputs
+from surgeon.stats.promises import Promise, promise_of
 from surgeon.stats.weight import weight_values
 from surgeon_passes.sparsifying.curves import Curve, curve_of_sizes, curves
 from surgeon_passes.sparsifying.spread import spread
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from surgeon.passes import Graph
+    from surgeon.refit.constrained import Constraint
     from surgeon.refit.pattern import Pattern
     from surgeon.stats.linear import Linear
     from surgeon.stats.matrices import Weight
@@ -40,14 +43,19 @@ class Job:
         weight: Where it is.
         sparsity: The fraction of its numbers that are to be zero in the end.
         allowed: Which may differ from zero, ``[groups, channels, taps, outputs]``.
+        promise: What its values promise as it comes; None for nothing.
     """
 
     weight: Weight
     sparsity: float
     allowed: NDArray[np.bool_] = field(init=False)
+    promise: Promise | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.allowed = np.ones(self.weight.matrices().shape, bool)
+        values = self.weight.matrices()
+        self.promise = promise_of(values)
+        kept = self.promise is not None and self.promise.zeros
+        self.allowed = np.asarray(values != 0) if kept else np.ones(values.shape, bool)
 
     @property
     def key(self) -> tuple[int, int]:
@@ -117,7 +125,7 @@ class Work:
             job.shrink(self.pattern, share)
         found = Settled()
         if self.material is not None:
-            found = self.material.settle(graph, before, constrain, progress)
+            found = self.material.settle(graph, before, _of_tables(constrain, jobs), progress)
         for job in jobs:
             job.allowed = job.weight.matrices() != 0
         return found
@@ -139,6 +147,23 @@ class Work:
             return Sparse(self.pattern, fraction, job.weight.taps, self.score, sizes, allowed)
 
         return constrain
+
+
+def _of_tables(
+    constrain: Callable[[Linear], Sparse | str], jobs: Sequence[Job]
+) -> Callable[[Linear], Constraint | str]:
+    """The same, and weights with few values keep these."""
+    sharing = {job.key: job.promise.sharing for job in jobs if job.promise is not None}
+
+    def whole(view: Linear) -> Constraint | str:
+        node, sparse = view.op.node, constrain(view)
+        shared = sharing.get((id(node), view.weight), "")
+        if isinstance(sparse, str) or not shared:
+            return sparse
+        values = view.matrices(node, weight_values(node.inputs[view.weight]))
+        return OfTable(sparse, table_of(values, per_channel=shared == "channel"), sparse.together)
+
+    return whole
 
 
 def all_zeros(work: Work, graph: Graph, jobs: Sequence[Job], progress: Callable[[int], None]) -> Settled:
