@@ -16,10 +16,12 @@ from surgeon.grad.ties import Tie
 from surgeon.graph.weights import peek
 from surgeon.refit.constrained import fit_constrained, unconstrained
 from surgeon.refit.fit import fit
+from surgeon.refit.pattern import Few
 from surgeon.refit.rounding import distance, fed_back, visited
 from surgeon.refit.support import on_support
 from surgeon.refit.twins import Twins
 from surgeon.stats.grid import grid_of, integers_of
+from surgeon.stats.matrices import taps_of
 from surgeon.stats.promises import channels_of, promise_of, promises_of
 from surgeon.stats.weight import weight_chain, weight_values
 
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     Flags = NDArray[np.bool_]
 
 SWEEPS = 2
+CHANNELS = (2, 4, 8, 16, 32)  # that are counted together
+USUAL = 0.5  # of such channels have as many weights as a pattern allows, or it is none
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,14 @@ class Kept:
     Attributes:
         support: Where they may differ from zero, ``[groups, inputs, outputs]``; None for everywhere.
         table: The values they may have, ascending, the last one repeated, ``[groups or 1, outputs or 1, values]``; None for any.
+        pattern: How many of some input channels next to one another differ from zero at most; None for any.
+        taps: Weights of each input channel and output.
     """
 
     support: Flags | None
     table: Matrix | None
+    pattern: Few | None = None
+    taps: int = 1
 
     @staticmethod
     def of(promise: Promise, now: Array) -> Kept:
@@ -69,6 +77,21 @@ class Kept:
     def places(self) -> Flags | None:
         """The support with the bias as last row, which is free."""
         return None if self.support is None else with_bias(self.support)
+
+    def patterned(self, weights: Matrix, importance: Matrix) -> tuple[Kept, Matrix]:
+        """The same where the pattern holds, of which a cut of input channels may leave nothing, and the weights with its zeros.
+
+        Args:
+            weights: ``[groups, inputs + 1, outputs]``, the bias last.
+            importance: Of the inputs, ``[groups, inputs]``.
+        """
+        if self.pattern is None or self.support is None:
+            return self, weights
+        scores = np.abs(weights[:, :-1]) * importance[:, :, None]
+        groups, inputs, outputs = scores.shape
+        split = scores.reshape(groups, inputs // self.taps, self.taps, outputs)
+        support = self.support & self.pattern.kept(split, 0.0).reshape(scores.shape)
+        return replace(self, support=support), np.where(with_bias(support), weights, 0.0)
 
     def constraint(
         self, inner: Allowed | None = None, *, ordered: bool = True, sweeps: int = SWEEPS
@@ -88,20 +111,29 @@ class Kept:
 class Promised:
     """What the weights of a graph's products promise; each is looked at once, when it is asked for."""
 
-    _known: dict[tuple[str, int], Promise | None] = field(default_factory=dict)
+    _known: dict[tuple[str, int], tuple[Promise | None, Few | None]] = field(default_factory=dict)
 
     def of(self, view: Linear) -> Promise | None:
         """What the weight of a product promises; None for nothing."""
-        key = (str(view.op.node.outputs[0].name), view.weight)
-        if key not in self._known:
-            node = view.op.node
-            self._known[key] = promise_of(view.matrices(node, weight_values(node.inputs[view.weight])))
-        return self._known[key]
+        return self._looked_at(view)[0]
 
     def kept(self, view: Linear, weights: Matrix) -> Kept | None:
         """What present weights ``[groups, inputs + 1, outputs]``, the bias last, keep; None for nothing."""
-        promise = self.of(view)
-        return None if promise is None else Kept.of(promise, weights[:, :-1])
+        promise, pattern = self._looked_at(view)
+        if promise is None:
+            return None
+        taps = taps_of(view.op.node, view.weight)
+        return replace(Kept.of(promise, weights[:, :-1]), pattern=pattern, taps=taps)
+
+    def _looked_at(self, view: Linear) -> tuple[Promise | None, Few | None]:
+        key, node = (str(view.op.node.outputs[0].name), view.weight), view.op.node
+        if key not in self._known:
+            matrices = view.matrices(node, weight_values(node.inputs[view.weight]))
+            promise = promise_of(matrices)
+            zeros = promise is not None and promise.zeros
+            pattern = pattern_of(matrices != 0, taps_of(node, view.weight)) if zeros else None
+            self._known[key] = promise, pattern
+        return self._known[key]
 
     def places(self, view: Linear, weights: Matrix) -> Flags | None:
         """Where these weights may differ from zero; None for everywhere."""
@@ -123,8 +155,12 @@ def best(sample: Sample, start: Matrix, kept: Kept | None, effort: Effort) -> Fi
         kept: What they keep; None for nothing.
         effort: How much to try.
     """
-    if kept is None or kept.table is None:
-        return fit(sample, start, effort, None if kept is None else kept.places)
+    if kept is None:
+        return fit(sample, start, effort)
+    sizes = np.sqrt(np.square(sample.x[:, :, :-1], dtype=np.float64).mean(axis=1))
+    kept, start = kept.patterned(start, sizes)
+    if kept.table is None:
+        return fit(sample, start, effort, kept.places)
     return fit_constrained(sample, start, start, kept.constraint(), effort)
 
 
@@ -232,6 +268,28 @@ def whatever_keeps(view: Linear) -> Constraint:
 def with_bias(support: Flags) -> Flags:
     """The support with the bias as last row, which is free."""
     return np.concatenate([support, np.ones_like(support[:, :1])], axis=1)
+
+
+def pattern_of(support: Flags, taps: int) -> Few | None:
+    """So many of every so many input channels next to one another, where most of these have as many; None for no such pattern.
+
+    Args:
+        support: Where weights differ from zero, ``[groups, inputs, outputs]``.
+        taps: Weights of each input channel and output.
+    """
+    groups, inputs, outputs = support.shape
+    channels = inputs // taps
+    found: list[Few] = []
+    for m in CHANNELS:
+        whole = channels // m * m
+        if not whole:
+            break
+        split = support.reshape(groups, channels, taps, outputs)[:, :whole]
+        counts = split.reshape(groups, -1, m, taps, outputs).sum(axis=2)
+        n = int(counts.max())
+        if 0 < n <= m / 2 and (counts == n).mean() >= USUAL:
+            found.append(Few(n, m))
+    return min(found, key=lambda each: each.n / each.m, default=None)
 
 
 def ties_of(graph: gs.Graph) -> dict[str, Tie]:

@@ -24,8 +24,9 @@ from surgeon.graph.save import to_model
 from surgeon.reference import Reference
 from surgeon.refit.fit import BIAS_STRENGTH, Effort, Sample, fit, scale_of
 from surgeon.refit.gptq import round_again
-from surgeon.refit.keeping import Kept, Table
+from surgeon.refit.keeping import Kept, Table, pattern_of
 from surgeon.refit.learn import learn_rounding
+from surgeon.refit.pattern import Few
 from surgeon.refit.rounding import distance
 from surgeon.refit.sweep import refit
 from surgeon.stats.promises import Promise
@@ -118,6 +119,21 @@ def test_the_best_weights_on_their_support_solve_each_output_s_own_equations(see
         exact = np.linalg.solve((gram + np.diag(penalty))[np.ix_(some, some)], right[some, k])
         assert found[some, k] == pytest.approx(exact, rel=1e-4, abs=1e-4)
         assert (found[~some, k] == 0).all()
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (1, 4), (4, 8)])
+@pytest.mark.parametrize("taps", [1, 9])
+def test_patterns_are_found(n, m, taps):
+    random = np.random.default_rng(0)
+    scores = random.random((2, 16, taps, 6))
+    kept = Few(n, m).kept(scores, 0.0)
+    assert pattern_of(kept.reshape(2, 16 * taps, 6), taps) == Few(n, m)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.75, 0.9])
+def test_zeros_anywhere_are_no_pattern(fraction):
+    support = np.random.default_rng(1).random((1, 32 * 9, 16)) >= fraction
+    assert pattern_of(support, 9) is None
 
 
 def cut_and_fitted(model: onnx.ModelProto):
