@@ -79,6 +79,8 @@ def train_whole(
     threads: int = 1,
     limit_bytes: int = 2**31,
     excluded: Callable[[str], bool] = lambda _: False,
+    parameters: Mapping[str, gs.Constant] | None = None,
+    stored: Callable[[dict[str, Array]], dict[str, Array]] = dict,
     checkpoint: Path | None = None,
     fingerprint: str = "",
     progress: Callable[[int], None] = lambda _: None,
@@ -92,20 +94,13 @@ def train_whole(
         threads: Threads for onnxruntime.
         limit_bytes: For the activations of a step; samples that do not fit run one after the other.
         excluded: Whether a node or tensor, by name, is to be left alone.
+        parameters: Constants of floats to train, by name, instead of all that can be found and are not excluded.
+        stored: Gives what will be stored of parameters, by name: what is judged.
         checkpoint: A file to write after every evaluation, and to take up where it is there.
         fingerprint: What else has to be the same for a checkpoint to be taken up.
         progress: Called with 1 after every step.
     """
-    parameters = {
-        name: constant
-        for name, constant in parameters_of(graph.nodes, opsets(graph)).items()
-        if constant.dtype == np.float32
-        and not excluded(name)
-        and not any(constant is output for output in graph.outputs)
-        and not _is_read_by(excluded, constant)
-    }
-    if not parameters:
-        course = replace(course, steps=0)
+    parameters = _parameters(graph, excluded) if parameters is None else parameters
     samples = _samples(graph, lesson, threads)
     names = samples.names
     work = copy_of(graph)
@@ -116,6 +111,8 @@ def train_whole(
     learn, held = samples.split(HELD_OUT, np.random.default_rng(course.split))
     _, feeds = next(samples.take(held[:1], 1))
     course = replace(course, most=min(course.most, objective.most(lesson.teach(feeds), limit_bytes)))
+    if objective.stopped.keys() >= parameters.keys():
+        course = replace(course, steps=0)
     start = {name: np.array(peek(constant)) for name, constant in parameters.items()}
     state = train(
         objective,
@@ -128,6 +125,7 @@ def train_whole(
         judged=lesson.judged,
         teach=lesson.teach,
         ties=ties_of(graph),
+        stored=stored,
         checkpoint=checkpoint,
         fingerprint=fingerprint,
         progress=progress,
@@ -136,6 +134,17 @@ def train_whole(
         for name, constant in parameters.items():
             constant.values = state.best[name]
     return Trained(state, objective.stopped)
+
+
+def _parameters(graph: gs.Graph, excluded: Callable[[str], bool]) -> dict[str, gs.Constant]:
+    return {
+        name: constant
+        for name, constant in parameters_of(graph.nodes, opsets(graph)).items()
+        if constant.dtype == np.float32
+        and not excluded(name)
+        and not any(constant is output for output in graph.outputs)
+        and not _is_read_by(excluded, constant)
+    }
 
 
 def _is_read_by(excluded: Callable[[str], bool], tensor: gs.Tensor) -> bool:

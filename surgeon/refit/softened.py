@@ -1,0 +1,238 @@
+"""A quantized graph as one that can be trained: integers behind DequantizeLinear become numbers that are rounded.
+
+Gradients pass the rounding straight through, but for what lies beyond the ends of its range (Bengio, Léonard and
+Courville, arXiv 1308.3432; Jacob et al., arXiv 1712.05877). All numbers are learned in a unit of their own, so that one
+learning rate suits them: a step of the grid for weights, and for biases what a step of the weight makes of an input.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from surgeon.grad.parameters import CARRIERS, parameters_of
+from surgeon.graph.copy import copy_of
+from surgeon.graph.order import every_node
+from surgeon.graph.schemas import opsets
+from surgeon.graph.weights import peek
+from surgeon.quantized import is_quantized_operator
+from surgeon.refit.soften import in_units, rounded_on_the_way
+from surgeon.refit.twins import ROUNDING, WEIGHTED, Twins
+from surgeon.stats.grid import bounds, grid_of
+from surgeon.stats.weight import is_rounded, steps_of, weight_chain, weight_shape, weight_values
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from surgeon.reference import Reference
+
+    Array = NDArray[Any]
+
+NARROW = frozenset({"int4", "uint4", "int8", "uint8", "int16", "uint16"})  # what QuantizeLinear rounds to
+INPUT = 64  # steps of an 8-bit input that stand for an ordinary one
+LARGEST = 127  # units that the largest of some floats has, about
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where learned numbers are stored.
+
+    Attributes:
+        constant: The name of the constant.
+        start: The numbers that stand for what is there.
+        unit: What a number is multiplied by: steps of the grid, or floats.
+        least: The smallest integer; None for floats.
+        most: The largest one.
+    """
+
+    constant: str
+    start: Array
+    unit: float = 1.0
+    least: int | None = None
+    most: int | None = None
+
+    def rounded(self, numbers: Array) -> Array:
+        """The numbers that are stored instead."""
+        if self.least is None:
+            return numbers
+        steps = np.rint(np.clip(numbers.astype(np.float64) * self.unit, self.least, self.most))
+        return np.asarray(steps / self.unit, np.float32)
+
+    def stored(self, numbers: Array, before: Array) -> Array:
+        """What to store, in the type of what is stored ``before``; the same where the numbers are."""
+        if self.least is None:
+            return np.where(numbers == self.start, before, numbers * self.unit).astype(before.dtype)
+        now, then = (self.rounded(each).astype(np.float64) * self.unit for each in (numbers, self.start))
+        moved = before.astype(np.int64) + np.rint(now - then).astype(np.int64)
+        return np.clip(moved, self.least, self.most).astype(before.dtype)
+
+
+@dataclass
+class Softened:
+    """What can be trained.
+
+    Attributes:
+        graph: A copy of the quantized graph, with numbers to learn in the place of its constants.
+        parameters: The numbers, by name.
+        places: Where they are stored.
+        left: What of the graph stays as it is, and why: constants, and operators that have others.
+    """
+
+    graph: gs.Graph
+    parameters: dict[str, gs.Constant] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+    def rounded(self, numbers: Mapping[str, Array]) -> dict[str, Array]:
+        """The numbers that are stored in the place of these."""
+        return {name: self.places[name].rounded(each) for name, each in numbers.items()}
+
+    def store(self, graph: gs.Graph, numbers: Mapping[str, Array]) -> tuple[int, int]:
+        """Put what was learned into the quantized graph, in place.
+
+        Returns:
+            How many integers are others than before, and of how many.
+        """
+        constants = _constants(graph)
+        changed = total = 0
+        for name, place in self.places.items():
+            constant = constants[place.constant]
+            before = peek(constant)
+            after = place.stored(numbers[name], before)
+            if not np.array_equal(after, before):
+                constant.values = after
+            if place.least is not None:
+                changed, total = changed + int(np.count_nonzero(after != before)), total + before.size
+        return changed, total
+
+
+def soften(
+    graph: gs.Graph, reference: Reference, excluded: Callable[[str], bool] = lambda _: False
+) -> Softened:
+    """Let all constants that weighted operators, norms and the like read be numbers to learn.
+
+    Args:
+        graph: A quantized graph; it is not changed.
+        reference: The float graph it was made from: numbers start where its weights were between two steps.
+        excluded: Whether a node or tensor, by name, is to be left alone.
+    """
+    work = copy_of(graph)
+    found = Softened(work, left=_strangers(work))
+    originals = _originals(work, reference)
+    outputs = {tensor.name for tensor in work.outputs}
+    for name, constant in parameters_of(work.nodes, opsets(work), integers=True).items():
+        original = originals.get(name, Original())
+        names = {original.name, *_names_around(constant)}
+        if any(excluded(each) for each in names if each):
+            found.left[name] = "excluded"
+        elif why := _obstacle(constant, outputs):
+            found.left[name] = why
+        else:
+            learned, place = _soft(work, constant, original.values)
+            found.parameters[learned.name], found.places[learned.name] = learned, place
+    return found
+
+
+@dataclass(frozen=True)
+class Original:
+    """The float weight that a constant of integers was made of: its name, and its values in the constant's shape."""
+
+    name: str = ""
+    values: Array = field(default_factory=lambda: np.zeros(0))
+
+
+def _originals(graph: gs.Graph, reference: Reference) -> dict[str, Original]:
+    found = {}
+    for twin in Twins.of(graph, reference).found:
+        tensor = twin.node.inputs[twin.view.weight]
+        theirs = twin.original.op.node.inputs[twin.original.weight]
+        values = weight_values(theirs)
+        if is_rounded(tensor) and values.shape == weight_shape(tensor):
+            chain: Any = weight_chain(tensor)
+            flat = np.zeros(values.size)
+            flat[grid_of(tensor).places] = values
+            found[str(chain[0].name)] = Original(str(theirs.name), flat.reshape(chain[0].shape))
+    return found
+
+
+def _soft(graph: gs.Graph, constant: gs.Constant, original: Array) -> tuple[gs.Constant, Place]:
+    """Put numbers to learn in the place of a constant."""
+    values, name = peek(constant), constant.name
+    if values.dtype.kind == "f":
+        unit = 2.0 ** round(math.log2((float(np.abs(values).max(initial=0)) or 1.0) / LARGEST))  # exact
+        learned = in_units(graph, constant, values / unit, np.asarray(unit))
+        return learned, Place(name, peek(learned), unit)
+    made = constant.outputs[0].outputs[0]
+    if values.dtype.name in NARROW:
+        learned, grid = rounded_on_the_way(graph, constant, made, original)
+        return learned, Place(name, peek(learned), 1.0, grid.least, grid.most)
+    scale, _ = steps_of(constant.outputs[0], values.shape)
+    learned = in_units(graph, constant, values / INPUT, scale * INPUT)
+    return learned, Place(name, peek(learned), INPUT, *bounds(values.dtype))
+
+
+def _obstacle(constant: gs.Constant, outputs: set[str]) -> str:
+    """Why a constant cannot be learned; empty if it can."""
+    if constant.name in outputs:
+        return "it is an output"
+    kind, readers = peek(constant).dtype, constant.outputs
+    if kind.kind == "f":
+        return "" if kind == np.float32 else f"its numbers are {kind.name}"
+    if any(reader.op != "DequantizeLinear" or reader.inputs[0] is not constant for reader in readers):
+        return "its integers are read as they are"
+    if not all(is_rounded(reader.outputs[0]) for reader in readers):
+        return "its scale is computed"
+    if kind.name in NARROW:
+        return "" if _is_one_grid(readers) else "it is shared by operators with other scales"
+    if kind != np.int32:
+        return f"numbers are not rounded to {kind.name}"
+    return "" if len(readers) == 1 else "it is shared"
+
+
+def _is_one_grid(readers: Sequence[gs.Node]) -> bool:
+    """Whether the same integers mean the same to all who read them."""
+    shape = readers[0].inputs[0].shape
+    first = steps_of(readers[0], shape)
+    return all(
+        np.array_equal(one, other)
+        for reader in readers[1:]
+        for one, other in zip(first, steps_of(reader, shape), strict=True)
+    )
+
+
+def _names_around(tensor: gs.Tensor) -> Iterator[str]:
+    """A constant, views of it, and the operators that read them."""
+    yield tensor.name
+    for user in tensor.outputs:
+        yield user.name
+        if user.op in CARRIERS:
+            for made in user.outputs:
+                yield from _names_around(made)
+
+
+def _strangers(graph: gs.Graph) -> dict[str, str]:
+    """Operators whose weights are out of reach, and why."""
+    found = {}
+    outer = {id(node) for node in graph.nodes}
+    for node in every_node(graph):
+        label = str(node.name or (node.outputs[0].name if node.outputs else node.op))
+        if is_quantized_operator(node) and node.op not in ROUNDING:
+            found[label] = f"{node.op} reads integers that no DequantizeLinear stands before"
+        elif id(node) not in outer and node.op in WEIGHTED:
+            found[label] = "it is inside of a body"
+    return found
+
+
+def _constants(graph: gs.Graph) -> dict[str, gs.Constant]:
+    return {
+        tensor.name: tensor
+        for node in graph.nodes
+        for tensor in node.inputs
+        if isinstance(tensor, gs.Constant)
+    }
