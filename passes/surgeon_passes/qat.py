@@ -81,9 +81,7 @@ class Qat(Training):
             self,
             context,
             setting,
-            lambda **how: train_whole(
-                soft.graph, lesson, parameters=soft.parameters, stored=soft.rounded, **how
-            ),
+            lambda **how: train_whole(soft.graph, lesson, parameters=soft.parameters, **how),
         )
         _store(found, soft, graph, context)
         return graph
@@ -99,7 +97,9 @@ def _store(found: Trained, soft: Softened, graph: Graph, context: Context) -> No
     """Put what was learned into the graph, and the report."""
     from surgeon_passes.quantizing.values import warn_of_nothing
 
-    warn_of_nothing(soft.parameters, soft.left, context, "weight was trained")
+    warn_of_nothing(soft.places, soft.left, context, "weight was trained")
+    if soft.kept:
+        context.record["kept"] = soft.kept
     changed, total = soft.store(graph, found.state.best)
     context.record["learned"] = {
         "changed": changed,

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
     Feeds = Sequence[Mapping[str, Array]]
 
+
 @dataclass
 class Learned:
     """What was learned.

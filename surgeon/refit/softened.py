@@ -15,14 +15,18 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from surgeon.grad.parameters import CARRIERS, parameters_of
+from surgeon.grad.ties import Tie
 from surgeon.graph.copy import copy_of
 from surgeon.graph.order import every_node
 from surgeon.graph.schemas import opsets
 from surgeon.graph.weights import peek
 from surgeon.quantized import is_quantized_operator
+from surgeon.refit.keeping import Promised, tie_of, ties_of
 from surgeon.refit.soften import in_units, rounded_on_the_way
 from surgeon.refit.twins import ROUNDING, WEIGHTED, Twins
+from surgeon.refit.whole import Parameters
 from surgeon.stats.grid import bounds, grid_of
+from surgeon.stats.promises import Promise, promises_of
 from surgeon.stats.weight import is_rounded, steps_of, weight_chain, weight_shape, weight_values
 
 if TYPE_CHECKING:
@@ -79,15 +83,24 @@ class Softened:
 
     Attributes:
         graph: A copy of the quantized graph, with numbers to learn in the place of its constants.
-        parameters: The numbers, by name.
-        places: Where they are stored.
+        numbers: What is learned, by name.
+        places: Where it is stored.
+        ties: What of it stays as it is, and what moves together, because weights were zero or had few values.
+        kept: The same for a report: names of weights, zeros that stay, how many different values, per tensor or channel.
         left: What of the graph stays as it is, and why: constants, and operators that have others.
     """
 
     graph: gs.Graph
-    parameters: dict[str, gs.Constant] = field(default_factory=dict)
+    numbers: dict[str, gs.Constant] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
+    ties: dict[str, Tie] = field(default_factory=dict)
+    kept: list[dict[str, Any]] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> Parameters:
+        """What of the graph is trained."""
+        return Parameters(self.numbers, self.ties, self.rounded)
 
     def rounded(self, numbers: Mapping[str, Array]) -> dict[str, Array]:
         """The numbers that are stored in the place of these."""
@@ -124,31 +137,61 @@ def soften(
     """
     work = copy_of(graph)
     found = Softened(work, left=_strangers(work))
-    originals = _originals(work, reference)
+    origins = {**_from_floats(work), **_from_twins(work, reference)}
     outputs = {tensor.name for tensor in work.outputs}
     for name, constant in parameters_of(work.nodes, opsets(work), integers=True).items():
-        original = originals.get(name, Original())
-        names = {original.name, *_names_around(constant)}
+        origin = origins.get(name)
+        names = {"" if origin is None else origin.name, *_names_around(constant)}
         if any(excluded(each) for each in names if each):
             found.left[name] = "excluded"
         elif why := _obstacle(constant, outputs):
             found.left[name] = why
         else:
-            learned, place = _soft(work, constant, original.values)
-            found.parameters[learned.name], found.places[learned.name] = learned, place
+            _add(found, constant, origin or _unknown(constant))
     return found
 
 
 @dataclass(frozen=True)
-class Original:
-    """The float weight that a constant of integers was made of: its name, and its values in the constant's shape."""
+class Origin:
+    """What a constant comes from.
+
+    Attributes:
+        name: The float weight that integers were made of.
+        values: Its values, in the shape of the constant; of another shape where they are not known.
+        promise: What the weight keeps.
+        tie: What of the constant stays as it is for that, and what moves together.
+    """
 
     name: str = ""
     values: Array = field(default_factory=lambda: np.zeros(0))
+    promise: Promise | None = None
+    tie: Tie | None = None
+
+    def noted(self) -> dict[str, Any]:
+        """What is kept, for a report."""
+        promise, tie = self.promise, self.tie
+        return {
+            "name": self.name,
+            "zeros": int(np.count_nonzero(~tie.free)) if promise and promise.zeros and tie else None,
+            "values": (promise and promise.values) or None,
+            "per": (promise and promise.sharing) or None,
+        }
 
 
-def _originals(graph: gs.Graph, reference: Reference) -> dict[str, Original]:
+def _from_floats(graph: gs.Graph) -> dict[str, Origin]:
+    """Weights that are floats keep what they promise themselves."""
+    promises, ties = promises_of(graph), ties_of(graph)
+    return {
+        name: Origin(name, promise=promise, tie=ties[name])
+        for name, (weight, promise) in promises.items()
+        if not is_rounded(weight.tensor)
+    }
+
+
+def _from_twins(graph: gs.Graph, reference: Reference) -> dict[str, Origin]:
+    """Weights that are integers keep what those of the float graph promise."""
     found = {}
+    promised = Promised()
     for twin in Twins.of(graph, reference).found:
         tensor = twin.node.inputs[twin.view.weight]
         theirs = twin.original.op.node.inputs[twin.original.weight]
@@ -157,8 +200,28 @@ def _originals(graph: gs.Graph, reference: Reference) -> dict[str, Original]:
             chain: Any = weight_chain(tensor)
             flat = np.zeros(values.size)
             flat[grid_of(tensor).places] = values
-            found[str(chain[0].name)] = Original(str(theirs.name), flat.reshape(chain[0].shape))
+            promise = promised.of(twin.original)
+            tie = None if promise is None else tie_of(twin.view, tensor, promise)
+            found[str(chain[0].name)] = Origin(str(theirs.name), flat.reshape(chain[0].shape), promise, tie)
     return found
+
+
+def _add(found: Softened, constant: gs.Constant, origin: Origin) -> None:
+    """Put numbers to learn in the place of a constant, and note what they keep."""
+    learned, place = _soft(found.graph, constant, origin.values)
+    found.numbers[learned.name], found.places[learned.name] = learned, place
+    if origin.promise is not None and origin.tie is not None:
+        found.ties[learned.name] = origin.tie
+        found.kept.append(origin.noted())
+
+
+def _unknown(constant: gs.Constant) -> Origin:
+    """Of integers nobody knows what they were made of: what is zero in a matrix stays so, whatever the reason."""
+    values = peek(constant)
+    if values.dtype.name not in NARROW or values.ndim < 2:
+        return Origin()
+    free = values.astype(np.int64) != steps_of(constant.outputs[0], values.shape)[1]
+    return Origin() if free.all() else Origin(constant.name, promise=Promise(zeros=True), tie=Tie(free))
 
 
 def _soft(graph: gs.Graph, constant: gs.Constant, original: Array) -> tuple[gs.Constant, Place]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from surgeon.grad.tape import Tape, Value
+    from surgeon.grad.ties import Tie
 
     Array = NDArray[Any]
     Feeds = dict[str, Array]
@@ -71,6 +72,21 @@ class Lesson:
     judged: Callable[[Feeds], Mapping[str, Array]] = dict
 
 
+@dataclass(frozen=True)
+class Parameters:
+    """What is trained.
+
+    Attributes:
+        constants: Floats of the graph, by name.
+        ties: What of them stays as it is, and what moves together.
+        stored: Gives what will be stored of values for them, such as rounded ones: that is judged.
+    """
+
+    constants: Mapping[str, gs.Constant]
+    ties: Mapping[str, Tie] = field(default_factory=dict)
+    stored: Callable[[dict[str, Array]], dict[str, Array]] = dict
+
+
 def train_whole(
     graph: gs.Graph,
     lesson: Lesson,
@@ -79,8 +95,7 @@ def train_whole(
     threads: int = 1,
     limit_bytes: int = 2**31,
     excluded: Callable[[str], bool] = lambda _: False,
-    parameters: Mapping[str, gs.Constant] | None = None,
-    stored: Callable[[dict[str, Array]], dict[str, Array]] = dict,
+    parameters: Parameters | None = None,
     checkpoint: Path | None = None,
     fingerprint: str = "",
     progress: Callable[[int], None] = lambda _: None,
@@ -94,26 +109,27 @@ def train_whole(
         threads: Threads for onnxruntime.
         limit_bytes: For the activations of a step; samples that do not fit run one after the other.
         excluded: Whether a node or tensor, by name, is to be left alone.
-        parameters: Constants of floats to train, by name, instead of all that can be found and are not excluded.
-        stored: Gives what will be stored of parameters, by name: what is judged.
+        parameters: What is trained, instead of all that can be found and is not excluded.
         checkpoint: A file to write after every evaluation, and to take up where it is there.
         fingerprint: What else has to be the same for a checkpoint to be taken up.
         progress: Called with 1 after every step.
     """
-    parameters = _parameters(graph, excluded) if parameters is None else parameters
+    if parameters is None:
+        parameters = Parameters(_constants(graph, excluded), ties_of(graph))
+    constants = parameters.constants
     samples = _samples(graph, lesson, threads)
     names = samples.names
     work = copy_of(graph)
     known = {tensor.name for tensor in work.inputs}
     more = [name for name in (*names, *lesson.taught) if name not in known]
     work.inputs = [*work.inputs, *(gs.Variable(name, np.float32, None) for name in more)]
-    objective = Objective(work, lesson.loss, list(parameters), rows=samples.rows, threads=threads)
+    objective = Objective(work, lesson.loss, list(constants), rows=samples.rows, threads=threads)
     learn, held = samples.split(HELD_OUT, np.random.default_rng(course.split))
     _, feeds = next(samples.take(held[:1], 1))
     course = replace(course, most=min(course.most, objective.most(lesson.teach(feeds), limit_bytes)))
-    if objective.stopped.keys() >= parameters.keys():
+    if objective.stopped.keys() >= constants.keys():
         course = replace(course, steps=0)
-    start = {name: np.array(peek(constant)) for name, constant in parameters.items()}
+    start = {name: np.array(peek(constant)) for name, constant in constants.items()}
     state = train(
         objective,
         start,
@@ -124,19 +140,19 @@ def train_whole(
         augment=lesson.augment,
         judged=lesson.judged,
         teach=lesson.teach,
-        ties=ties_of(graph),
-        stored=stored,
+        ties=parameters.ties,
+        stored=parameters.stored,
         checkpoint=checkpoint,
         fingerprint=fingerprint,
         progress=progress,
     )
     if state.improved:
-        for name, constant in parameters.items():
+        for name, constant in constants.items():
             constant.values = state.best[name]
     return Trained(state, objective.stopped)
 
 
-def _parameters(graph: gs.Graph, excluded: Callable[[str], bool]) -> dict[str, gs.Constant]:
+def _constants(graph: gs.Graph, excluded: Callable[[str], bool]) -> dict[str, gs.Constant]:
     return {
         name: constant
         for name, constant in parameters_of(graph.nodes, opsets(graph)).items()
