@@ -23,7 +23,7 @@ CLOSEST = (
 def rounded_on_the_way(
     graph: gs.Graph, constant: gs.Constant, tensor: gs.Tensor, original: Array
 ) -> tuple[gs.Constant, Grid]:
-    """Put a number of steps, clipped to the grid and rounded, in the place of a constant of integers.
+    """Put a number of steps, clipped to what is rounded to the grid and rounded, in the place of a constant of integers.
 
     Args:
         graph: The graph, changed in place.
@@ -46,7 +46,7 @@ def rounded_on_the_way(
     learned = gs.Constant(f"{name}/surgeon/steps", steps.reshape(constant.shape))
     limits = [
         gs.Constant(f"{name}/surgeon/{which}", np.asarray(value, np.float32))
-        for which, value in (("least", grid.least), ("most", grid.most), ("one", 1.0))
+        for which, value in (("least", grid.least - CLOSEST), ("most", grid.most + CLOSEST), ("one", 1.0))
     ]
     zero = gs.Constant(f"{name}/surgeon/zero", np.zeros((), kind))
     inside = gs.Variable(f"{name}/surgeon/inside", np.float32, list(constant.shape))

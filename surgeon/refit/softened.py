@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 from surgeon.grad.parameters import CARRIERS, parameters_of
 from surgeon.grad.ties import Tie
 from surgeon.graph.copy import copy_of
-from surgeon.graph.order import every_node
+from surgeon.graph.order import every_node, needs, ordered
 from surgeon.graph.schemas import opsets
 from surgeon.graph.weights import peek
 from surgeon.quantized import is_quantized_operator
@@ -283,12 +283,28 @@ def _strangers(graph: gs.Graph) -> dict[str, str]:
     """Operators whose weights are out of reach, and why."""
     found = {}
     outer = {id(node) for node in graph.nodes}
+    versions, fed = opsets(graph), _fed(graph)
     for node in every_node(graph):
         label = str(node.name or (node.outputs[0].name if node.outputs else node.op))
         if is_quantized_operator(node) and node.op not in ROUNDING:
             found[label] = f"{node.op} reads integers that no DequantizeLinear stands before"
-        elif id(node) not in outer and node.op in WEIGHTED:
+        elif node.op in WEIGHTED and id(node) not in outer:
             found[label] = "it is inside of a body"
+        elif (
+            node.op in WEIGHTED
+            and any(tensor.name not in fed for tensor in node.inputs[:2])
+            and not parameters_of([node], versions, integers=True)
+        ):
+            found[label] = "its weight is computed"
+    return found
+
+
+def _fed(graph: gs.Graph) -> set[str]:
+    """Tensors that depend on the graph's inputs."""
+    found = {tensor.name for tensor in graph.inputs}
+    for node in ordered(graph.nodes):
+        if any(tensor.name in found for tensor in needs(node)):
+            found |= {tensor.name for tensor in node.outputs}
     return found
 
 
