@@ -38,7 +38,7 @@ class Qat(Training):
     name: ClassVar[str] = "qat"
     requires: ClassVar[frozenset[str]] = frozenset({"qdq"})
 
-    rate: float = 0.02
+    rate: float = 0.01
     original: str | None = None
     samples: int | None = None
     vary: bool = True
