@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from surgeon_passes.training.options import Training
 
@@ -77,13 +77,13 @@ class Qat(Training):
         context.record["varied"] = variation is not None
         soft = soften(graph, origin, excluded_by(context, self.exclude))
         lesson = lesson_of(context, setting, loss, teacher, variation)
-        found = trained(
-            self,
-            context,
-            setting,
-            lambda **how: train_whole(soft.graph, lesson, parameters=soft.parameters, **how),
-        )
-        _store(found, soft, graph, context)
+
+        def train(**how: Any) -> Trained:
+            found = train_whole(soft.graph, lesson, parameters=soft.parameters, **how)
+            found.stopped = {soft.places[name].constant: why for name, why in found.stopped.items()}
+            return found
+
+        _store(trained(self, context, setting, train), soft, graph, context)
         return graph
 
     def _model(self, origin: Reference, context: Context) -> Reference:

@@ -286,7 +286,7 @@ def _strangers(graph: gs.Graph) -> dict[str, str]:
     versions, fed = opsets(graph), _fed(graph)
     for node in every_node(graph):
         label = str(node.name or (node.outputs[0].name if node.outputs else node.op))
-        if is_quantized_operator(node) and node.op not in ROUNDING:
+        if is_quantized_operator(node) and node.op not in ROUNDING and _has_matrix(node):
             found[label] = f"{node.op} reads integers that no DequantizeLinear stands before"
         elif node.op in WEIGHTED and id(node) not in outer:
             found[label] = "it is inside of a body"
@@ -297,6 +297,10 @@ def _strangers(graph: gs.Graph) -> dict[str, str]:
         ):
             found[label] = "its weight is computed"
     return found
+
+
+def _has_matrix(node: gs.Node) -> bool:
+    return any(isinstance(tensor, gs.Constant) and len(tensor.shape) > 1 for tensor in node.inputs)
 
 
 def _fed(graph: gs.Graph) -> set[str]:

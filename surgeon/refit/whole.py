@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from surgeon.errors import DataError
 from surgeon.grad.objective import Objective
 from surgeon.grad.parameters import CARRIERS, parameters_of
 from surgeon.grad.rows import rows_are_apart
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     Feeds = dict[str, Array]
 
 HELD_OUT = 0.125
+FEWEST = 2  # samples: one to learn from and one to judge by
 
 
 @dataclass
@@ -113,11 +115,18 @@ def train_whole(
         checkpoint: A file to write after every evaluation, and to take up where it is there.
         fingerprint: What else has to be the same for a checkpoint to be taken up.
         progress: Called with 1 after every step.
+
+    Raises:
+        DataError: There are fewer than two samples.
     """
     if parameters is None:
         parameters = Parameters(_constants(graph, excluded), ties_of(graph))
     constants = parameters.constants
     samples = _samples(graph, lesson, threads)
+    if len(samples) < FEWEST:
+        raise DataError(
+            "one sample to learn from, and none to judge by, is too few", hint="give at least two samples"
+        )
     names = samples.names
     work = copy_of(graph)
     known = {tensor.name for tensor in work.inputs}

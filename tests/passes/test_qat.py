@@ -249,3 +249,23 @@ def test_options_are_checked(options):
     (option,) = options
     with pytest.raises(UsageError, match=rf"qat\.{option}"):
         Qat(**options)
+
+
+@pytest.mark.parametrize(
+    ("mode", "left", "stopped"),
+    [
+        (
+            "dynamic",
+            {"qb": "MatMulInteger reads integers that no DequantizeLinear stands before"},
+            {"w1", "b1", "w2"},
+        ),
+        ("weights", {"second": "its weight is computed"}, set()),
+    ],
+)
+def test_other_modes_say_what_stays(mode, left, stopped):
+    before, after, context = trained(network(), {"mode": mode})
+    found = context.record["learned"]["left"]
+    assert {each["node"]: each["reason"] for each in found} == left
+    assert context.record["training"]["stopped"].keys() == stopped
+    assert not {name for name in changed(before, after) if "quantized" in name}
+    assert context.record["changed"] == (mode == "weights")
