@@ -30,7 +30,7 @@ class Qat(Training):
         original: The float model that the quantized one was made of; by default what ``quantize`` in the same run was given,
             and what the run started from as the one to learn from.
         samples: Calibration samples used at most; by default all.
-        rate: The largest learning rate, in steps of the grid.
+        rate: The largest learning rate, relative to the largest number of each weight.
         vary: Whether unlabelled images get pieces of others, and are mirrored where the original hardly minds.
         labels: Whether the cross entropy with labels is made small, too.
     """
@@ -38,7 +38,7 @@ class Qat(Training):
     name: ClassVar[str] = "qat"
     requires: ClassVar[frozenset[str]] = frozenset({"qdq"})
 
-    rate: float = 0.01
+    rate: float = 1e-4
     original: str | None = None
     samples: int | None = None
     vary: bool = True

@@ -2,7 +2,7 @@
 
 Gradients pass the rounding straight through, but for what lies beyond the ends of its range (Bengio, Léonard and
 Courville, arXiv 1308.3432; Jacob et al., arXiv 1712.05877). All numbers are learned in a unit of their own, so that one
-learning rate suits them: a step of the grid for weights, and for biases what a step of the weight makes of an input.
+learning rate suits them: that of a weight is its largest number, and that of a bias what this makes of an input.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 NARROW = frozenset({"int4", "uint4", "int8", "uint8", "int16", "uint16"})  # what QuantizeLinear rounds to
-INPUT = 64  # steps of an 8-bit input that stand for an ordinary one
-LARGEST = 127  # units that the largest of some floats has, about
+BIAS = 2**13  # steps of a bias: the largest weight in 8 bits, times an ordinary input
 
 
 @dataclass(frozen=True)
@@ -228,16 +227,23 @@ def _soft(graph: gs.Graph, constant: gs.Constant, original: Array) -> tuple[gs.C
     """Put numbers to learn in the place of a constant."""
     values, name = peek(constant), constant.name
     if values.dtype.kind == "f":
-        unit = 2.0 ** round(math.log2((float(np.abs(values).max(initial=0)) or 1.0) / LARGEST))  # exact
+        unit = _power_of_two(float(np.abs(values).max(initial=0)))
         learned = in_units(graph, constant, values / unit, np.asarray(unit))
         return learned, Place(name, peek(learned), unit)
     made = constant.outputs[0].outputs[0]
     if values.dtype.name in NARROW:
-        learned, grid = rounded_on_the_way(graph, constant, made, original)
-        return learned, Place(name, peek(learned), 1.0, grid.least, grid.most)
+        steps, grid = rounded_on_the_way(graph, constant, made, original)
+        unit = _power_of_two(max(float((grid.most - grid.zero).max()), float((grid.zero - grid.least).max())))
+        learned = in_units(graph, steps, peek(steps) / unit, np.asarray(unit))
+        return learned, Place(name, peek(learned), unit, grid.least, grid.most)
     scale, _ = steps_of(constant.outputs[0], values.shape)
-    learned = in_units(graph, constant, values / INPUT, scale * INPUT)
-    return learned, Place(name, peek(learned), INPUT, *bounds(values.dtype))
+    learned = in_units(graph, constant, values / BIAS, scale * BIAS)
+    return learned, Place(name, peek(learned), BIAS, *bounds(values.dtype))
+
+
+def _power_of_two(size: float) -> float:
+    """The nearest one: products with it are exact."""
+    return float(2.0 ** round(math.log2(size or 1.0)))
 
 
 def _obstacle(constant: gs.Constant, outputs: set[str]) -> str:

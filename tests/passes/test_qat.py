@@ -33,7 +33,7 @@ PLAIN = {
     "calibration": "minmax",
     "guard": False,
 }
-QUICK = {"steps": 60, "batch": 16, "rate": 0.05}
+QUICK = {"steps": 60, "batch": 16, "rate": 1e-4}
 ROUNDED = {"w1_quantized", "b1_quantized", "w2_quantized", "w3_quantized", "b3_quantized"}
 
 
@@ -147,7 +147,7 @@ def test_zeros_stay():
 
 def test_few_values_stay_few():
     model = thinned(network(), lambda w: np.rint(w / np.abs(w).max() * 5) / 5 * np.abs(w).max())
-    before, after, context = trained(model, rate=0.2)
+    before, after, context = trained(model, rate=3e-4)
     assert changed(before, after) >= {"w1_quantized", "w2_quantized"}
     for name in ("w1_quantized", "w2_quantized", "w3_quantized"):
         first, later = (networks.weights(each)[name] for each in (before, after))
@@ -158,7 +158,7 @@ def test_few_values_stay_few():
 def test_through_the_pipeline():
     data = synthetic(graph_inputs(from_model(network())), seed=1, batch=64)
     options = " ".join(f"{name}={str(value).lower()}" for name, value in PLAIN.items())
-    passes = f"quantize{{{options}}},qat{{steps=20 batch=16 rate=0.05}}"
+    passes = f"quantize{{{options}}},qat{{steps=20 batch=16 rate=0.0001}}"
     result = surgeon.run(network(), passes, data=data, seed=0, force=True)
     facts = result.report["passes"][-1]
     assert facts["name"] == "qat"
@@ -170,7 +170,7 @@ def test_through_the_pipeline():
 
 def test_of_a_cut_model_the_original_is_learned():
     data = synthetic(graph_inputs(from_model(network())), seed=1, batch=64)
-    passes = "prune{macs=0.6},quantize{guard=false},qat{steps=60 batch=16 rate=0.05}"
+    passes = "prune{macs=0.6},quantize{guard=false},qat{steps=60 batch=16 rate=0.0001}"
     result = surgeon.run(coarse(), passes, data=data, seed=0, force=True)
     training = result.report["passes"][-1]["training"]
     assert training["loss_after"] < training["loss_before"]

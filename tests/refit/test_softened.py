@@ -39,7 +39,7 @@ def numbers(soft):
     return {name: np.array(peek(constant)) for name, constant in soft.numbers.items()}
 
 
-def shaken(soft, size=3.0):
+def shaken(soft, size=0.03):
     random = np.random.default_rng(3)
     return {
         name: (each + size * random.standard_normal(each.shape)).astype(np.float32)
@@ -74,7 +74,7 @@ def test_numbers_start_where_the_float_weights_were_between_two_steps():
         if place.constant.endswith("/q"):
             weight = place.constant.removesuffix("/q")
             wanted = values[weight] / networks.weights(other)[f"{weight}/scale"]
-            np.testing.assert_allclose(peek(constant), wanted, atol=0.011)
+            np.testing.assert_allclose(peek(constant) * place.unit, wanted, atol=0.011)
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
@@ -102,22 +102,24 @@ def test_what_is_rounded_is_what_is_stored(per_channel):
 
 
 def test_gradients_pass_straight_through_the_rounding():
-    """In steps they are those of the float weights, times the scale; beyond the ends of the range there are none."""
+    """In units of the grid they are those of the float weights, times the scale; beyond the ends of the range there are none."""
     model = named(build("float[N,6] x", "float[N,4] y", "y = Gemm (x, w, b)", {"w": (6, 4), "b": (4,)}))
     other = rounded(model, bits=3, activations=False)
     x = np.random.default_rng(0).standard_normal((9, 6)).astype(np.float32)
     soft = softened(model, other)
     values = numbers(soft)
     weight = next(name for name, place in soft.places.items() if place.constant == "w/q")
-    values[weight][:2] = [[3.6], [3.4]]
+    unit = soft.places[weight].unit
+    assert unit == 4
+    values[weight][:2] = [[3.6 / unit], [3.4 / unit]]
     objective = Objective(
         soft.graph, lambda tape: (tape.find("y") * tape.find("y")).mean(), list(values), rows=True
     )
     _, gradients = objective.gradients(values, [(9, {"x": x})])
     scale = networks.weights(other)["w/scale"]
-    matrix = np.clip(np.rint(values[weight].astype(np.float64)), -3, 3) * scale
+    matrix = np.clip(np.rint(values[weight].astype(np.float64) * unit), -3, 3) * scale
     y = x @ matrix + networks.weights(model)["b"]
-    expected = x.T @ y * (2 / y.size) * scale
+    expected = x.T @ y * (2 / y.size) * scale * unit
     expected[0] = 0
     np.testing.assert_allclose(gradients[weight], expected, rtol=1e-4, atol=1e-7)
 
