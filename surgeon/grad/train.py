@@ -106,6 +106,7 @@ def train(
     judged: Callable[[Feeds], Mapping[str, Array]] = dict,
     teach: Callable[[Feeds], Feeds] = dict,
     ties: Mapping[str, Tie] = NO_TIES,
+    stored: Callable[[Arrays], Arrays] = dict,
     checkpoint: Path | None = None,
     fingerprint: str = "",
     progress: Callable[[int], None] = lambda _: None,
@@ -125,6 +126,7 @@ def train(
         judged: Gives what is fed instead when held-out samples are judged by.
         teach: Adds to what is fed what can only be said of it after that, such as what another model makes of it.
         ties: Of parameters by name, what of them stays zero and what moves together.
+        stored: Gives what will be stored of parameters, such as rounded ones: what is judged.
         checkpoint: A file to write after every evaluation, and to take up where it is there.
         fingerprint: What else has to be the same for a checkpoint to be taken up, such as data and loss.
         progress: Called with 1 after every step.
@@ -141,7 +143,7 @@ def train(
     if judge is None:
 
         def judge(values: Arrays) -> float:
-            return objective.value(values, _taught(samples.take(held, course.most), judged, teach))
+            return objective.value(stored(values), _taught(samples.take(held, course.most), judged, teach))
 
     identity = f"{fingerprint} {_identity(course, parameters, learn, held)}"
     state = load(checkpoint, course, identity) or _started(parameters, judge, course)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from surgeon.errors import UnsupportedModelError
+from surgeon.errors import UnsupportedModelError, UsageError
 from surgeon.grad.losses import divergence, kind_of, relative_error
 from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session, with_outputs
@@ -39,6 +39,7 @@ class Teacher:
 
     Raises:
         UnsupportedModelError: No output is of floats.
+        UsageError: The original lacks an output.
     """
 
     def __init__(
@@ -49,6 +50,10 @@ class Teacher:
         self.outputs = [tensor.name for tensor in graph.outputs if dtypes.get(tensor.name) in FLOATS]
         if not self.outputs:
             raise UnsupportedModelError("no output is of floats, so there is nothing to compare")
+        known = {tensor.name for tensor in reference.graph.outputs}
+        for name in self.outputs:
+            if name not in known:
+                raise UsageError("the original has no such output", where=name, hint="is it another model?")
         theirs = infer(reference.graph).dtypes if hints else {}
         made = {tensor.name for node in reference.graph.nodes for tensor in node.outputs}
         self.hints = [

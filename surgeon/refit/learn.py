@@ -18,8 +18,8 @@ from surgeon.graph.copy import copy_of
 from surgeon.graph.weights import peek
 from surgeon.refit.block import Reconstructed, reconstruct
 from surgeon.refit.keeping import of_originals, tie_of
+from surgeon.refit.soften import rounded_on_the_way
 from surgeon.refit.twins import Twins
-from surgeon.stats.grid import Grid, grid_of, integers_of
 from surgeon.stats.weight import is_rounded, is_shared, weight_chain, weight_values
 
 if TYPE_CHECKING:
@@ -30,13 +30,10 @@ if TYPE_CHECKING:
     from surgeon.grad.ties import Tie
     from surgeon.grad.train import Course
     from surgeon.reference import Reference
+    from surgeon.stats.grid import Grid
 
     Array = NDArray[Any]
     Feeds = Sequence[Mapping[str, Array]]
-
-CLOSEST = (
-    0.49  # steps from an integer within which a number is rounded to it whatever happens to its last bit
-)
 
 
 @dataclass
@@ -142,42 +139,10 @@ def _soften(
             name = chain[0].name
             promise = promised.get((id(twin.node), twin.view.weight))
             tie = None if promise is None else tie_of(twin.view, tensor, promise)
-            soft[name] = _rounded_on_the_way(graph, chain[0], tensor, weight_values(theirs))
+            soft[name] = rounded_on_the_way(graph, chain[0], tensor, weight_values(theirs))
             if tie is not None:
                 ties[soft[name][0].name] = tie
     return soft, left, ties
-
-
-def _rounded_on_the_way(
-    graph: gs.Graph, constant: gs.Constant, tensor: gs.Tensor, original: Array
-) -> tuple[gs.Constant, Grid]:
-    """Put a number of steps, clipped to the grid and rounded, in the place of a constant of integers."""
-    grid, integers = grid_of(tensor), integers_of(tensor)
-    steps = np.zeros(constant.shape, np.float32).ravel()
-    wanted = integers.astype(np.float64)
-    if original.shape == integers.shape:
-        scale = np.where(grid.scale == 0, 1.0, grid.scale)
-        wanted = wanted + np.clip(original / scale + grid.zero - integers, -CLOSEST, CLOSEST)
-    steps[grid.places] = wanted
-    name = constant.name
-    kind = peek(constant).dtype
-    learned = gs.Constant(f"{name}/surgeon/steps", steps.reshape(constant.shape))
-    limits = [
-        gs.Constant(f"{name}/surgeon/{which}", np.asarray(value, np.float32))
-        for which, value in (("least", grid.least), ("most", grid.most), ("one", 1.0))
-    ]
-    zero = gs.Constant(f"{name}/surgeon/zero", np.zeros((), kind))
-    inside = gs.Variable(f"{name}/surgeon/inside", np.float32, list(constant.shape))
-    rounded = gs.Variable(f"{name}/surgeon/rounded", kind, list(constant.shape))
-    users = list(constant.outputs)
-    makers = [
-        gs.Node("Clip", f"{name}/surgeon/clip", {}, [learned, *limits[:2]], [inside]),
-        gs.Node("QuantizeLinear", f"{name}/surgeon/round", {}, [inside, limits[2], zero], [rounded]),
-    ]
-    for user in users:
-        user.inputs[0] = rounded
-    graph.nodes[0:0] = makers
-    return learned, grid
 
 
 def _rename(graph: gs.Graph) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from surgeon.errors import DataError
 from surgeon.grad.objective import Objective
 from surgeon.grad.parameters import CARRIERS, parameters_of
 from surgeon.grad.rows import rows_are_apart
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from surgeon.grad.tape import Tape, Value
+    from surgeon.grad.ties import Tie
 
     Array = NDArray[Any]
     Feeds = dict[str, Array]
 
 HELD_OUT = 0.125
+FEWEST = 2  # samples: one to learn from and one to judge by
 
 
 @dataclass
@@ -71,6 +74,21 @@ class Lesson:
     judged: Callable[[Feeds], Mapping[str, Array]] = dict
 
 
+@dataclass(frozen=True)
+class Parameters:
+    """What is trained.
+
+    Attributes:
+        constants: Floats of the graph, by name.
+        ties: What of them stays as it is, and what moves together.
+        stored: Gives what will be stored of values for them, such as rounded ones: that is judged.
+    """
+
+    constants: Mapping[str, gs.Constant]
+    ties: Mapping[str, Tie] = field(default_factory=dict)
+    stored: Callable[[dict[str, Array]], dict[str, Array]] = dict
+
+
 def train_whole(
     graph: gs.Graph,
     lesson: Lesson,
@@ -79,6 +97,7 @@ def train_whole(
     threads: int = 1,
     limit_bytes: int = 2**31,
     excluded: Callable[[str], bool] = lambda _: False,
+    parameters: Parameters | None = None,
     checkpoint: Path | None = None,
     fingerprint: str = "",
     progress: Callable[[int], None] = lambda _: None,
@@ -92,31 +111,34 @@ def train_whole(
         threads: Threads for onnxruntime.
         limit_bytes: For the activations of a step; samples that do not fit run one after the other.
         excluded: Whether a node or tensor, by name, is to be left alone.
+        parameters: What is trained, instead of all that can be found and is not excluded.
         checkpoint: A file to write after every evaluation, and to take up where it is there.
         fingerprint: What else has to be the same for a checkpoint to be taken up.
         progress: Called with 1 after every step.
+
+    Raises:
+        DataError: There are fewer than two samples.
     """
-    parameters = {
-        name: constant
-        for name, constant in parameters_of(graph.nodes, opsets(graph)).items()
-        if constant.dtype == np.float32
-        and not excluded(name)
-        and not any(constant is output for output in graph.outputs)
-        and not _is_read_by(excluded, constant)
-    }
-    if not parameters:
-        course = replace(course, steps=0)
+    if parameters is None:
+        parameters = Parameters(_constants(graph, excluded), ties_of(graph))
+    constants = parameters.constants
     samples = _samples(graph, lesson, threads)
+    if len(samples) < FEWEST:
+        raise DataError(
+            "one sample to learn from, and none to judge by, is too few", hint="give at least two samples"
+        )
     names = samples.names
     work = copy_of(graph)
     known = {tensor.name for tensor in work.inputs}
     more = [name for name in (*names, *lesson.taught) if name not in known]
     work.inputs = [*work.inputs, *(gs.Variable(name, np.float32, None) for name in more)]
-    objective = Objective(work, lesson.loss, list(parameters), rows=samples.rows, threads=threads)
+    objective = Objective(work, lesson.loss, list(constants), rows=samples.rows, threads=threads)
     learn, held = samples.split(HELD_OUT, np.random.default_rng(course.split))
     _, feeds = next(samples.take(held[:1], 1))
     course = replace(course, most=min(course.most, objective.most(lesson.teach(feeds), limit_bytes)))
-    start = {name: np.array(peek(constant)) for name, constant in parameters.items()}
+    if objective.stopped.keys() >= constants.keys():
+        course = replace(course, steps=0)
+    start = {name: np.array(peek(constant)) for name, constant in constants.items()}
     state = train(
         objective,
         start,
@@ -127,15 +149,27 @@ def train_whole(
         augment=lesson.augment,
         judged=lesson.judged,
         teach=lesson.teach,
-        ties=ties_of(graph),
+        ties=parameters.ties,
+        stored=parameters.stored,
         checkpoint=checkpoint,
         fingerprint=fingerprint,
         progress=progress,
     )
     if state.improved:
-        for name, constant in parameters.items():
+        for name, constant in constants.items():
             constant.values = state.best[name]
     return Trained(state, objective.stopped)
+
+
+def _constants(graph: gs.Graph, excluded: Callable[[str], bool]) -> dict[str, gs.Constant]:
+    return {
+        name: constant
+        for name, constant in parameters_of(graph.nodes, opsets(graph)).items()
+        if constant.dtype == np.float32
+        and not excluded(name)
+        and not any(constant is output for output in graph.outputs)
+        and not _is_read_by(excluded, constant)
+    }
 
 
 def _is_read_by(excluded: Callable[[str], bool], tensor: gs.Tensor) -> bool:

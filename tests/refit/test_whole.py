@@ -9,13 +9,16 @@ import pytest
 from grad import structures
 from ops.oracle import build
 
+from surgeon.errors import DataError
+from surgeon.grad.ties import Tie
 from surgeon.grad.train import Course
+from surgeon.graph.copy import copy_of
 from surgeon.graph.load import from_model
 from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
 from surgeon.graph.weights import peek
 from surgeon.refit import whole
-from surgeon.refit.whole import Lesson, train_whole
+from surgeon.refit.whole import Lesson, Parameters, train_whole
 
 COURSE = Course(steps=60, batch=16, rate=5e-3, evaluations=6)
 WANTED = "wanted"
@@ -196,3 +199,36 @@ def test_variants_and_what_is_taught_of_them_are_what_is_learned():
     found = train_whole(graph, given, COURSE)
     assert found.state.loss < 0.3 * found.state.before
     assert seen.count(16) >= COURSE.steps
+
+
+def test_one_sample_is_too_few():
+    one = lesson(turned(), [{"x": np.ones((1, 6), np.float32)}])
+    with pytest.raises(DataError, match="at least two samples"):
+        train_whole(noisy(turned()), one, COURSE)
+
+
+def test_chosen_parameters_are_judged_as_they_are_stored():
+    """One matrix of two is trained, in steps of a quarter, and what is zero in it stays so."""
+    graph = noisy(turned())
+    start = state(graph)
+    constant = constants(graph)["w2"]
+    tie = Tie(np.arange(24).reshape(6, 4) % 4 != 0)
+    seen = []
+
+    def stored(values):
+        seen.append(values)
+        return {name: np.rint(each * 4) / 4 for name, each in values.items()}
+
+    found = train_whole(
+        graph,
+        lesson(turned(), vectors()),
+        COURSE,
+        parameters=Parameters({"w2": constant}, {"w2": tie}, stored),
+    )
+    assert changed(graph, start) == {"w2"}
+    assert np.array_equal(peek(constant)[~tie.free], start["w2"][~tie.free])
+    assert len(seen) == len(found.state.history) + 1
+    rounded = copy_of(graph)
+    constants(rounded)["w2"].values = stored({"w2": peek(constant)})["w2"]
+    again = train_whole(rounded, lesson(turned(), vectors()), replace(COURSE, steps=0))
+    assert again.state.before == pytest.approx(found.state.loss, rel=1e-5)

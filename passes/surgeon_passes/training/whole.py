@@ -12,7 +12,6 @@ import numpy as np
 
 from surgeon.errors import DataError, UsageError
 from surgeon.grad.losses import Kind, cross_entropy, kind_of
-from surgeon.grad.train import Course
 from surgeon.graph.copy import copy_of
 from surgeon.graph.shapes import infer
 from surgeon.reference import Reference
@@ -30,12 +29,11 @@ if TYPE_CHECKING:
     from surgeon.passes import Context, Graph
     from surgeon.refit.distill import Teacher
     from surgeon.stats.variants import ImageVariation
-    from surgeon_passes.training.options import EndToEnd
+    from surgeon_passes.training.options import Training
 
     Array = NDArray[Any]
 
 LABELS = "surgeon/labels"
-EVALUATIONS = 20
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,14 @@ class Setting:
     axis: int = -1
 
     @staticmethod
-    def of(graph: Graph, context: Context, *, labelled: bool) -> Setting:
+    def of(graph: Graph, context: Context, *, labelled: bool, samples: int | None = None) -> Setting:
         """Read the calibration data.
+
+        Args:
+            graph: What learns.
+            context: The run.
+            labelled: Whether labels are wanted.
+            samples: How many samples at most; None for all.
 
         Raises:
             DataError: Labels are wanted, and there are none that fit an output.
@@ -71,7 +75,8 @@ class Setting:
         if labelled and context.data is None:
             raise DataError("there are no labels to learn from", hint="give --data with an array 'labels'")
         feeds = []
-        for inputs, labels in context.calibration():
+        data = context.calibration()
+        for inputs, labels in data if samples is None else data.take(samples):
             feeds.append(dict(inputs))
             if labelled:
                 if labels is None:
@@ -139,7 +144,7 @@ def _fit(dims: Sequence[int | None], shape: Sequence[int]) -> bool:
     )
 
 
-def _fingerprint(options: EndToEnd, context: Context, feeds: Sequence[Mapping[str, Array]]) -> str:
+def _fingerprint(options: Training, context: Context, feeds: Sequence[Mapping[str, Array]]) -> str:
     """What a checkpoint is of: the model, the options, and the data."""
     digest = hashlib.sha256(f"{context.model_sha256} {replace(options, checkpoint=None)!r}".encode())
     for batch in feeds:
@@ -151,7 +156,7 @@ def _fingerprint(options: EndToEnd, context: Context, feeds: Sequence[Mapping[st
 
 
 def learn(
-    options: EndToEnd,
+    options: Training,
     graph: Graph,
     context: Context,
     setting: Setting,
@@ -172,18 +177,25 @@ def learn(
         number: Tells rounds of training apart.
         variation: How images are varied where the data file has no function for that.
     """
-    course = Course(
-        options.steps,
-        options.batch,
-        options.rate,
-        options.schedule,
-        decay=options.decay,
-        evaluations=EVALUATIONS,
-        patience=options.patience,
-        seed=context.seed_for(options.name) + number,
-        split=context.seed_for("held out"),
+    excluded = excluded_by(context, options.exclude)
+    lesson = lesson_of(context, setting, loss, teacher, variation)
+    trained(
+        options, context, setting, lambda **how: train_whole(graph, lesson, excluded=excluded, **how), number
     )
-    lesson = Lesson(
+    if kept := noted(graph):
+        context.record["kept"] = kept
+    return graph
+
+
+def lesson_of(
+    context: Context,
+    setting: Setting,
+    loss: Callable[[Tape], Value],
+    teacher: Teacher | None,
+    variation: ImageVariation | None,
+) -> Lesson:
+    """What is learned; for the arguments see `learn`."""
+    return Lesson(
         setting.feeds,
         loss,
         () if teacher is None else teacher.taught,
@@ -192,27 +204,36 @@ def learn(
         _augment_of(context) or variation,
         variation.mirrored if variation is not None and variation.mirror else dict,
     )
+
+
+def trained(
+    options: Training, context: Context, setting: Setting, train: Callable[..., Trained], number: int = 0
+) -> Trained:
+    """Train with what options and the run say, and record how it went.
+
+    Args:
+        options: Those of the pass.
+        context: The run.
+        setting: The samples.
+        train: Trains; called with what `train_whole` takes by name, and the course.
+        number: Tells rounds of training apart.
+    """
     checkpoint = _checkpoint(options)
     started = time.perf_counter()
     with context.progress(options.name, options.steps) as advance:
-        found = train_whole(
-            graph,
-            lesson,
-            course,
+        found = train(
+            course=options.course(context, number),
             threads=context.threads,
             limit_bytes=options.memory * 2**20,
-            excluded=excluded_by(context, options.exclude),
             checkpoint=checkpoint,
             fingerprint=_fingerprint(options, context, setting.feeds),
             progress=advance,
         )
     _describe(found, options, context, time.perf_counter() - started)
-    if kept := noted(graph):
-        context.record["kept"] = kept
-    return graph
+    return found
 
 
-def _checkpoint(options: EndToEnd) -> Path | None:
+def _checkpoint(options: Training) -> Path | None:
     if options.checkpoint is None:
         return None
     path = Path(options.checkpoint)
@@ -239,7 +260,7 @@ def _augment_of(context: Context) -> Callable[..., Mapping[str, Array]] | None:
     return augment
 
 
-def _describe(found: Trained, options: EndToEnd, context: Context, seconds: float) -> None:
+def _describe(found: Trained, options: Training, context: Context, seconds: float) -> None:
     state = found.state
     if found.stopped:
         name, why = next(iter(found.stopped.items()))
