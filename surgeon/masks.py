@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 FLOATS = frozenset(
     {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
 )
+RECURRENT_BIAS = 3  # which input of LSTM, GRU and RNN it is
 LEAST_RANK = 2  # vectors are biases and norms, which no pass makes sparse
 LEAST_SHARE = (
     0.01  # of one weight's entries; a few zeros happen by chance, when values are rounded or refitted
@@ -73,9 +74,15 @@ def weights_of(graph: gs.Graph) -> dict[str, gs.Constant]:
     return {
         tensor.name: tensor
         for node in every_node(graph)
-        for tensor in node.inputs
+        for tensor in _but_biases(node)
         if isinstance(tensor, gs.Constant) and len(tensor.shape) >= LEAST_RANK and data_type(tensor) in FLOATS
     }
+
+
+def _but_biases(node: gs.Node) -> list[gs.Tensor]:
+    """What a node reads, without what recurrent operators add: that has an axis for the directions, and zeros by nature."""
+    recurrent = node.op in ("LSTM", "GRU", "RNN")
+    return [tensor for k, tensor in enumerate(node.inputs) if not (recurrent and k == RECURRENT_BIAS)]
 
 
 def found_in(before: gs.Graph, after: gs.Graph, kept: Kept) -> tuple[dict[str, Mask], list[str]]:

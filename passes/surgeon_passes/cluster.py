@@ -66,6 +66,7 @@ class Cluster(Pass):
 
     def run(self, graph: Graph, context: Context) -> Graph:
         """Returns ``graph`` with few values; raises UsageError where no weight matches."""
+        from surgeon.graph.canonical import drop_dead
         from surgeon.graph.copy import copy_of
         from surgeon.refit.settle import Settled
 
@@ -80,18 +81,19 @@ class Cluster(Pass):
                 found = material.settle(graph, before, constrain, advance)
             simple.share()
             errors = material.errors(graph, plain)
-            if errors is not None and errors[1] < errors[0]:
+            if errors is not None and not errors[0] <= errors[1]:
                 graph, shared, found = plain, simple, Settled(left=found.left)
+        drop_dead(graph)  # what made weights that are constants now
         self._describe(graph, shared, found, errors, context)
         return graph
 
     def finish(self, graph: Graph, context: Context) -> Graph:
         """Returns ``graph`` with indices and tables, if that is asked for."""
         from surgeon_passes.clustering.encode import encode
-        from surgeon_passes.valuing.chosen import chosen_weights
+        from surgeon_passes.valuing.chosen import matching_weights
 
-        if self.encode:
-            weights = chosen_weights(graph, context, self.name, self.include, self.exclude)
+        if self.encode:  # later passes may have left no such weight
+            weights = matching_weights(graph, context, self.include, self.exclude)
             context.record["encoded"] = encode(graph, weights, self.clusters)
         return graph
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from surgeon_passes.sparsifying.zeros import Job, Work
 
 FEWEST, MOST = 0.0, 0.985
+SHORT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,12 @@ class Sparsify(Pass):
                 where="sparsify.scope",
                 hint="take scope=layer",
             )
+        if not self.refit and self.score not in ("auto", "magnitude"):
+            raise UsageError(
+                f"{self.score} finds the weights that stay by fitting them",
+                where="sparsify.refit",
+                hint="take score=magnitude, or refit=true",
+            )
         for option in ("steps", "samples", "memory"):
             if getattr(self, option) < 1:
                 raise UsageError(
@@ -100,6 +107,7 @@ class Sparsify(Pass):
 
     def run(self, graph: Graph, context: Context) -> Graph:
         """Returns ``graph`` with zeros; raises UsageError where no weight matches."""
+        from surgeon.graph.canonical import drop_dead
         from surgeon.graph.copy import copy_of
         from surgeon.refit.settle import Settled
         from surgeon_passes.sparsifying.zeros import all_zeros
@@ -118,8 +126,9 @@ class Sparsify(Pass):
             for job in simple:
                 job.shrink(work.pattern, 1.0)
             errors = work.material.errors(graph, plain)
-            if errors is not None and errors[1] < errors[0]:
+            if errors is not None and not errors[0] <= errors[1]:
                 graph, jobs, found = plain, simple, Settled(left=found.left)
+        drop_dead(graph)  # what made weights that are constants now
         self._describe(graph, jobs, found, errors, context)
         return graph
 
@@ -140,6 +149,11 @@ class Sparsify(Pass):
         plain = "to keep the largest weights as they are"
         describe(graph, weights, found, errors, context, name=self.name, plain=plain)
         context.record["pattern_ok"] = all(fits)
+        reached = 1 - sum(each.sum() for each in kept) / sum(each.size for each in kept)
+        if pattern.sparsity is None and reached < self.sparsity - SHORT:
+            context.warn(
+                f"sparsify: {reached:.3f} of the weights are zero: the pattern leaves no more that may be"
+            )
         if all(each.all() for each in kept):
             context.warn("sparsify: the pattern leaves no weight of this model to make zero")
 

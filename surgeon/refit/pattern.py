@@ -102,9 +102,10 @@ class Few:
     def _parts(self, values: Scores, fill: float) -> Scores:
         """``[groups, channels / m, m, taps, outputs]``."""
         groups, channels, *rest = values.shape
-        missing = -channels % self.m
+        m = min(self.m, channels)  # fewer channels than m are one part
+        missing = -channels % m
         padded = np.pad(values, ((0, 0), (0, missing), (0, 0), (0, 0)), constant_values=fill)
-        return padded.reshape(groups, -1, self.m, *rest)
+        return padded.reshape(groups, -1, m, *rest)
 
     def _whole(self, parts: Flags, channels: int) -> Flags:
         groups, _, _, *rest = parts.shape
@@ -132,12 +133,13 @@ class Blocks:
         return self.inputs
 
     def kept(self, scores: Scores, sparsity: float) -> Flags:
-        """Blocks go, the smallest score first, until enough weights have gone."""
+        """Blocks go, the smallest score first, until enough weights have gone; the last one stays."""
         pooled, sizes = self._pooled(scores)
         order = np.argsort(pooled, axis=None, kind="stable")
         gone = np.cumsum(sizes.ravel()[order])
         wanted = sparsity * scores.size - SLACK
         count = int(np.searchsorted(gone, wanted)) + 1 if wanted > 0 else 0
+        count = min(count, pooled.size - 1) if sparsity < 1 else count
         result = np.ones(pooled.size, bool)
         result[order[:count]] = False
         return self._spread(result.reshape(pooled.shape), scores.shape)
@@ -149,7 +151,7 @@ class Blocks:
 
     def _pooled(self, values: Scores, pooling: Pooling | None = None) -> tuple[Scores, Scores]:
         """The pooled values of blocks ``[groups, in blocks, taps, out blocks]``, and how many weights each has."""
-        rows = np.arange(0, values.shape[1], self.inputs)
+        rows = np.arange(0, values.shape[1], self.inputs)  # one that is larger than the weight is all of it
         columns = np.arange(0, values.shape[3], self.outputs)
         sizes = np.add.reduceat(np.add.reduceat(np.ones_like(values), rows, axis=1), columns, axis=3)
         join = np.maximum if (pooling or self.pooling) == "max" else np.add
@@ -157,7 +159,8 @@ class Blocks:
         return (joined if join is np.maximum else joined / sizes), sizes
 
     def _spread(self, blocks: Flags, shape: tuple[int, ...]) -> Flags:
-        wide = np.repeat(np.repeat(blocks, self.inputs, axis=1), self.outputs, axis=3)
+        inputs, outputs = min(self.inputs, shape[1]), min(self.outputs, shape[3])
+        wide = np.repeat(np.repeat(blocks, inputs, axis=1), outputs, axis=3)
         return wide[:, : shape[1], :, : shape[3]]
 
 

@@ -140,7 +140,11 @@ class _Sweep:
         for name in (name for names in held for name in names):
             self.old.hold(name)
         for (twin, allowed), names in zip(work, held, strict=True):
-            result.errors[twin.label] = self._settle(twin, allowed)
+            errors = self._settle(twin, allowed)
+            if np.isfinite(errors).all():
+                result.errors[twin.label] = errors
+            else:
+                result.left[twin.label] = "what it reads or should make is not finite"
             self.pending.discard(twin.node.outputs[0].name)
             for name in names:
                 self.old.release(name)

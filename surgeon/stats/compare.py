@@ -47,7 +47,10 @@ class Outputs:
         return Outputs(feeds, _run(model, feeds, 1))
 
     def divergence(self, other: onnx.ModelProto, threads: int) -> float:
-        """The mean over the outputs of their squared error relative to their variance; 0 where none is a float."""
+        """The mean over the outputs of their squared error relative to their variance.
+
+        Where no output is a float, the share of the numbers that are others; 0 where nothing can be compared.
+        """
         found = []
         for ours, theirs in zip(_run(other, self.feeds, threads), self.values, strict=True):
             if (
@@ -60,6 +63,13 @@ class Outputs:
                 theirs[there] - np.broadcast_to(theirs.mean(axis=0, dtype=np.float64), theirs.shape)[there]
             )
             found.append(float(error / max(float(np.square(spread, dtype=np.float64).sum()), TINY)))
+        if not found:
+            pairs = zip(_run(other, self.feeds, threads), self.values, strict=True)
+            found = [
+                float((x != y).mean())
+                for x, y in pairs
+                if y.dtype.kind != "f" and x.shape == y.shape and x.size
+            ]
         return float(np.mean(found)) if found else 0.0
 
 
@@ -81,8 +91,8 @@ def output_errors(expected: onnx.ModelProto, found: onnx.ModelProto, data: Datas
 
     Returns:
         For each sample (or batch, where outputs are not per sample) the squared difference, relative to the mean square of
-        that output over all samples, on average over the outputs of floats; empty where no such output has the same shape in
-        both models.
+        that output over all samples, on average over the outputs of floats; where there are none, the share of the numbers that
+        are others. Infinite where what should be finite is not. Empty where no such output has the same shape in both models.
     """
     first, second = (sessions.session(model, threads=threads) for model in (expected, found))
     wrong: list[list[Array | None]] = []
@@ -90,20 +100,20 @@ def output_errors(expected: onnx.ModelProto, found: onnx.ModelProto, data: Datas
     for feeds, _ in runnable(data, first):
         size = len(next(iter(feeds.values()))) if feeds and np.ndim(next(iter(feeds.values()))) else 1
         pairs = list(zip(sessions.run(first, feeds), sessions.run(second, feeds), strict=True))
-        same = [x.dtype.kind == "f" and x.shape == y.shape for x, y in pairs]
+        floats = any(x.dtype.kind == "f" for x, _ in pairs)
+        same = [(x.dtype.kind == "f") == floats and x.shape == y.shape for x, y in pairs]
         parts = (
             size
             if all(x.ndim and len(x) == size for (x, _), ok in zip(pairs, same, strict=True) if ok)
             else 1
         )
-        wrong.append([_squares(x, y, parts) if ok else None for (x, y), ok in zip(pairs, same, strict=True)])
-        whole.append(
-            [_squares(x, 0.0, parts) if ok else None for (x, _), ok in zip(pairs, same, strict=True)]
-        )
+        both = [_squares(x, y, parts) if ok else None for (x, y), ok in zip(pairs, same, strict=True)]
+        wrong.append([None if each is None else each[0] for each in both])
+        whole.append([None if each is None else each[1] for each in both])
     errors = []
     for index in range(len(wrong[0])):
         parts_of = [batch[index] for batch in wrong]
-        if any(part is None for part in parts_of):  # decisions, and lists of what was found
+        if any(part is None for part in parts_of):  # decisions beside floats, and lists of what was found
             continue
         energy = max(float(np.concatenate([batch[index] for batch in whole]).mean()), TINY)
         errors.append(np.concatenate(parts_of) / energy)  # type: ignore[arg-type]  # none is None
@@ -111,10 +121,17 @@ def output_errors(expected: onnx.ModelProto, found: onnx.ModelProto, data: Datas
     return np.mean(errors, axis=0) if len(lengths) == 1 else np.zeros(0)
 
 
-def _squares(x: Array, y: Array | float, parts: int) -> Array:
-    """The squared differences, summed over each of so many parts."""
-    difference: Array = np.square(np.subtract(x, y, dtype=np.float64)).reshape(parts, -1).sum(axis=1)
-    return difference
+def _squares(expected: Array, found: Array, parts: int) -> tuple[Array, Array]:
+    """The squared differences and the squares, summed over each of so many parts; of decisions, how many differ, and of how many."""
+    if expected.dtype.kind != "f":
+        differing = (expected != found).reshape(parts, -1)
+        return differing.sum(axis=1, dtype=np.float64), np.full(parts, float(differing.shape[1]))
+    there = np.isfinite(expected)  # masks may be infinite
+    squares = np.zeros((2, *expected.shape))
+    np.subtract(expected, found, out=squares[0], where=there, dtype=np.float64)
+    np.copyto(squares[1], expected, where=there)
+    squares = np.square(squares).reshape(2, parts, -1).sum(axis=2)
+    return np.nan_to_num(squares[0], nan=np.inf, posinf=np.inf), squares[1]
 
 
 def _run(model: onnx.ModelProto, feeds: Feeds, threads: int) -> tuple[Array, ...]:

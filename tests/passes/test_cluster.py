@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.helper as oh
 import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from passes.test_sparsify import MATRICES, depthwise, error, odd, weights
+from passes.test_sparsify import MATRICES, depthwise, error, odd, products, weights
 from quantizable import context_for, network
 
 import surgeon
@@ -136,6 +137,26 @@ def test_what_would_not_get_smaller_stays() -> None:
     reasons = {entry["name"]: entry.get("reason") for entry in report["passes"][-1]["encoded"]}
     assert reasons["left"] == reasons["shared"] == "it would not get smaller"
     assert reasons["lw"] is None
+
+
+def test_encoded_twice_and_not_at_all(tmp_path: Path) -> None:
+    data = synthetic(graph_inputs(from_model(odd())), seed=1, batch=16)
+    chain = "cluster{include=lw encode=true},cluster{include=lr encode=true}"
+    first = surgeon.run(odd(), chain, data=data, destination=tmp_path / "one.onnx")
+    surgeon.load(tmp_path / "one.onnx")  # which refuses two constants of one name
+    assert [entry["bits"] for facts in first.report["passes"][-2:] for entry in facts["encoded"]] == [4, 4]
+    data = synthetic(graph_inputs(from_model(network())), seed=1, batch=16)
+    quantized = surgeon.run(network(), "cluster{encode=true},quantize{guard=false}", data=data, force=True)
+    assert quantized.report["passes"][-2]["encoded"] == []
+
+
+def test_bytes_that_are_not_full_before_opset_10() -> None:
+    model = products((63, 101), then=[oh.make_node("Identity", ["r0"], ["y"])])
+    model.opset_import[0].version = 9
+    data = synthetic(graph_inputs(from_model(model)), seed=1, batch=16)
+    floats, encoded = (surgeon.run(model, f"cluster{{{more}}}", data=data) for more in ("", "encode=true"))
+    feeds = synthetic(graph_inputs(from_model(model)), seed=9, batch=4)
+    assert np.array_equal(*(run(session(to_model(each.graph)), feeds)[0] for each in (floats, encoded)))
 
 
 def test_the_same_twice_whatever_the_threads() -> None:

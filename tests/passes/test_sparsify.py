@@ -221,6 +221,7 @@ def test_patterns_of_names() -> None:
         ({"pattern": "4:2"}, "pattern"),
         ({"pattern": "2:4", "scope": "global"}, "scope"),
         ({"steps": 0}, "steps"),
+        ({"score": "wanda", "refit": False}, "refit"),
         ({"initial": 1.5}, "initial"),
         ({"power": 0.0}, "power"),
     ],
@@ -228,6 +229,76 @@ def test_patterns_of_names() -> None:
 def test_options_are_checked(options: dict, message: str) -> None:
     with pytest.raises(UsageError, match=rf"sparsify\.{message}"):
         Sparsify(**options)
+
+
+def products(*layers: tuple[int, int], then: list[onnx.NodeProto], kind: int = 1) -> onnx.ModelProto:
+    """Matrix products with Relu in between, and more behind them."""
+    nodes, held = [], []
+    for k, shape in enumerate(layers):
+        nodes.append(
+            oh.make_node("MatMul", ["x" if k == 0 else f"r{k - 1}", f"w{k}"], [f"m{k}"], name=f"m{k}")
+        )
+        nodes.append(oh.make_node("Relu", [f"m{k}"], [f"r{k}"]))
+        held.append(weight(f"w{k}", *shape))
+    x = oh.make_tensor_value_info("x", 1, ["N", layers[0][0]])
+    graph = oh.make_graph([*nodes, *then], "g", [x], [oh.make_tensor_value_info("y", kind, None)], held)
+    return oh.make_model(graph, ir_version=8, opset_imports=[oh.make_opsetid("", 17)])
+
+
+def test_decisions_are_judged_by_how_many_change() -> None:
+    model = products((16, 30), (30, 30), then=[oh.make_node("ArgMax", ["m1"], ["y"], axis=1)], kind=7)
+    context = context_for(model)
+    result = sparse(model, context, sparsity=0.5)
+    assert max((weights(result)[name] == 0).mean() for name in ("w0", "w1")) < 0.9
+    found = context.record["output_error"]
+    assert found["fitted"] <= found["plain"] <= 1  # type: ignore[index]  # JSON
+
+
+def test_infinite_outputs_do_not_switch_the_judge_off() -> None:
+    mask = np.zeros(30, np.float32)
+    mask[:3] = -np.inf
+    model = products((16, 30), then=[oh.make_node("Add", ["m0", "mask"], ["y"])])
+    model.graph.initializer.append(nh.from_array(mask, "mask"))
+    context = context_for(model)
+    sparse(model, context, sparsity=0.5)
+    assert np.isfinite(list(context.record["output_error"].values())).all()  # type: ignore[attr-defined]  # JSON
+
+
+def test_what_is_not_finite_inside_has_a_reason() -> None:
+    nodes = [oh.make_node("Log", ["x"], ["l"]), oh.make_node("MatMul", ["l", "w"], ["m"], name="bad")]
+    graph = oh.make_graph(
+        [*nodes, oh.make_node("Sigmoid", ["m"], ["y"])],
+        "g",
+        [oh.make_tensor_value_info("x", 1, ["N", 16])],
+        [oh.make_tensor_value_info("y", 1, None)],
+        [weight("w", 16, 8)],
+    )
+    model = oh.make_model(graph, ir_version=8, opset_imports=[oh.make_opsetid("", 17)])
+    context = context_for(model)
+    result = sparse(model, context, sparsity=0.5)
+    assert (weights(result)["w"] == 0).mean() == 0.5
+    assert context.record["left"] == [{"node": "bad", "reason": "what it reads or should make is not finite"}]
+
+
+def test_no_copy_of_a_weight_behind_other_nodes_is_left() -> None:
+    model = products(
+        (16, 30),
+        then=[
+            oh.make_node("Transpose", ["t"], ["w"], perm=[1, 0]),
+            oh.make_node("MatMul", ["m0", "w"], ["y"]),
+        ],
+    )
+    model.graph.initializer.append(weight("t", 40, 30))
+    result = sparse(model, context_for(model), sparsity=0.5)
+    assert {each.size for each in weights(result).values()} == {480, 1200}
+    assert len(weights(result)) == 2
+
+
+def test_a_weight_that_is_one_block_stays() -> None:
+    context = context_for(network())
+    result = weights(sparse(network(), context, pattern="block-64x64", sparsity=0.5))
+    assert all((result[name] != 0).any() for name in MATRICES)
+    assert any("leaves no more that may be" in text for text in context.warnings)
 
 
 def test_the_same_twice_whatever_the_threads() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from surgeon.graph.weights import peek
 from surgeon.stats.weight import weight_values
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 WIDTHS = (1, 2, 4, 8)
 BYTES = 256
+SLICE_TAKES_INPUTS = 10  # before this version of the operators it has attributes
 NODES = 1200  # bytes: about what the operators that decode a weight take in a file
 
 
@@ -63,10 +65,21 @@ def encode(graph: gs.Graph, weights: Sequence[Weight], most: int) -> list[dict[s
         else:
             report.append({"name": weight.name, "bits": bits, "bytes": book.stored_bytes(bits)})
             found.append((weight, book))
-    indices = gs.Constant(f"surgeon/indices_of_{bits}_bits", indices_of_bytes(bits))
+    indices = _indices(graph, bits)
     for weight, book in found:
         _decode(graph, weight.tensor, book, packed(book.places, bits), indices)
     return report
+
+
+def _indices(graph: gs.Graph, bits: int) -> gs.Constant:
+    """The table of all bytes, which the graph may have already."""
+    name, table = f"surgeon/indices_of_{bits}_bits", indices_of_bytes(bits)
+    known = graph.tensors()
+    while name in known:
+        if isinstance(known[name], gs.Constant) and np.array_equal(peek(known[name]), table):
+            return known[name]
+        name += "_"
+    return gs.Constant(name, table)
 
 
 @dataclass(frozen=True)
@@ -138,8 +151,11 @@ def _decode(
     found = node("Gather", "indices", [indices, whole], np.uint8, axis=0)
     if stored.size * indices.shape[1] > book.places.size:  # the last byte is not full
         found = node("Reshape", "row", [found, constant("all", np.array([-1], np.int64))], np.uint8)
-        ends = [constant("from", np.array([0])), constant("to", np.array([book.places.size]))]
-        found = node("Slice", "used", [found, *ends], np.uint8)
+        if graph.opset < SLICE_TAKES_INPUTS:
+            found = node("Slice", "used", [found], np.uint8, starts=[0], ends=[book.places.size])
+        else:
+            ends = [constant("from", np.array([0])), constant("to", np.array([book.places.size]))]
+            found = node("Slice", "used", [found, *ends], np.uint8)
     found = node("Cast", "numbers", [found], np.int32, to=onnx.TensorProto.INT32)
     found = node("Reshape", "places", [found, constant("shape", np.array(shape, np.int64))], np.int32)
     if book.offsets is not None:

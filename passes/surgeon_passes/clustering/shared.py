@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from surgeon.refit.codebook import Codebook, Nearest
-from surgeon.stats.weight import weight_values
+from surgeon.stats.weight import is_shared, weight_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,10 +53,15 @@ class Shared:
         """The constraint on each product; it goes by the zeros that there are now."""
         known = {(id(weight.node), weight.index): weight_values(weight.tensor) for weight in self.weights}
 
+        shared = {(id(each.node), each.index) for each in self.weights if is_shared(each.tensor)}
+
         def constraint(view: Linear) -> Codebook | str:
-            values = known.get((id(view.op.node), view.weight))
+            key = (id(view.op.node), view.weight)
+            values = known.get(key)
             if values is None:
                 return "its weight stays as it is"
+            if key in shared:
+                return "its weight is shared"
             return self._book(view.matrices(view.op.node, values))
 
         return constraint

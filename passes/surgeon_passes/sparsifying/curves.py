@@ -115,7 +115,8 @@ def _measured(
         curve, probed, error = _curve(twin, allowed, run, draw, nodes)
         if outputs is not None and error > TINY:
             curve = replace(curve, share=_seen(graph, twin, probed, outputs, threads) / error)
-        found[id(twin.node), twin.view.weight] = curve
+        if np.isfinite((*curve.errors, curve.share)).all():
+            found[id(twin.node), twin.view.weight] = curve
         for name in names:
             run.release(name)
         progress(1)

@@ -14,7 +14,7 @@ from surgeon.refit.settle import Settled
 from surgeon.refit.sparse import Score, Sparse
 from surgeon.stats.compare import Outputs
 from surgeon.stats.promises import Promise, promise_of
-from surgeon.stats.weight import weight_values
+from surgeon.stats.weight import is_shared, weight_values
 from surgeon_passes.sparsifying.curves import Curve, curve_of_sizes, curves
 from surgeon_passes.sparsifying.spread import spread
 
@@ -132,13 +132,16 @@ class Work:
 
     def _constrain(self, jobs: Sequence[Job], share: float) -> Callable[[Linear], Sparse | str]:
         known = {job.key: (job, weight_values(job.weight.tensor)) for job in jobs}
+        shared = {job.key for job in jobs if is_shared(job.weight.tensor)}
 
         def constrain(view: Linear) -> Sparse | str:
             node = view.op.node
-            found = known.get((id(node), view.weight))
-            if found is None:
+            key = (id(node), view.weight)
+            if key not in known:
                 return "its weight stays as it is"
-            job, values = found
+            if key in shared:
+                return "its weight is shared"
+            job, values = known[key]
             sizes = view.matrices(node, np.abs(values.astype(np.float64)))
             allowed = None
             if not job.allowed.all():

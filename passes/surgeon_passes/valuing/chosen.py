@@ -30,6 +30,20 @@ def chosen_weights(
     Raises:
         UsageError: There is none.
     """
+    found = matching_weights(graph, context, include, exclude)
+    if not found:
+        raise UsageError(
+            "there is no weight to change",
+            where=f"pass {name}",
+            hint="weights are those of Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN that are not excluded",
+        )
+    return found
+
+
+def matching_weights(
+    graph: Graph, context: Context, include: Sequence[str], exclude: Sequence[str]
+) -> list[Weight]:
+    """The same, or none."""
     excluded = excluded_by(context, exclude)
     found = []
     for weight in weights_of(graph):
@@ -39,10 +53,4 @@ def chosen_weights(
         )
         if wanted and not any(map(excluded, names)):
             found.append(weight)
-    if not found:
-        raise UsageError(
-            "there is no weight to change",
-            where=f"pass {name}",
-            hint="weights are those of Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN that are not excluded",
-        )
     return found

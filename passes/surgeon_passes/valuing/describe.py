@@ -62,7 +62,7 @@ def describe(
     context.record["left"] = [{"node": node, "reason": reason} for node, reason in found.left.items()]
     if errors is not None:
         context.record["output_error"] = {"fitted": errors[0], "plain": errors[1]}
-        if errors[1] < errors[0]:
+        if not errors[0] <= errors[1]:
             context.warn(f"{name}: what the data say is no better here than {plain}, which was done")
     if found.spilled:
         context.warn(
