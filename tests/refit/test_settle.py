@@ -57,7 +57,10 @@ CASES = {
 }  # fmt: skip
 
 
-def named(model):
+def named(source):
+    """A copy, whose nodes have names."""
+    model = onnx.ModelProto()
+    model.CopyFrom(source)
     for k, node in enumerate(model.graph.node):
         node.name = node.name or f"n{k}"
     return model
