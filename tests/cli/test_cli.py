@@ -37,8 +37,16 @@ def surgeon(capsys):
 
 
 def spawn(*arguments: object, **keywords: object) -> subprocess.Popen[str]:
+    """Starts the command; a shell that runs the tests in the background has it ignore Ctrl-C, which is undone here."""
     command = [sys.executable, "-m", "surgeon", *map(str, arguments)]
-    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **keywords)
+    return subprocess.Popen(
+        command,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **keywords,
+    )
 
 
 def test_starting_up_imports_nothing_heavy():
