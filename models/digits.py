@@ -7,12 +7,11 @@ squeeze-excite gates and a concatenation of branches.
 
 from __future__ import annotations
 
-from io import BytesIO
 from pathlib import Path
 
 import digits_data
+import exporting
 import numpy as np
-import onnx
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -162,28 +161,6 @@ def accuracy(model: nn.Module) -> float:
     return right / total
 
 
-def export(model: nn.Module) -> None:
-    """Writes the ONNX file with a dynamic batch and batch normalization left as its own operator."""
-    buffer = BytesIO()
-    torch.onnx.export(
-        model,
-        (torch.zeros(2, 1, 8, 8),),
-        buffer,
-        dynamo=False,
-        # PRESERVE exports the evaluation network but, unlike EVAL, does not fold batch normalization.
-        training=torch.onnx.TrainingMode.PRESERVE,
-        do_constant_folding=True,
-        opset_version=17,
-        input_names=["input"],
-        output_names=["logits"],
-        dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}},
-    )
-    proto = onnx.load_from_string(buffer.getvalue())
-    proto.graph.name = "digits"
-    onnx.checker.check_model(proto)
-    OUTPUT.write_bytes(proto.SerializeToString(deterministic=True))
-
-
 def main() -> None:
     torch.manual_seed(SEED)
     torch.use_deterministic_algorithms(True)
@@ -193,7 +170,7 @@ def main() -> None:
     model.eval()
     reached = accuracy(model)
     count = int(np.sum([parameter.numel() for parameter in model.parameters()]))
-    export(model)
+    exporting.export(model, (1, 8, 8), "digits", OUTPUT)
     print(f"{OUTPUT.name}: {count} parameters, {OUTPUT.stat().st_size} bytes, test accuracy {reached:.4f}")
     if reached < 0.98:
         raise SystemExit("the recipe promises at least 98 % on the held-out images")

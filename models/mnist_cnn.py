@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import argparse
 import math
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import exporting
 import mnist_data
 
 if TYPE_CHECKING:
@@ -100,32 +100,6 @@ def accuracy(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> float:
     return float((torch.cat(guesses).numpy() == labels).mean())
 
 
-def export(model: nn.Module, path: Path) -> None:
-    """Writes the ONNX file with a dynamic batch and batch normalization left as its own operator."""
-    import onnx
-    import torch
-
-    model.eval()
-    buffer = BytesIO()
-    torch.onnx.export(
-        model,
-        (torch.zeros(2, 1, 28, 28),),
-        buffer,
-        dynamo=False,
-        # PRESERVE exports the evaluation network but, unlike EVAL, does not fold batch normalization.
-        training=torch.onnx.TrainingMode.PRESERVE,
-        do_constant_folding=True,
-        opset_version=17,
-        input_names=["input"],
-        output_names=["logits"],
-        dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}},
-    )
-    proto = onnx.load_from_string(buffer.getvalue())
-    proto.graph.name = "mnist_cnn"
-    onnx.checker.check_model(proto)
-    path.write_bytes(proto.SerializeToString(deterministic=True))
-
-
 def check_installed() -> None:
     """Says what is missing before anything takes time."""
     try:
@@ -155,7 +129,7 @@ def main() -> None:
     train(model, torch.from_numpy(images), torch.from_numpy(labels))
     reached = accuracy(model, *mnist_data.test_arrays(arguments.data))
     path = arguments.out / "mnist_cnn.onnx"
-    export(model, path)
+    exporting.export(model, (1, 28, 28), "mnist_cnn", path)
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"{path}: {count} parameters, {path.stat().st_size} bytes, test accuracy {reached:.4f}")
     if reached < PROMISED:

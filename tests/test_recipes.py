@@ -129,7 +129,7 @@ def test_what_the_recipe_exports(repository, tmp_path, monkeypatch):
     torch.manual_seed(0)
     model = script.network()
     model.train()(torch.rand(8, 1, 28, 28))  # statistics that are not the first ones
-    script.export(model, tmp_path / "m.onnx")
+    script.exporting.export(model, (1, 28, 28), "mnist_cnn", tmp_path / "m.onnx")
     proto = onnx.load(str(tmp_path / "m.onnx"))
     assert [node.op_type for node in proto.graph.node] == [
         "Conv", "Relu", "MaxPool", "BatchNormalization", "Conv", "Relu", "MaxPool", "Flatten", "Gemm", "Relu", "Gemm",
