@@ -267,7 +267,7 @@ def attempt(path: Path) -> str:
                     )
                 if step == "load":
                     return ""
-            except Exception as error:  # whatever comes out is what is looked for
+            except Exception as error:  # noqa: BLE001 - whatever comes out is what is looked for
                 return say(step, error)
     finally:
         shutil.rmtree(folder)
