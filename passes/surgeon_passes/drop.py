@@ -63,9 +63,11 @@ class Drop(Pass):
             GateError: Nothing can be left out, or the target cannot be met.
         """
         from surgeon.cost import count, macs_of_nodes
+        from surgeon.graph.save import to_model
         from surgeon.graph.shapes import infer
         from surgeon.reference import Reference
-        from surgeon.refit.trial import Comparison, Feeds
+        from surgeon.refit.trial import Feeds
+        from surgeon.stats.compare import Outputs
         from surgeon_passes.dropping.gaps import Wires, find_gaps
         from surgeon_passes.dropping.repair import Repair
         from surgeon_passes.dropping.search import Search, replacements
@@ -84,7 +86,7 @@ class Drop(Pass):
             graph,
             context.reference or Reference(graph),
             feeds,
-            Comparison(graph, feeds.judge, context.threads),
+            Outputs.on(to_model(graph), feeds.judge, context.threads),
             context.seed_for(self.name),
             context.threads,
             self.memory * MEGABYTE,
@@ -117,7 +119,7 @@ class Drop(Pass):
             context.record["error"] = {"dropped": before, "refitted": before, "taken": False}
             return smaller, Settled()
         settled = repair.refit(smaller, chosen, progress)
-        after = repair.judge(smaller) if settled.errors else before
+        after = repair.error(smaller) if settled.errors else before
         taken = bool(settled.errors) and after <= before
         context.record["error"] = {"dropped": before, "refitted": after, "taken": taken}
         if not taken and settled.errors:

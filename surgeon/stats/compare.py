@@ -26,7 +26,7 @@ TINY = 1e-12
 
 @dataclass(frozen=True)
 class Outputs:
-    """The float outputs of a model on some batches, to compare others with.
+    """The outputs of a model on some batches, to compare others with.
 
     Attributes:
         feeds: The batches.
@@ -38,39 +38,44 @@ class Outputs:
 
     @staticmethod
     def of(model: onnx.ModelProto, data: Dataset) -> Outputs:
-        """Run the float model.
+        """Run the model.
 
         Raises:
             DataError: There are no samples, or they do not fit the model.
         """
-        feeds = [batch for batch, _ in runnable(data, sessions.session(model))]
-        return Outputs(feeds, _run(model, feeds, 1))
+        return Outputs.on(model, [batch for batch, _ in runnable(data, sessions.session(model))])
 
-    def divergence(self, other: onnx.ModelProto, threads: int) -> float:
-        """The mean over the outputs of their squared error relative to their variance.
+    @staticmethod
+    def on(model: onnx.ModelProto, feeds: Feeds, threads: int = 1) -> Outputs:
+        """Run the model on batches."""
+        return Outputs(feeds, _run(model, feeds, threads))
 
-        Where no output is a float, the share of the numbers that are others; 0 where nothing can be compared.
+    def divergence(self, other: onnx.ModelProto, threads: int) -> float | None:
+        """The mean over the outputs of their squared error relative to their variance, over the samples or, of one sample, in it.
+
+        Infinite where what should be finite is not. Where no output is a float, the share of the numbers that are others; None
+        where nothing can be compared, for lists of what was found differ in length.
         """
-        found = []
-        for ours, theirs in zip(_run(other, self.feeds, threads), self.values, strict=True):
-            if (
-                theirs.dtype.kind != "f" or ours.shape != theirs.shape
-            ):  # a decision, or a list of what was found
-                continue
-            there = np.isfinite(theirs)  # masks may be infinite
-            error = np.square(ours[there] - theirs[there], dtype=np.float64).sum()
-            spread = (
-                theirs[there] - np.broadcast_to(theirs.mean(axis=0, dtype=np.float64), theirs.shape)[there]
-            )
-            found.append(float(error / max(float(np.square(spread, dtype=np.float64).sum()), TINY)))
-        if not found:
-            pairs = zip(_run(other, self.feeds, threads), self.values, strict=True)
-            found = [
-                float((x != y).mean())
-                for x, y in pairs
-                if y.dtype.kind != "f" and x.shape == y.shape and x.size
-            ]
-        return float(np.mean(found)) if found else 0.0
+        both = zip(self.values, _run(other, self.feeds, threads), strict=True)
+        pairs = [(theirs, ours) for theirs, ours in both if theirs.shape == ours.shape and theirs.size]
+        floats = [_relative(theirs, ours) for theirs, ours in pairs if theirs.dtype.kind == "f"]
+        found = floats or [float((theirs != ours).mean()) for theirs, ours in pairs]
+        return float(np.mean(found)) if found else None
+
+    def distance(self, other: onnx.ModelProto, threads: int) -> float:
+        """The same; infinite where nothing can be compared."""
+        found = self.divergence(other, threads)
+        return float("inf") if found is None else found
+
+
+def _relative(theirs: Array, ours: Array) -> float:
+    there = np.isfinite(theirs)  # masks may be infinite
+    if not np.isfinite(ours[there]).all():
+        return float("inf")
+    exact = theirs.astype(np.float64)
+    mean = exact.mean(axis=0, keepdims=True) if theirs.ndim and len(theirs) > 1 else exact[there].mean()
+    spread = np.square((exact - mean)[there]).sum()
+    return float(np.square(exact[there] - ours[there]).sum() / max(float(spread), TINY))
 
 
 def is_clearly_less(found: Array, than: Array) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from surgeon.graph.copy import copy_of
 from surgeon.graph.order import readers
+from surgeon.graph.save import to_model
 from surgeon.refit.keeping import whatever_keeps
 from surgeon.refit.sampling import Places
 from surgeon.refit.settle import EFFORT, Settled, settle
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from surgeon.reference import Reference
     from surgeon.refit.constrained import Constraint
     from surgeon.refit.fit import Effort
-    from surgeon.refit.trial import Comparison, Feeds
+    from surgeon.refit.trial import Feeds
+    from surgeon.stats.compare import Outputs
     from surgeon.stats.linear import Linear
     from surgeon_passes.dropping.gaps import Gap
 
@@ -40,7 +42,7 @@ class Repair:
         graph: As it was.
         reference: What operators aim at.
         feeds: The data.
-        judge: Measures the error of the outputs.
+        judge: What the outputs should be.
         seed: Seed of the choice of places.
         threads: Threads for onnxruntime.
         limit_bytes: Activations held in memory, per graph.
@@ -50,7 +52,7 @@ class Repair:
     graph: Graph
     reference: Reference
     feeds: Feeds
-    judge: Comparison
+    judge: Outputs
     seed: int
     threads: int
     limit_bytes: int
@@ -58,13 +60,17 @@ class Repair:
 
     def rough(self, gaps: Sequence[Gap]) -> float:
         """The error of the outputs with gaps."""
-        return self.judge(self.bare(gaps))
+        return self.error(self.bare(gaps))
 
     def close(self, gaps: Sequence[Gap]) -> float:
         """The error once what is behind them has been refitted, quickly."""
         graph = self.bare(gaps)
         self._settle(graph, gaps, self.feeds.trial, QUICK_PLACES, QUICK)
-        return self.judge(graph)
+        return self.error(graph)
+
+    def error(self, graph: Graph) -> float:
+        """The error of the outputs of a graph."""
+        return self.judge.distance(to_model(graph), self.threads)
 
     def bare(self, gaps: Sequence[Gap]) -> Graph:
         """A copy of the graph with gaps."""

@@ -11,14 +11,16 @@ from surgeon.cost import one_sample
 from surgeon.errors import GateError
 from surgeon.graph.copy import copy_of
 from surgeon.graph.order import readers
+from surgeon.graph.save import to_model
 from surgeon.graph.shapes import infer
 from surgeon.reference import Reference
 from surgeon.refit.keeping import Promised, whatever_keeps
 from surgeon.refit.lowrank import LowRank
 from surgeon.refit.sampling import Places
 from surgeon.refit.settle import EFFORT, Settled, settle
-from surgeon.refit.trial import QUICK, QUICK_PLACES, Comparison, Feeds
+from surgeon.refit.trial import QUICK, QUICK_PLACES, Feeds
 from surgeon.refit.twins import Twins, operators
+from surgeon.stats.compare import Outputs
 from surgeon_passes.cleaning.wiring import Wiring
 from surgeon_passes.factorizing.curves import Curves, Way, measure
 from surgeon_passes.factorizing.emit import emit
@@ -131,13 +133,14 @@ class Splitter:
         if not (self.options.sensitivity and self.options.refit):
             return dict.fromkeys(curves.ways, 1.0)
         feeds = Feeds.of(self.feeds, SAMPLES)
-        judge = Comparison(self.graph, feeds.judge, self.context.threads)
+        threads = self.context.threads
+        judge = Outputs.on(to_model(self.graph), feeds.judge, threads)
 
         def outputs(name: str, way: Way) -> float:
             graph = copy_of(self.graph)
             self._settle(graph, {name: way}, feeds.trial, QUICK, QUICK_PLACES, lambda _: None)
             progress(1)
-            return judge(graph)
+            return judge.distance(to_model(graph), threads)
 
         return sensitivities(curves.ways, outputs)
 

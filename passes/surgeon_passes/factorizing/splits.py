@@ -16,6 +16,7 @@ import numpy as np
 
 from surgeon.stats.convolution import Convolution, TransposedConvolution
 from surgeon.stats.linear import linear_views
+from surgeon.stats.matrices import WEIGHTED
 from surgeon.stats.product import Product
 from surgeon.stats.weight import is_shared, weight_chain
 
@@ -79,7 +80,6 @@ class Divisible:
         return min(len(split.order), int(split.order.shape[1]) * self.outputs)
 
 
-WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"})
 _ORIGINAL_DOMAIN = (None, "", "ai.onnx")
 
 

@@ -80,10 +80,10 @@ class Mixes:
             whole = maker.draft(choice)
             parts = Parts(maker.model, whole, choice.nodes, choice.weighted)
             try:
-                together = outputs.divergence(parts.with_quantized(names), 1)
+                together = outputs.divergence(parts.with_quantized(names), 1) or 0.0
             except UnsupportedModelError:  # the quantizer renamed what the float model needs
                 together = np.nan
-            if abs(together - outputs.divergence(whole, 1)) <= FAITHFUL * together:
+            if abs(together - (outputs.divergence(whole, 1) or 0.0)) <= FAITHFUL * together:
                 return lambda kept: parts.with_quantized(set(names) - set(kept))
         return lambda kept: self.tried(kept).model
 

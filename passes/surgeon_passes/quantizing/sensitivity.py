@@ -70,10 +70,10 @@ def _divergences(
 ) -> list[float]:
     """The divergence of each model. Models are made one after the other, few ahead of those that run in parallel."""
     found: list[float] = []
-    running: deque[Future[float]] = deque()
+    running: deque[Future[float | None]] = deque()
 
     def finish() -> None:
-        found.append(running.popleft().result())
+        found.append(running.popleft().result() or 0.0)
         progress(1)
 
     with ThreadPoolExecutor(threads) as pool:

@@ -61,7 +61,7 @@ def curves(
     graph: gs.Graph,
     constrain: Callable[[Linear], Sparse | str],
     feeds: Feeds,
-    outputs: Outputs | None,
+    outputs: Outputs,
     *,
     seed: int,
     threads: int,
@@ -74,7 +74,7 @@ def curves(
         graph: The model.
         constrain: Where zeros may be in each weight, or why there are none.
         feeds: Calibration batches.
-        outputs: What the model puts out, to compare with; None to take all errors for equally bad.
+        outputs: What the model puts out, to compare with; where that cannot be done all errors are equally bad.
         seed: Of the choice of places.
         threads: Threads for onnxruntime.
         limit_bytes: Activations held in memory.
@@ -95,7 +95,7 @@ def _measured(
     twins: Twins,
     work: Sequence[tuple[Twin, Sparse]],
     feeds: Feeds,
-    outputs: Outputs | None,
+    outputs: Outputs,
     seed: int,
     threads: int,
     limit_bytes: int,
@@ -113,8 +113,8 @@ def _measured(
         names = {*twin.view.reads, *twin.view.target_reads}
         run.advance(sorted(names))
         curve, probed, error = _curve(twin, allowed, run, draw, nodes)
-        if outputs is not None and error > TINY:
-            curve = replace(curve, share=_seen(graph, twin, probed, outputs, threads) / error)
+        if error > TINY and (seen := _seen(graph, twin, probed, outputs, threads)) is not None:
+            curve = replace(curve, share=seen / error)
         if np.isfinite((*curve.errors, curve.share)).all():
             found[id(twin.node), twin.view.weight] = curve
         for name in names:
@@ -178,7 +178,7 @@ def _passed_on(error: float) -> float:
     return error / max(1 - error, LEAST_LEFT)
 
 
-def _seen(graph: gs.Graph, twin: Twin, weights: Matrix, outputs: Outputs, threads: int) -> float:
+def _seen(graph: gs.Graph, twin: Twin, weights: Matrix, outputs: Outputs, threads: int) -> float | None:
     """The divergence of the outputs with these weights."""
     trial = copy_of(graph)
     set_weight(twin.view, {node.outputs[0].name: node for node in trial.nodes if node.outputs}, weights)
