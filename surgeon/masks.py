@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 
 from surgeon.graph.order import every_node
 from surgeon.graph.weights import data_type, derived, peek
+from surgeon.stats.recurrent import GATES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -81,7 +82,7 @@ def weights_of(graph: gs.Graph) -> dict[str, gs.Constant]:
 
 def _recurrent_biases(graph: gs.Graph) -> set[str]:
     """What recurrent operators add: it has an axis for the directions, and a half that may be zero by nature."""
-    nodes = [node for node in every_node(graph) if node.op in ("LSTM", "GRU", "RNN")]
+    nodes = [node for node in every_node(graph) if node.op in GATES]
     return {node.inputs[RECURRENT_BIAS].name for node in nodes if len(node.inputs) > RECURRENT_BIAS}
 
 

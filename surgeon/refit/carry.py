@@ -16,7 +16,7 @@ from surgeon.stats.bias import read_bias, write_bias
 from surgeon.stats.grid import grid_of, set_integers
 from surgeon.stats.linear import Linear, linear_views
 from surgeon.stats.sequences import named_sequences
-from surgeon.stats.weight import is_rounded, is_shared, weight_values
+from surgeon.stats.weight import is_rounded, is_shared, put_weight, weight_values
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -78,9 +78,7 @@ def set_weight(view: Linear, nodes: dict[str, gs.Node], solved: Array) -> None:
             write_bias(view, nodes, solved[:, -1:])
         return
     weights = view.weights(solved[:, :-1], values.shape).astype(values.dtype)
-    # a weight behind other nodes gets a name of its own, for they still make a tensor of the old one
-    name = tensor.name if isinstance(tensor, gs.Constant) else f"{tensor.name}/surgeon/weight"
-    node.inputs[view.weight] = gs.Constant(name, np.ascontiguousarray(weights))
+    node.inputs[view.weight] = put_weight(tensor, weights)
     if view.bias is not None:
         write_bias(view, nodes, solved[:, -1:].astype(values.dtype))
 

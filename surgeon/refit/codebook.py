@@ -15,6 +15,7 @@ import numpy as np
 
 from surgeon.refit.kmeans import Start, kmeans
 from surgeon.refit.rounding import distance, fed_back, visited
+from surgeon.refit.table import Keeping, Table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,17 +61,21 @@ class Codebook:
         """
         importance = np.diagonal(hessian, axis1=1, axis2=2)[:, :-1, None]
         table = self.table(ideal[:, :-1], np.broadcast_to(importance, ideal[:, :-1].shape))
-        best = np.concatenate([Nearest(table, self.zeros).nearest(ideal[:, :-1]), ideal[:, -1:]], axis=1)
+        best = np.concatenate([self.allowed(table).nearest(ideal[:, :-1]), ideal[:, -1:]], axis=1)
         least = distance(best, ideal, hessian).sum()
         for _ in range(ROUNDS):
-            nearest = Nearest(table, self.zeros)
-            found = visited(nearest, fed_back(nearest, ideal, hessian), ideal, hessian)
+            allowed = self.allowed(table)
+            found = visited(allowed, fed_back(allowed, ideal, hessian), ideal, hessian)
             table, found = self._fitted(table, found, ideal, hessian)
             lost = distance(found, ideal, hessian).sum()
             if not lost < least * (1 - ENOUGH):
                 break
             best, least = found, lost
         return best
+
+    def allowed(self, table: Matrix) -> Keeping:
+        """The values of a table, and zero where it has to be."""
+        return Keeping(Table(table), ~self.zeros if self.zeros.any() else None)
 
     def table(self, weights: Matrix, importance: Matrix) -> Matrix:
         """The values that k-means finds: ``[groups or 1, outputs or 1, values]``, ascending."""
@@ -96,8 +101,7 @@ class Codebook:
     def _fitted(self, table: Matrix, found: Matrix, ideal: Matrix, hessian: Matrix) -> tuple[Matrix, Matrix]:
         """Values that suit where the weights are, and the weights with them; zero stays zero."""
         shape = found[:, :-1].shape
-        whole = np.broadcast_to(table, (shape[0], shape[2], table.shape[2]))
-        places = _places(whole, found[:, :-1])
+        places = Table(table).places(found[:, :-1])
         if not self.per_output:
             columns = np.zeros((shape[0], 1, shape[2]), np.int64)
         else:
@@ -107,43 +111,6 @@ class Codebook:
         solved = _Values(places, fixed, hessian).solve(table.ravel(), found[:, -1:], ideal)
         weights = np.concatenate([solved[0][places], solved[1]], axis=1)
         return np.sort(solved[0].reshape(table.shape), axis=2), weights
-
-
-@dataclass(frozen=True)
-class Nearest:
-    """The values of a table as what weights may be.
-
-    Attributes:
-        table: ``[groups or 1, outputs or 1, values]``, ascending.
-        zeros: Which weights are zero, ``[groups, inputs, outputs]``.
-    """
-
-    table: Matrix
-    zeros: Flags
-
-    def nearest(self, weights: Matrix, rows: object = slice(None)) -> Matrix:
-        """The nearest values; zero where it has to be."""
-        if self.table.shape[:2] == (1, 1):
-            values = self.table[0, 0]
-            found = values[np.searchsorted((values[1:] + values[:-1]) / 2, weights)]
-        else:
-            whole = np.broadcast_to(self.table, (weights.shape[0], weights.shape[2], self.table.shape[2]))
-            places = _places(whole, weights)
-            found = np.take_along_axis(whole.swapaxes(1, 2), places, axis=1)
-        return np.where(self.zeros[:, rows], 0.0, found)  # type: ignore[index]  # a slice
-
-    def arranged(self, order: Places) -> Nearest:
-        """With the zeros of rows in another order."""
-        return Nearest(self.table, np.take_along_axis(self.zeros, order[:, :, None], axis=1))
-
-
-def _places(table: Matrix, weights: Matrix) -> Places:
-    """Which value of its output is nearest to each weight: ``[groups, rows, outputs]``."""
-    result = np.zeros(weights.shape, np.int64)
-    for k in range(table.shape[2] - 1):
-        middle = (table[:, None, :, k] + table[:, None, :, k + 1]) / 2
-        result += weights > middle
-    return result
 
 
 @dataclass(frozen=True)

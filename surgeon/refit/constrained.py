@@ -27,11 +27,14 @@ ROUNDING = 1e-6  # of the trace: what single precision leaves of the smallest ei
 
 
 class Constraint(Protocol):
-    """What the weights of a product may be.
+    """What the weights of a product may be."""
 
-    One on all groups together, such as so many zeros of all of them, has an attribute ``together`` that is true: then no group
-    may be taken from one solution and another group from another.
-    """
+    @property
+    def together(self) -> bool:
+        """Whether it is one on all groups together, such as so many zeros of all of them.
+
+        Then no group may be taken from one solution and another group from another.
+        """
 
     def __call__(self, ideal: Matrix, hessian: Matrix) -> Matrix:
         """Allowed weights near to ``ideal``.
@@ -43,10 +46,16 @@ class Constraint(Protocol):
         """
 
 
-def unconstrained(ideal: Matrix, hessian: Matrix) -> Matrix:
+@dataclass(frozen=True)
+class Unconstrained:
     """No constraint: whatever is best."""
-    del hessian
-    return ideal
+
+    together = False
+
+    def __call__(self, ideal: Matrix, hessian: Matrix) -> Matrix:
+        """The ideal itself."""
+        del hessian
+        return ideal
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ def fit_constrained(
         start = constraint(start, ridges.nearness())
     judge = _Judge(sample)
     before = judge.errors(start)
-    choice = _Choice(judge, start, before, together=getattr(constraint, "together", False))
+    choice = _Choice(judge, start, before, together=constraint.together)
     if fitted.any() and np.isfinite(before).all() and np.isfinite(sample.target).all():
         totals = []
         for strength in effort.strengths:

@@ -14,11 +14,11 @@ import numpy as np
 
 from surgeon.grad.ties import Tie
 from surgeon.graph.weights import peek
-from surgeon.refit.constrained import fit_constrained, unconstrained
+from surgeon.refit.constrained import Unconstrained, fit_constrained
 from surgeon.refit.fit import fit
 from surgeon.refit.pattern import Few
-from surgeon.refit.rounding import distance, fed_back, visited
-from surgeon.refit.support import on_support
+from surgeon.refit.support import with_bias
+from surgeon.refit.table import SWEEPS, Keeping, Table, table_of
 from surgeon.refit.twins import Twins
 from surgeon.stats.grid import grid_of, integers_of
 from surgeon.stats.matrices import taps_of
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     Matrix = NDArray[np.float64]
     Flags = NDArray[np.bool_]
 
-SWEEPS = 2
 CHANNELS = (2, 4, 8, 16, 32)  # that are counted together
 USUAL = 0.5  # of such channels have as many weights as a pattern allows, or it is none
 
@@ -164,110 +163,12 @@ def best(sample: Sample, start: Matrix, kept: Kept | None, effort: Effort) -> Fi
     return fit_constrained(sample, start, start, kept.constraint(), effort)
 
 
-@dataclass(frozen=True)
-class Table:
-    """Values as what weights may be; see `surgeon.refit.rounding.Allowed`.
-
-    Attributes:
-        values: ``[groups or 1, outputs or 1, values]``, ascending.
-    """
-
-    values: Matrix
-
-    def nearest(self, weights: Matrix, rows: Any = slice(None)) -> Matrix:
-        """The nearest values, ``[groups, rows, outputs]``."""
-        del rows
-        if self.values.shape[:2] == (1, 1):
-            table = self.values[0, 0]
-            return np.asarray(table[np.searchsorted((table[1:] + table[:-1]) / 2, weights)])
-        found = np.zeros(weights.shape, np.int64)
-        middle = (self.values[..., 1:] + self.values[..., :-1]) / 2
-        for k in range(middle.shape[2]):
-            found += weights > middle[:, None, :, k]
-        whole = np.broadcast_to(self.values, (weights.shape[0], weights.shape[2], self.values.shape[2]))
-        return np.take_along_axis(whole.swapaxes(1, 2), found, axis=1)
-
-    def arranged(self, order: NDArray[np.int64]) -> Table:
-        """The same: all rows have the same values."""
-        del order
-        return self
-
-
-@dataclass(frozen=True)
-class Keeping:
-    """The constraint that weights are allowed numbers, and zero in given places; see `surgeon.refit.constrained.Constraint`.
-
-    Attributes:
-        inner: The numbers; None for any.
-        support: Where weights may differ from zero, ``[groups, inputs, outputs]``; None for everywhere.
-        ordered: Whether the inputs with the largest mean square come first.
-        sweeps: How often all weights are visited again.
-    """
-
-    inner: Allowed | None
-    support: Flags | None
-    ordered: bool = True
-    sweeps: int = SWEEPS
-
-    def nearest(self, weights: Matrix, rows: Any = slice(None)) -> Matrix:
-        """The allowed numbers nearest to some rows of the weights, ``[groups, rows, outputs]``."""
-        found = weights if self.inner is None else self.inner.nearest(weights, rows)
-        return found if self.support is None else np.where(self.support[:, rows], found, 0.0)
-
-    def arranged(self, order: NDArray[np.int64]) -> Keeping:
-        """The same for rows in another order, ``[groups, rows]``."""
-        support = self.support
-        if support is not None:
-            support = np.take_along_axis(support, order[:, :, None], axis=1)
-        inner = None if self.inner is None else self.inner.arranged(order)
-        return replace(self, inner=inner, support=support)
-
-    def __call__(self, ideal: Matrix, hessian: Matrix) -> Matrix:
-        """Allowed weights near to ``ideal``, ``[groups, inputs + 1, outputs]``, the bias last, which is free."""
-        if self.support is not None:
-            ideal = on_support(ideal, hessian, with_bias(self.support), ideal)
-        if self.inner is None:
-            return ideal
-        plain = np.concatenate([self.nearest(ideal[:, :-1]), ideal[:, -1:]], axis=1)
-        found = fed_back(self, ideal, hessian, ordered=self.ordered)
-        better = distance(found, ideal, hessian) < distance(plain, ideal, hessian)
-        found = np.where(better[:, None], found, plain)
-        for _ in range(self.sweeps):
-            found = visited(self, found, ideal, hessian)
-        return found
-
-
-@dataclass(frozen=True)
-class OfTable:
-    """A constraint on where weights are zero, and what is not zero is a value of a table.
-
-    Attributes:
-        zeros: Finds the zeros.
-        table: ``[groups or 1, outputs or 1, values]``, ascending.
-        together: Whether zeros are counted over all groups.
-    """
-
-    zeros: Constraint
-    table: Matrix
-    together: bool
-
-    def __call__(self, ideal: Matrix, hessian: Matrix) -> Matrix:
-        """Weights near to ``ideal``, ``[groups, inputs + 1, outputs]``, the bias last, which is free."""
-        support = self.zeros(ideal, hessian)[:, :-1] != 0
-        return Keeping(Table(self.table), support)(ideal, hessian)
-
-
 def whatever_keeps(view: Linear) -> Constraint:
     """What the weights of a product may be where nothing else is asked of them: what they promise is kept."""
     node = view.op.node
     values = view.matrices(node, weight_values(node.inputs[view.weight]))
     promise = promise_of(values)
-    return unconstrained if promise is None else Kept.of(promise, values).constraint()
-
-
-def with_bias(support: Flags) -> Flags:
-    """The support with the bias as last row, which is free."""
-    return np.concatenate([support, np.ones_like(support[:, :1])], axis=1)
+    return Unconstrained() if promise is None else Kept.of(promise, values).constraint()
 
 
 def pattern_of(support: Flags, taps: int) -> Few | None:
@@ -334,14 +235,3 @@ def tie_of(view: Linear, tensor: gs.Tensor, promise: Promise) -> Tie:
     tie = Tie.of(numbers, channels, shared=bool(promise.sharing))
     stored = (weight_chain(tensor) or [tensor])[0]
     return tie.arranged(grid.places, tuple(stored.shape))
-
-
-def table_of(values: Array, *, per_channel: bool) -> Matrix:
-    """The different values of weights ``[groups, inputs, outputs]``, for `Table`."""
-    exact = values.astype(np.float64)
-    if not per_channel:
-        return np.unique(exact)[None, None]
-    groups, _, outputs = exact.shape
-    columns = [[np.unique(exact[g, :, o]) for o in range(outputs)] for g in range(groups)]
-    longest = max(len(each) for row in columns for each in row)
-    return np.array([[np.pad(each, (0, longest - len(each)), "edge") for each in row] for row in columns])

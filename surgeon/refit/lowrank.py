@@ -123,6 +123,11 @@ class LowRank:
     order: Integers
     rank: int
 
+    @property
+    def together(self) -> bool:
+        """Each group may be taken alone."""
+        return False
+
     def __call__(self, ideal: Matrix, hessian: Matrix) -> Matrix:
         """The nearest ones found; the bias follows from the weights."""
         result = ideal.copy()

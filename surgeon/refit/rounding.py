@@ -61,6 +61,11 @@ class Rounded:
             np.where(scale == 0, 1.0, scale), zero, grid.least, grid.most, ordered=ordered, sweeps=sweeps
         )
 
+    @property
+    def together(self) -> bool:
+        """Each group may be taken alone."""
+        return False
+
     def nearest(self, weights: Matrix, rows: Any = slice(None)) -> Matrix:
         """The numbers of the grid nearest to some rows of the weights, ``[groups, rows, outputs]``."""
         scale, zero = self.scale[:, rows], self.zero[:, rows]
@@ -82,13 +87,7 @@ class Rounded:
             ideal: ``[groups, inputs + 1, outputs]``, the bias last, which is not rounded.
             hessian: ``[groups, inputs + 1, inputs + 1]``, positive definite.
         """
-        plain = np.concatenate([self.nearest(ideal[:, :-1]), ideal[:, -1:]], axis=1)
-        found = fed_back(self, ideal, hessian, ordered=self.ordered)
-        better = distance(found, ideal, hessian) < distance(plain, ideal, hessian)
-        found = np.where(better[:, None], found, plain)
-        for _ in range(self.sweeps):
-            found = visited(self, found, ideal, hessian)
-        return found
+        return near(self, ideal, hessian, ordered=self.ordered, sweeps=self.sweeps)
 
 
 class Allowed(Protocol):
@@ -99,6 +98,25 @@ class Allowed(Protocol):
 
     def arranged(self, order: NDArray[np.int64]) -> Allowed:
         """The same for rows in another order, ``[groups, rows]``."""
+
+
+def near(allowed: Allowed, ideal: Matrix, hessian: Matrix, *, ordered: bool, sweeps: int) -> Matrix:
+    """Allowed weights near to ``ideal``: never farther than the nearest ones, as ``hessian`` measures it.
+
+    Args:
+        allowed: What weights may be; the bias, which is the last row, may be anything.
+        ideal: ``[groups, inputs + 1, outputs]``.
+        hessian: ``[groups, inputs + 1, inputs + 1]``, positive definite.
+        ordered: Whether the inputs with the largest mean square come first.
+        sweeps: How often all weights are visited again.
+    """
+    plain = np.concatenate([allowed.nearest(ideal[:, :-1]), ideal[:, -1:]], axis=1)
+    found = fed_back(allowed, ideal, hessian, ordered=ordered)
+    better = distance(found, ideal, hessian) < distance(plain, ideal, hessian)
+    found = np.where(better[:, None], found, plain)
+    for _ in range(sweeps):
+        found = visited(allowed, found, ideal, hessian)
+    return found
 
 
 def fed_back(allowed: Allowed, ideal: Matrix, hessian: Matrix, *, ordered: bool = True) -> Matrix:

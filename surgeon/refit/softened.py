@@ -23,9 +23,10 @@ from surgeon.graph.weights import peek
 from surgeon.quantized import is_quantized_operator
 from surgeon.refit.keeping import Promised, tie_of, ties_of
 from surgeon.refit.soften import in_units, rounded_on_the_way
-from surgeon.refit.twins import ROUNDING, WEIGHTED, Twins
+from surgeon.refit.twins import ROUNDING, Twins
 from surgeon.refit.whole import Parameters
 from surgeon.stats.grid import bounds, grid_of
+from surgeon.stats.matrices import WEIGHTED
 from surgeon.stats.promises import Promise, promises_of
 from surgeon.stats.weight import is_rounded, steps_of, weight_chain, weight_shape, weight_values
 

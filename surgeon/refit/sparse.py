@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from surgeon.refit.rounding import distance
-from surgeon.refit.support import on_support
+from surgeon.refit.support import on_support, with_bias
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -68,24 +68,24 @@ class Sparse:
             hessian: ``[groups, inputs + 1, inputs + 1]``, positive definite.
         """
         if self.allowed is not None:
-            ideal = _on_support(ideal, hessian, _and_bias(self.allowed), ideal)
+            ideal = _on_support(ideal, hessian, with_bias(self.allowed), ideal)
         if self.score == "magnitude":
-            return _on_support(ideal, hessian, _and_bias(self.kept(self.magnitudes)), ideal)
+            return _on_support(ideal, hessian, with_bias(self.kept(self.magnitudes)), ideal)
         if self.score == "obs":
-            return _on_support(ideal, hessian, _and_bias(self._fed_on(ideal, hessian)), ideal)
+            return _on_support(ideal, hessian, with_bias(self._fed_on(ideal, hessian)), ideal)
         found = _on_support(ideal, hessian, self.support(ideal, hessian), ideal)
         if self.score == "wanda":
             return found
         sizes = np.sqrt(np.diagonal(hessian, axis1=1, axis2=2))[:, :, None]
         start, kept = self._alternated(ideal * sizes, hessian / sizes / sizes.swapaxes(1, 2))
-        other = _on_support(ideal, hessian, _and_bias(kept), start / sizes)
+        other = _on_support(ideal, hessian, with_bias(kept), start / sizes)
         better = distance(other, ideal, hessian).sum() < distance(found, ideal, hessian).sum()
         return other if better else found
 
     def support(self, weights: Matrix, hessian: Matrix) -> Flags:
         """Where weights, the bias last, would stay if they went by their size times that of their input."""
         sizes = np.sqrt(np.diagonal(hessian, axis1=1, axis2=2))[:, :, None]
-        return _and_bias(self.kept(np.abs(weights * sizes)[:, :-1]))
+        return with_bias(self.kept(np.abs(weights * sizes)[:, :-1]))
 
     def of_outputs(self, some: NDArray[np.int64]) -> Sparse:
         """The same for some of the outputs."""
@@ -108,13 +108,13 @@ class Sparse:
         values, vectors = np.linalg.eigh(hessian)
         turned, right = vectors.swapaxes(1, 2), hessian @ ideal
         strength, dual = STRENGTH, np.zeros_like(ideal)  # a Python float leaves the type of arrays alone
-        kept = last = _and_bias(self.kept(np.abs(ideal)[:, :-1]))
+        kept = last = with_bias(self.kept(np.abs(ideal)[:, :-1]))
         sparse = np.where(kept, ideal, 0.0)
         for number in range(1, ROUNDS + 1):
             aim = turned @ (right - dual + strength * sparse)
             free = vectors @ (aim / (np.maximum(values, 0)[:, :, None] + np.float32(strength)))
             pulled = free + dual / strength
-            kept = _and_bias(self.kept(np.abs(pulled)[:, :-1]))
+            kept = with_bias(self.kept(np.abs(pulled)[:, :-1]))
             sparse = np.where(kept, pulled, 0.0)
             dual = dual + strength * (free - sparse)
             if number % CHECKED == 0:
@@ -149,8 +149,3 @@ class Sparse:
 
 def _on_support(ideal: Matrix, hessian: Matrix, support: Flags, start: Matrix) -> Matrix:
     return on_support(ideal, hessian, support, start, STEPS, ENOUGH)
-
-
-def _and_bias(kept: Flags) -> Flags:
-    """With the bias as last row, which is free."""
-    return np.concatenate([kept, np.ones_like(kept[:, :1])], axis=1)

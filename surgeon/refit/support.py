@@ -73,6 +73,11 @@ def solved_on(
     return found
 
 
+def with_bias(support: Flags) -> Flags:
+    """The support with the bias as last row, which is free."""
+    return np.concatenate([support, np.ones_like(support[:, :1])], axis=1)
+
+
 def _product(first: Matrix, second: Matrix) -> Matrix:
     """The inner products of columns: ``[groups, 1, outputs]``."""
     return np.asarray(np.einsum("gij,gij->gj", first, second)[:, None])

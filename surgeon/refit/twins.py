@@ -16,6 +16,7 @@ from surgeon.graph.shapes import Shapes, infer
 from surgeon.ops import Op
 from surgeon.refit.target import Target, sums_into, target_of
 from surgeon.stats.linear import Linear, linear_views
+from surgeon.stats.matrices import WEIGHTED
 from surgeon.stats.product import Product
 from surgeon.stats.weight import weight_chain
 
@@ -130,9 +131,6 @@ class Twins:
             return None
         other = found[0].inputs[1 - mine[0]]
         return None if isinstance(other, gs.Constant) else str(other.name)
-
-
-WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"})
 
 
 def operators(graph: gs.Graph, shapes: Shapes) -> list[Op]:

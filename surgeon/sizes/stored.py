@@ -21,6 +21,7 @@ from surgeon.graph.save import to_model
 from surgeon.graph.weights import data_type, peek
 from surgeon.quantized import spread
 from surgeon.sizes.places import NBITS, PLACES
+from surgeon.stats.weight import sortable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
@@ -86,7 +87,7 @@ def stored_weights(graph: gs.Graph) -> Iterator[Stored]:
                 fresh = tuple(each for each in constants if id(each) not in counted)
                 counted |= {id(each) for each in fresh}
                 name = (found if isinstance(found, gs.Constant) else weight.made_of[0]).name
-                yield Stored(name, fresh, plain(values), plain(zero))
+                yield Stored(name, fresh, sortable(values), sortable(zero))
             weights |= keys
 
 
@@ -96,11 +97,6 @@ def _identity(found: gs.Tensor, numbers: Array, folding: _Folding) -> Hashable:
         return id(found)
     sources = {id(each) for each in folding.constants(found) if data_type(each) != onnx.TensorProto.INT64}
     return frozenset(sources), hashlib.sha256(numbers.tobytes()).digest()
-
-
-def plain(values: Array) -> Array:
-    """The same numbers in a type that numpy has by itself."""
-    return values.astype(np.float32) if values.dtype.kind == "V" else values
 
 
 def _weights_of(node: gs.Node, folding: _Folding) -> Iterator[_Weight]:
@@ -174,7 +170,7 @@ def _of_blocks(node: gs.Node, values: Array, folding: _Folding) -> tuple[Array, 
         return numbers, np.asarray(2 ** (bits - 1))
     zeros = folding.value(given)
     zeros = _unpacked(zeros.reshape(rows, -1), bits) if zeros.dtype == np.uint8 else zeros.reshape(rows, -1)
-    return numbers, np.repeat(plain(zeros)[:, :blocks], block, axis=1)[:, :length]
+    return numbers, np.repeat(sortable(zeros)[:, :blocks], block, axis=1)[:, :length]
 
 
 def _unpacked(rows: Array, bits: int) -> Array:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from surgeon.graph.order import every_node
-from surgeon.stats.weight import is_rounded, weight_chain, weight_shape, weight_values
+from surgeon.stats.recurrent import GATES
+from surgeon.stats.weight import is_rounded, put_weight, weight_chain, weight_shape, weight_values
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 WEIGHTED = {
     **dict.fromkeys(["Conv", "ConvTranspose"], (1,)),
     **dict.fromkeys(["Gemm", "MatMul"], (0, 1)),
-    **dict.fromkeys(["LSTM", "GRU", "RNN"], (1, 2)),
+    **dict.fromkeys(GATES, (1, 2)),
 }
 
 
@@ -61,12 +61,8 @@ class Weight:
     def set(self, matrices: Array) -> None:
         """Let all operators that read the weight have other values, of the shape that :meth:`matrices` gives."""
         values = weight_values(self.tensor)
-        turned = self.outer(matrices, values.shape).astype(values.dtype)
         tensor = self.tensor
-        plain = isinstance(tensor, gs.Constant)
-        replaced = gs.Constant(
-            tensor.name if plain else f"{tensor.name}/surgeon/weight", np.ascontiguousarray(turned)
-        )
+        replaced = put_weight(tensor, self.outer(matrices, values.shape).astype(values.dtype))
         for user in list(tensor.outputs):
             for k, each in enumerate(user.inputs):
                 if each is tensor:
@@ -96,7 +92,7 @@ class Weight:
     @property
     def _turned(self) -> bool:
         """Whether the weight is ``[outputs, inputs]``."""
-        if self.node.op in ("LSTM", "GRU", "RNN"):
+        if self.node.op in GATES:
             return True
         transposed = bool(self.node.attrs.get(("transA", "transB")[self.index], 0))
         return transposed != (self.index == 0)

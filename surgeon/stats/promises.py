@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from surgeon.stats.matrices import weights_of
-from surgeon.stats.weight import moved, weight_chain, weight_values
+from surgeon.stats.weight import moved, sortable, weight_chain, weight_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,8 +64,7 @@ def promise_of(matrices: Array) -> Promise | None:
     Args:
         matrices: ``[groups, ..., outputs]``: an output channel is a group's output.
     """
-    if matrices.dtype == np.float16:  # which numpy does not always sort right
-        matrices = matrices.astype(np.float32)
+    matrices = sortable(matrices)
     filled = int(np.count_nonzero(matrices))
     zeros = matrices.size - filled
     columns = np.moveaxis(matrices, -1, 1).reshape(matrices.shape[0] * matrices.shape[-1], -1)

@@ -73,10 +73,8 @@ def weight_values(tensor: gs.Tensor) -> Array:
         if node.op == "DequantizeLinear":
             scale, zero = steps_of(node, values.shape)
             values = (values.astype(scale.dtype) - zero) * scale
-        elif node.op == "Cast":
-            values = values.astype(_float_type(node.attrs["to"]))
         else:
-            values = moved(node, values)
+            values = _made(node, values)
     return values
 
 
@@ -107,6 +105,55 @@ def weight_shape(tensor: gs.Tensor) -> tuple[int, ...]:
 def is_shared(tensor: gs.Tensor) -> bool:
     """Whether anything else reads the weight, or what it is made of."""
     return any(len(each.outputs) > 1 for each in weight_chain(tensor) or [tensor])
+
+
+def put_weight(tensor: gs.Tensor, values: Array) -> gs.Tensor:
+    """Other values for a weight, in its own shape and type.
+
+    They go into the constant it is made of, through the nodes on the way, if nothing else reads any of that. A constant that
+    its operators read itself is not touched: there is another one of its name. One of a name of its own is made where a node on
+    the way, or the constant, has other readers.
+
+    Returns:
+        What is to be read instead; the tensor itself where its constant has the values now.
+    """
+    chain = weight_chain(tensor)
+    if chain is None:
+        raise ValueError(f"{tensor.name} is no weight")
+    if len(chain) == 1:
+        return gs.Constant(tensor.name, np.ascontiguousarray(values))
+    if any(len(each.outputs) > 1 for each in chain[:-1]):
+        return gs.Constant(f"{tensor.name}/surgeon/weight", np.ascontiguousarray(values))
+    arrays = [peek(chain[0])]
+    for each in chain[1:-1]:
+        arrays.append(_made(each.inputs[0], arrays[-1]))
+    for each, before in zip(chain[:0:-1], arrays[::-1], strict=True):
+        values = _unmade(each.inputs[0], values, before)
+    chain[1].inputs[0].inputs[0] = gs.Constant(chain[0].name, np.ascontiguousarray(values))
+    return tensor
+
+
+def _made(node: gs.Node, values: Array) -> Array:
+    """What a node on the way to a weight makes of floats."""
+    if node.op == "Cast":
+        return values.astype(_float_type(node.attrs["to"]))
+    return moved(node, values)
+
+
+def _unmade(node: gs.Node, values: Array, before: Array) -> Array:
+    """What such a node has to be given, in shape and type of what it was given before, to make these values."""
+    if node.op == "Transpose":
+        perm = node.attrs.get("perm") or range(values.ndim)[::-1]
+        values = values.transpose(np.argsort(perm))
+    return values.reshape(before.shape).astype(before.dtype)
+
+
+def sortable(values: Array) -> Array:
+    """The same numbers in a type that numpy sorts right.
+
+    It has no order for bfloat16, and its own for half precision is wrong for long arrays of few values (seen in 2.4).
+    """
+    return values.astype(np.float32) if values.dtype.kind == "V" or values.dtype == np.float16 else values
 
 
 def moved(node: gs.Node, values: Array) -> Array:

@@ -11,8 +11,9 @@ import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import numpy_helper as nh
 from passes.test_sparsify import MATRICES, depthwise, error, odd, products, weights
-from quantizable import context_for, network
+from quantizable import context_for, network, weight
 
 import surgeon
 from surgeon.errors import UsageError
@@ -157,6 +158,22 @@ def test_bytes_that_are_not_full_before_opset_10() -> None:
     floats, encoded = (surgeon.run(model, f"cluster{{{more}}}", data=data) for more in ("", "encode=true"))
     feeds = synthetic(graph_inputs(from_model(model)), seed=9, batch=4)
     assert np.array_equal(*(run(session(to_model(each.graph)), feeds)[0] for each in (floats, encoded)))
+
+
+def test_few_values_of_half_precision_are_counted(tmp_path: Path) -> None:
+    """numpy has sorted long arrays of few numbers in half precision wrong."""
+    model = products((64, 80), then=[oh.make_node("Cast", ["r0"], ["y"], to=1)])
+    model.graph.initializer[0].CopyFrom(nh.from_array(nh.to_array(weight("w0", 64, 80)).astype("e"), "w0"))
+    model.graph.input[0].type.tensor_type.elem_type = 10
+    context = context_for(model)
+    result = weights(clustered(model, context, clusters=4))["w0"]
+    assert result.dtype == np.float16
+    assert len(np.unique(result.astype("f"))) == 4
+    (entry,) = context.record["tensors"]  # type: ignore[misc]  # JSON
+    assert entry["values"] == entry["distinct_values"] == 4
+    data = synthetic(graph_inputs(from_model(model)), seed=1, batch=16)
+    report = surgeon.run(model, "cluster{clusters=4 encode=true}", data=data).report
+    assert [entry["bits"] for entry in report["passes"][-1]["encoded"]] == [2]
 
 
 def test_the_same_twice_whatever_the_threads() -> None:

@@ -280,18 +280,40 @@ def test_what_is_not_finite_inside_has_a_reason() -> None:
     assert context.record["left"] == [{"node": "bad", "reason": "what it reads or should make is not finite"}]
 
 
-def test_no_copy_of_a_weight_behind_other_nodes_is_left() -> None:
-    model = products(
-        (16, 30),
-        then=[
-            oh.make_node("Transpose", ["t"], ["w"], perm=[1, 0]),
-            oh.make_node("MatMul", ["m0", "w"], ["y"]),
-        ],
+def turned(*, half: bool = False) -> onnx.ModelProto:
+    """A weight behind a Transpose and, in half precision, a Cast."""
+    on_the_way = [oh.make_node("Transpose", ["t"], ["w"], perm=[1, 0])]
+    if half:
+        on_the_way = [
+            oh.make_node("Cast", ["t"], ["f"], to=1),
+            oh.make_node("Transpose", ["f"], ["w"], perm=[1, 0]),
+        ]
+    model = products((16, 30), then=[*on_the_way, oh.make_node("MatMul", ["r0", "w"], ["y"], name="behind")])
+    model.graph.initializer.append(
+        nh.from_array(nh.to_array(weight("t", 40, 30)).astype("e" if half else "f"), "t")
     )
-    model.graph.initializer.append(weight("t", 40, 30))
-    result = sparse(model, context_for(model), sparsity=0.5)
-    assert {each.size for each in weights(result).values()} == {480, 1200}
-    assert len(weights(result)) == 2
+    return model
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_weight_behind_other_nodes_is_changed_where_it_is_stored(half: bool) -> None:
+    model, context = turned(half=half), context_for(turned(half=half))
+    result = sparse(model, context, sparsity=0.5, scope="layer")
+    before, after = weights(model), weights(result)
+    assert {name: (each.shape, each.dtype) for name, each in after.items()} == {
+        name: (each.shape, each.dtype) for name, each in before.items()
+    }
+    assert (after["t"] == 0).mean() == 0.5
+    assert [node.op_type for node in result.graph.node] == [node.op_type for node in model.graph.node]
+    assert next(each for each in context.record["tensors"] if each["node"] == "behind")["name"] == "t"  # type: ignore[attr-defined]  # JSON
+    plain = sparse(model, context_for(model), sparsity=0.5, scope="layer", refit=False)
+    assert error(model, result) < error(model, plain)
+
+
+def test_a_plan_has_masks_of_weights_behind_other_nodes(tmp_path: Path) -> None:
+    data = synthetic(graph_inputs(from_model(turned())), seed=1, batch=64)
+    result = surgeon.run(turned(), "sparsify", data=data, destination=tmp_path / "m.onnx")
+    assert set(result.plan.masks) == {"w0", "t"}
 
 
 def test_a_weight_that_is_one_block_stays() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from refit.test_sparse import problem
 
-from surgeon.refit.codebook import Codebook, Nearest
+from surgeon.refit.codebook import Codebook
 from surgeon.refit.rounding import distance
 
 
@@ -33,9 +33,7 @@ def test_it_does_better_than_k_means(per_output: bool) -> None:
         constraint = book(ideal, 6, per_output=per_output)
         weights = ideal[:, :-1]
         plain = ideal.copy()
-        plain[:, :-1] = Nearest(constraint.table(weights, np.ones_like(weights)), constraint.zeros).nearest(
-            weights
-        )
+        plain[:, :-1] = constraint.allowed(constraint.table(weights, np.ones_like(weights))).nearest(weights)
         found = constraint(ideal, hessian)
         gains.append(distance(found, ideal, hessian).sum() / distance(plain, ideal, hessian).sum())
     assert max(gains) < 0.9

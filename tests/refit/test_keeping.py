@@ -24,11 +24,12 @@ from surgeon.graph.save import to_model
 from surgeon.reference import Reference
 from surgeon.refit.fit import BIAS_STRENGTH, Effort, Sample, fit, scale_of
 from surgeon.refit.gptq import round_again
-from surgeon.refit.keeping import Kept, Table, pattern_of
+from surgeon.refit.keeping import Kept, pattern_of
 from surgeon.refit.learn import learn_rounding
 from surgeon.refit.pattern import Few
 from surgeon.refit.rounding import distance
 from surgeon.refit.sweep import refit
+from surgeon.refit.table import Table
 from surgeon.stats.promises import Promise
 from surgeon.surgery import cut, keep_of
 

@@ -12,7 +12,7 @@ from refit.rounded import rounded, stored
 from surgeon.graph.load import from_model
 from surgeon.graph.save import to_model
 from surgeon.reference import Reference
-from surgeon.refit.constrained import fit_constrained
+from surgeon.refit.constrained import Unconstrained, fit_constrained
 from surgeon.refit.fit import Effort, Sample
 from surgeon.refit.gptq import round_again
 from surgeon.refit.settle import settle
@@ -129,12 +129,13 @@ def test_plain_rounding_of_the_original_is_what_is_there():
     quantized = rounded(model)
     seen = []
 
-    def constrain(view):
-        def allowed(ideal, hessian):
+    class Seen(Unconstrained):
+        def __call__(self, ideal, hessian):
             seen.append(ideal)
             return ideal
 
-        return allowed
+    def constrain(view):
+        return Seen()
 
     graph = from_model(quantized)
     effort = Effort(strengths=(1e9,), steps=0)  # so strong a pull that nothing else counts
@@ -145,12 +146,19 @@ def test_plain_rounding_of_the_original_is_what_is_there():
     assert np.allclose(seen[0][0, :-1], float_weights["w1"].reshape(8, 3).T, atol=1e-6)
 
 
+class Worse(Unconstrained):
+    """A constraint that nothing good can keep."""
+
+    def __call__(self, ideal, hessian):
+        return ideal + 1
+
+
 def test_what_is_not_better_on_held_out_places_is_not_taken():
     random = np.random.default_rng(0)
     x = np.concatenate([random.standard_normal((1, 200, 4)), np.ones((1, 200, 1))], axis=2).astype(np.float32)
     start = random.standard_normal((1, 5, 3))
     sample = Sample(x, (x @ start).astype(np.float32), None, np.arange(200) >= 150)
-    found = fit_constrained(sample, start, start, lambda ideal, hessian: ideal + 1, Effort((1e-3,), 0))
+    found = fit_constrained(sample, start, start, Worse(), Effort((1e-3,), 0))
     assert np.array_equal(found.weights, start)
     assert found.before == found.after
 

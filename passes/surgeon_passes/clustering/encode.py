@@ -14,7 +14,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from surgeon.graph.weights import peek
-from surgeon.stats.weight import weight_values
+from surgeon.stats.weight import sortable, weight_values
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,10 +104,10 @@ class _Book:
 
 def _book(weight: Weight, values: NDArray[Any], most: int) -> _Book | None:
     """The values of a weight, or of each of its output channels; None where there are too many."""
-    table, places = np.unique(values, return_inverse=True)
+    table, places = np.unique(sortable(values), return_inverse=True)
     if len(table) <= most:
-        return _Book(table, places.reshape(values.shape))
-    matrices = weight.matrices()
+        return _Book(table.astype(values.dtype), places.reshape(values.shape))
+    matrices = sortable(weight.matrices())
     groups, _, _, outputs = matrices.shape
     tables = np.zeros((groups, outputs, most), values.dtype)
     inside = np.zeros(matrices.shape, np.int64)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from surgeon.refit.codebook import Codebook, Nearest
-from surgeon.stats.weight import is_shared, weight_values
+from surgeon.refit.codebook import Codebook
+from surgeon.stats.weight import is_shared, sortable, weight_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,7 +46,7 @@ class Shared:
             whole = weight.matrices()
             flat = whole.reshape(whole.shape[0], -1, whole.shape[3]).astype(np.float64)
             book = self._book(flat)
-            found = Nearest(book.table(flat, np.ones_like(flat)), book.zeros).nearest(flat)
+            found = book.allowed(book.table(flat, np.ones_like(flat))).nearest(flat)
             weight.set(found.reshape(whole.shape))
 
     def constrain(self) -> Callable[[Linear], Codebook | str]:
@@ -71,6 +71,7 @@ class Shared:
         return [(weight, self._count(weight.matrices())) for weight in self.weights]
 
     def _count(self, values: NDArray[Any]) -> int:
+        values = sortable(values)
         if not self.per_channel:
             return len(np.unique(values))
         channels = np.moveaxis(values, 3, 1).reshape(values.shape[0] * values.shape[3], -1)

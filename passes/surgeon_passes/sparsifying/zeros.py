@@ -9,9 +9,9 @@ import numpy as np
 
 from surgeon.graph.copy import copy_of
 from surgeon.graph.save import to_model
-from surgeon.refit.keeping import OfTable, table_of
 from surgeon.refit.settle import Settled
 from surgeon.refit.sparse import Score, Sparse
+from surgeon.refit.table import OfTable, table_of
 from surgeon.stats.compare import Outputs
 from surgeon.stats.promises import Promise, promise_of
 from surgeon.stats.weight import is_shared, weight_values

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from surgeon.sizes import weigh
+from surgeon.stats.recurrent import GATES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -13,13 +14,11 @@ if TYPE_CHECKING:
     from surgeon.refit.settle import Settled
     from surgeon.stats.matrices import Weight
 
-RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
-
 
 def label_of(weight: Weight) -> str:
     """What reports call the operator of a weight; recurrent ones have two."""
     name = str(weight.node.name or weight.node.outputs[0].name)
-    return f"{name}[{weight.index}]" if weight.node.op in RECURRENT else name
+    return f"{name}[{weight.index}]" if weight.node.op in GATES else name
 
 
 def describe(
