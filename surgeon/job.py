@@ -90,9 +90,14 @@ def execute(job: Job) -> Finished:
     Raises:
         SurgeonError: Something was wrong or a gate was not met; nothing has been written then.
     """
+    import numpy as np  # noqa: F401 - only libraries that are loaded are limited
+    from threadpoolctl import threadpool_limits
+
     from surgeon.graph.collecting import seldom_collected
 
-    with seldom_collected():
+    # BLAS on several threads waits for onnxruntime's, and for those of any other process: the small products of the
+    # closed forms took 10 to 60 times as long with two threads as with one, and only the largest ones gain from them
+    with seldom_collected(), threadpool_limits(1, user_api="blas"):
         return _execute(job)
 
 
