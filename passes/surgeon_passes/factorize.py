@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from surgeon.errors import GateError, UsageError
+from surgeon.errors import UsageError
 from surgeon.passes import Pass
 
 if TYPE_CHECKING:
@@ -62,29 +62,13 @@ class Factorize(Pass):
         Raises:
             GateError: There is nothing to split, or the target cannot be met.
         """
-        from surgeon.cost import count
-        from surgeon_passes.factorizing.describe import describe
         from surgeon_passes.factorizing.split import Splitter
         from surgeon_passes.training.excluded import excluded_by
 
         feeds = [batch for batch, _ in context.calibration().take(self.samples)]
         splitter = Splitter(graph, context, feeds, self, excluded_by(context, self.exclude))
-        before = count(graph).macs
-        fraction = self.fraction(context)
         with context.progress(self.name, None) as advance:
-            ways = splitter.measured(advance)
-            weights = splitter.weigh(ways, advance)
-            taken = splitter.choose(ways, weights, before, before * fraction)
-            settled = splitter.apply(taken, advance)
-        after = count(graph).macs
-        if after > before * fraction * (1 + 1e-9):
-            raise GateError(
-                f"has {after / before:.4f} of the multiply-accumulates, not {fraction:g} as was foretold",
-                where="factorize.macs",
-                hint="please report this",
-            )
-        context.record["macs"] = {"before": before, "after": after, "asked": fraction}
-        describe(splitter.work, taken, ways, weights, settled, context)
+            splitter.split(splitter.measured(advance), self.fraction(context), advance)
         return graph
 
     def fraction(self, context: Context) -> float:

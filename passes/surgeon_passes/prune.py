@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from surgeon import plugins
 from surgeon.errors import UsageError
@@ -13,9 +13,6 @@ from surgeon_passes.pruning.positions import parse
 from surgeon_passes.pruning.schedule import ConstantSparsity, PolynomialDecay
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
-
-    from surgeon.engine import Model
     from surgeon.passes import Context, Graph
     from surgeon_passes.pruning.cutting import Cut, Cutting
 
@@ -156,23 +153,12 @@ class Prune(Pass):
         """
         from surgeon.engine import analyse
         from surgeon_passes.pruning.cutting import Cutting
-        from surgeon_passes.pruning.describe import describe
-        from surgeon_passes.pruning.interface import note_interface
+        from surgeon_passes.pruning.describe import note
 
         model = analyse(graph, cut_cache=self.cut_cache)
         cutting = Cutting(self, model, graph, context)
         found = self._cut(cutting, context)
-        kept = {name for name, flags in found.choice.kept.items() if not flags.all()}
-        context.record["groups"] = _groups(model, kept, found.choice.reasons)
-        if found.proved is None:
-            context.record["certificate"] = {"status": "none", "max_rel_err": None, "probes": 0}
-            return graph
-        context.record["certificate"] = found.proved.certificate.to_json()
-        plan = found.proved.plan
-        context.note_cut(model, plan)
-        note_interface(graph, found.graph, plan, context)
-        if found.refitted is not None:
-            describe(found.refitted, found, cutting, context)
+        note(found, cutting)
         return found.graph
 
     def _cut(self, cutting: Cutting, context: Context) -> Cut:
@@ -237,12 +223,3 @@ def check_named(name: str, known: tuple[str, ...], group: str, option: str) -> N
             where=f"prune.{option}",
             hint=did_you_mean(name, every, what="known"),
         )
-
-
-def _groups(model: Model, kept: Container[str], reasons: Mapping[str, str]) -> dict[str, Any]:
-    whole = [
-        {"group": g.id, "size": g.size, "reason": reasons.get(g.id, "nothing of it had to go")}
-        for g in model.groups
-        if g.id not in kept
-    ]
-    return {"total": len(model.groups), "cut": sum(g.id in kept for g in model.groups), "whole": whole}

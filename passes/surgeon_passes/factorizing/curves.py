@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,17 +44,24 @@ class Way:
     macs: float
     error: float
 
-    def choice(self, weight: float = 1.0) -> Choice:
-        """As the allocation sees it."""
-        return Choice(self.macs, self.error * weight)
-
 
 @dataclass
 class Curves:
-    """Ways of every operator, by its first output, the whole one first; and why others have none."""
+    """Error curves of operators.
+
+    Attributes:
+        ways: Of every operator, by its first output, the whole one first.
+        left: Why others have none.
+        weights: How much of each operator's error arrives at the model's outputs.
+    """
 
     ways: dict[str, list[Way]]
     left: dict[str, str]
+    weights: dict[str, float] = field(default_factory=dict)
+
+    def choices(self, name: str) -> list[Choice]:
+        """The ways of an operator as an allocation sees them: errors are those of the outputs."""
+        return [Choice(way.macs, way.error * self.weights[name]) for way in self.ways[name]]
 
 
 def measure(

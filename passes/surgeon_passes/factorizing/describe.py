@@ -17,7 +17,6 @@ def describe(
     work: Sequence[Divisible],
     taken: Mapping[str, Way],
     curves: Curves,
-    weights: Mapping[str, float],
     settled: Settled,
     context: Context,
 ) -> None:
@@ -26,8 +25,7 @@ def describe(
     Args:
         work: What can be split.
         taken: What became of each, by its first output.
-        curves: What could have become of them, and why others stay whole.
-        weights: What the errors of operators counted.
+        curves: What could have become of them, what their errors counted, and why others stay whole.
         settled: What the refit did.
         context: Of the run.
     """
@@ -51,7 +49,7 @@ def describe(
                 "macs_before": each.macs,
                 "macs_after": way.macs,
                 "error": way.error,
-                "weight": weights[each.view.op.node.outputs[0].name],
+                "weight": curves.weights[each.view.op.node.outputs[0].name],
                 "error_before": before,
                 "error_after": after,
             }

@@ -6,8 +6,9 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from surgeon.allocate.candidate import SLACK
 from surgeon.allocate.choices import choose
-from surgeon.cost import one_sample
+from surgeon.cost import count, one_sample
 from surgeon.errors import GateError
 from surgeon.graph.copy import copy_of
 from surgeon.graph.order import readers
@@ -23,6 +24,7 @@ from surgeon.refit.twins import Twins, operators
 from surgeon.stats.compare import Outputs
 from surgeon_passes.cleaning.wiring import Wiring
 from surgeon_passes.factorizing.curves import Curves, Way, measure
+from surgeon_passes.factorizing.describe import describe
 from surgeon_passes.factorizing.emit import emit
 from surgeon_passes.factorizing.probes import SAMPLES, sensitivities
 from surgeon_passes.factorizing.splits import Divisible, divisible
@@ -83,8 +85,27 @@ class Splitter:
             elif found:
                 self.left[str(op.node.name or op.node.outputs[0].name)] = found
 
+    def split(self, curves: Curves, fraction: float, progress: Callable[[int], None]) -> None:
+        """Split operators so that the graph has at most a fraction of its multiply-accumulates, and report it.
+
+        Raises:
+            GateError: There is nothing to split, or the fraction cannot be met.
+        """
+        before = count(self.graph).macs
+        taken = self.choose(curves, before, before * fraction)
+        settled = self.apply(taken, progress)
+        after = count(self.graph).macs
+        if after > before * fraction * (1 + SLACK):
+            raise GateError(
+                f"has {after / before:.4f} of the multiply-accumulates, not {fraction:g} as was foretold",
+                where="factorize.macs",
+                hint="please report this",
+            )
+        self.context.record["macs"] = {"before": before, "after": after, "asked": fraction}
+        describe(self.work, taken, curves, settled, self.context)
+
     def measured(self, progress: Callable[[int], None]) -> Curves:
-        """What can become of each operator, and what is lost by it."""
+        """What can become of each operator, what is lost by it, and what that counts."""
         found = measure(
             self.graph,
             self.shapes.dtypes,
@@ -97,16 +118,14 @@ class Splitter:
             progress=progress,
         )
         found.left = {**self.left, **found.left}
+        found.weights = self._weigh(found, progress)
         return found
 
-    def choose(
-        self, curves: Curves, weights: Mapping[str, float], whole: float, limit: float
-    ) -> dict[str, Way]:
+    def choose(self, curves: Curves, whole: float, limit: float) -> dict[str, Way]:
         """What becomes of each operator, by its first output.
 
         Args:
             curves: What can become of them.
-            weights: What their errors count.
             whole: Multiply-accumulates of the model.
             limit: Those it may have.
 
@@ -115,9 +134,7 @@ class Splitter:
         """
         names = list(curves.ways)
         rest = whole - sum(ways[0].macs for ways in curves.ways.values())
-        taken = choose(
-            [[way.choice(weights[name]) for way in curves.ways[name]] for name in names], limit - rest
-        )
+        taken = choose([curves.choices(name) for name in names], limit - rest)
         if taken is None:
             least = rest + sum(min(way.macs for way in ways) for ways in curves.ways.values())
             raise GateError(
@@ -128,7 +145,7 @@ class Splitter:
             )
         return {name: curves.ways[name][k] for name, k in zip(names, taken, strict=True)}
 
-    def weigh(self, curves: Curves, progress: Callable[[int], None]) -> dict[str, float]:
+    def _weigh(self, curves: Curves, progress: Callable[[int], None]) -> dict[str, float]:
         """How much of each operator's error arrives at the outputs, by first output; 1 for all where nothing is refitted."""
         if not (self.options.sensitivity and self.options.refit):
             return dict.fromkeys(curves.ways, 1.0)

@@ -74,18 +74,12 @@ def choose(
     groups, reasons = eligible(options, model, context)
     wished = wishes(model, options.keep, options.drop)
     _check_wishes(wished, groups, reasons, refused)
-    reasons |= refused
-    groups = [group for group in groups if group.id not in refused]
     if options.drop and options.ratio is None and targets is None:
-        return _only_drop(model, wished, reasons)
-    limits = Limits(options.min_keep, options.max_ratio, options.multiple_of)
-    groups, blocked = one_factor(
-        model, groups, options.product, lambda group: _can_shrink(options, group, limits)
-    )
-    reasons |= blocked
-    if not groups and not any(wish.goes.any() for wish in wished.values()):
+        return _only_drop(model, wished, reasons | dict(refused))
+    found = candidates_of(options, model, context, ranking, refused, current)
+    candidates, reasons = found.candidates, found.reasons
+    if not candidates:
         return Choice({}, reasons)
-    candidates = _candidates(model, groups, wished, limits, ranking, current)
     if targets is None:
         choice = Choice(by_ratio(candidates, (options.ratio or 0.0) * share), reasons)
         for each in candidates:
@@ -95,21 +89,55 @@ def choose(
                 )
         return choice
     wanted = goals(targets, model, context)
-    return Choice(_to_goals(options, model, candidates, wanted, one_sided=bool(blocked)), reasons)
+    return Choice(_to_goals(options, model, candidates, wanted, one_sided=found.one_sided), reasons)
+
+
+@dataclass(frozen=True)
+class Field:
+    """The groups to choose from.
+
+    Attributes:
+        candidates: Those that may be cut, and those that lose what was named and no more.
+        reasons: Why others stay whole.
+        one_sided: Whether some do because the other factor of a product shrinks.
+    """
+
+    candidates: list[Candidate]
+    reasons: dict[str, str]
+    one_sided: bool
+
+
+def candidates_of(
+    options: Prune,
+    model: Model,
+    context: Context,
+    ranking: Ranking,
+    refused: Mapping[str, str],
+    current: Current | None = None,
+) -> Field:
+    """The groups to choose from; arguments as for `choose`.
+
+    Raises:
+        UsageError: A pattern matches nothing.
+    """
+    groups, reasons = eligible(options, model, context)
+    groups = [group for group in groups if group.id not in refused]
+    limits = Limits(options.min_keep, options.max_ratio, options.multiple_of)
+    groups, blocked = one_factor(
+        model, groups, options.product, lambda group: _can_shrink(options, group, limits)
+    )
+    wished = wishes(model, options.keep, options.drop)
+    candidates = _candidates(model, groups, wished, limits, ranking, current)
+    return Field(candidates, reasons | dict(refused) | blocked, bool(blocked))
 
 
 def least_left(
     options: Prune, model: Model, context: Context, ranking: Ranking, refused: Mapping[str, str], target: str
 ) -> float:
     """The fraction that is left of what a target measures when every group is at its limit; arguments as above."""
-    groups, _ = eligible(options, model, context)
-    groups = [group for group in groups if group.id not in refused]
-    limits = Limits(options.min_keep, options.max_ratio, options.multiple_of)
-    groups, _ = one_factor(model, groups, options.product, lambda group: _can_shrink(options, group, limits))
-    if not groups:
+    candidates = candidates_of(options, model, context, ranking, refused).candidates
+    if not candidates:
         return 1.0
-    wished = wishes(model, options.keep, options.drop)
-    candidates = _candidates(model, groups, wished, limits, ranking, None)
     return _at_limits(model, candidates, goals({target: 1.0}, model, context))[0]
 
 
@@ -185,7 +213,6 @@ def _candidates(
     ranking: Ranking,
     current: Current | None,
 ) -> list[Candidate]:
-    """The groups to choose from, and those that lose what was named and no more."""
     scores = ranking.of(groups, current)
     positions = positions_in_weights(model, groups)
     result = []

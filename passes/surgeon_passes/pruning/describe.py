@@ -1,14 +1,18 @@
-"""What the report says of a refit: the error of every operator, and the error curve of every group."""
+"""What the run takes note of and the report says: what was cut, how it was proved, and how the rest was refitted."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from surgeon.stats.promises import noted
+from surgeon_passes.pruning.interface import note_interface
 
 if TYPE_CHECKING:
+    from collections.abc import Container, Mapping
+
+    from surgeon.engine import Model
     from surgeon.passes import Context
     from surgeon.refit.sweep import Refitted
     from surgeon_passes.pruning.cutting import Cut, Cutting
@@ -16,7 +20,31 @@ if TYPE_CHECKING:
 DIGITS = 4
 
 
-def describe(refitted: Refitted, found: Cut, cutting: Cutting, context: Context) -> None:
+def note(found: Cut, cutting: Cutting) -> None:
+    """Take note of a cut: in the report, in the plan, and in what later passes know."""
+    model, context = cutting.model, cutting.context
+    kept = {name for name, flags in found.choice.kept.items() if not flags.all()}
+    context.record["groups"] = _groups(model, kept, found.choice.reasons)
+    if found.proved is None:
+        context.record["certificate"] = {"status": "none", "max_rel_err": None, "probes": 0}
+        return
+    context.record["certificate"] = found.proved.certificate.to_json()
+    context.note_cut(model, found.proved.plan)
+    note_interface(cutting.graph, found.graph, found.proved.plan, context)
+    if found.refitted is not None:
+        _describe(found.refitted, found, cutting, context)
+
+
+def _groups(model: Model, kept: Container[str], reasons: Mapping[str, str]) -> dict[str, Any]:
+    whole = [
+        {"group": g.id, "size": g.size, "reason": reasons.get(g.id, "nothing of it had to go")}
+        for g in model.groups
+        if g.id not in kept
+    ]
+    return {"total": len(model.groups), "cut": sum(g.id in kept for g in model.groups), "whole": whole}
+
+
+def _describe(refitted: Refitted, found: Cut, cutting: Cutting, context: Context) -> None:
     """Record what the refit did, and what was measured before."""
     if not refitted.errors:
         context.warn("no weights were refitted: only constants of floats are; expect to lose accuracy")
