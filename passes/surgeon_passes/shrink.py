@@ -104,17 +104,13 @@ class Shrink(Pass):
         """What is deleted; groups whose cut cannot be proved are left to be split."""
         from surgeon_passes.pruning.choose import Choice
         from surgeon_passes.pruning.cutting import Cut
-        from surgeon_passes.shrinking.field import comparable, touched
+        from surgeon_passes.shrinking.field import comparable, operators
         from surgeon_passes.shrinking.share import Sharer
 
         while True:
             candidates, reasons = comparable(cutting)
-            sharer = Sharer(
-                candidates,
-                cutting.model.cost,
-                {name: curves.choices(name) for name in curves.ways},
-                touched(cutting.model, splitter.work, curves),
-            )
+            work = operators(cutting.model.analysis, splitter.work, curves)
+            sharer = Sharer(candidates, cutting.model.cost, work)
             sharing = sharer.to(fraction)
             kept = {each.id: each.mask(sharing.kept[each.id]) for each in candidates}
             found = cutting.of(Choice(kept, reasons))

@@ -42,15 +42,22 @@ class Split:
         kind: One of `KINDS`.
         first: For each spatial axis of a convolution whether the first one has its taps; empty for a product.
         order: ``[rows, columns]``, the number of each input of the product; columns are the second's.
-        per_rank: Multiply-accumulates, of one sample, for each channel in between.
+        reading: Multiply-accumulates of the first, of one sample, for each channel in between.
+        writing: The same of the second.
         words: What reports call it.
     """
 
     kind: str
     first: tuple[bool, ...]
     order: NDArray[np.int64]
-    per_rank: float
+    reading: float
+    writing: float
     words: str
+
+    @property
+    def per_rank(self) -> float:
+        """Multiply-accumulates of both, of one sample, for each channel in between."""
+        return self.reading + self.writing
 
 
 @dataclass(frozen=True)
@@ -62,12 +69,16 @@ class Divisible:
         splits: Ways to split it.
         macs: Its multiply-accumulates for one sample.
         outputs: Columns of its matrices.
+        inputs_axis: Of the weight.
+        outputs_axis: Of the weight.
     """
 
     view: Linear
     splits: tuple[Split, ...]
     macs: float
     outputs: int
+    inputs_axis: int = 1
+    outputs_axis: int = 0
 
     @property
     def label(self) -> str:
@@ -136,8 +147,9 @@ def _product(view: Product, dims: Sequence[Dims]) -> Divisible | str:
     outputs, inputs = (weight[-2], weight[-1]) if view.turned else (weight[-1], weight[-2])
     places = prod(result) / outputs
     order = np.arange(inputs)[:, None]
-    split = Split("outputs", (), order, places * (inputs + outputs), "two products")
-    return Divisible(view, (split,), places * inputs * outputs, outputs)
+    split = Split("outputs", (), order, places * inputs, places * outputs, "two products")
+    axes = (-1, -2) if view.turned else (-2, -1)
+    return Divisible(view, (split,), places * inputs * outputs, outputs, *axes)
 
 
 def _convolution(view: Convolution, dims: Sequence[Dims], kinds: Sequence[str]) -> Divisible | str:
@@ -155,9 +167,10 @@ def _convolution(view: Convolution, dims: Sequence[Dims], kinds: Sequence[str]) 
         own = [size if mine else 1 for size, mine in zip(kernel, choice, strict=True)]
         other = [1 if mine else size for size, mine in zip(kernel, choice, strict=True)]
         between = [after if mine else before for before, after, mine in zip(seen, made, choice, strict=True)]
-        macs = samples * (prod(between) * inputs * prod(own) + prod(made) * prod(other) * outputs)
+        reading = float(samples * prod(between) * inputs * prod(own))
+        writing = float(samples * prod(made) * prod(other) * outputs)
         words = f"{_times(own)} then {_times(other)}"
-        splits.append(Split(kind, choice, _order(inputs, kernel, choice), float(macs), words))
+        splits.append(Split(kind, choice, _order(inputs, kernel, choice), reading, writing, words))
     if not splits:
         return f"it has no split of the kinds {' and '.join(kinds)}"
     return Divisible(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from surgeon_passes.pruning.choose import candidates_of
+from surgeon_passes.shrinking.share import Operator
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from surgeon.allocate import Candidate
-    from surgeon.engine import Model
+    from surgeon.analysis import Analysis
     from surgeon_passes.factorizing.curves import Curves
     from surgeon_passes.factorizing.splits import Divisible
     from surgeon_passes.pruning.cutting import Cutting
@@ -27,13 +30,22 @@ def comparable(cutting: Cutting) -> tuple[list[Candidate], dict[str, str]]:
     return able, found.reasons | unknown
 
 
-def touched(model: Model, work: Sequence[Divisible], curves: Curves) -> dict[str, list[str]]:
-    """Of each group, by id, the operators that can be split and whose weights it runs through, by first output."""
-    weights = {
-        each.view.op.node.outputs[0].name: {tensor.name for tensor in each.view.op.node.inputs}
-        for each in work
-    }
-    return {
-        group.id: [name for name in curves.ways if weights[name] & {tensor for tensor, _ in group.members}]
-        for group in model.groups
-    }
+def operators(analysis: Analysis, work: Sequence[Divisible], curves: Curves) -> list[Operator]:
+    """What can be split, as the allocation sees it."""
+    result = []
+    for each in work:
+        name = each.view.op.node.outputs[0].name
+        axes = analysis.axes.get(each.view.op.node.inputs[each.view.weight].name)
+        if name in curves.ways and axes:
+            ways = curves.ways[name]
+            result.append(
+                Operator(
+                    inputs=axes[each.inputs_axis],
+                    outputs=axes[each.outputs_axis],
+                    macs=each.macs,
+                    errors=np.array([way.error for way in ways]) * curves.weights[name],
+                    reading=np.array([way.rank * way.split.reading if way.split else 0.0 for way in ways]),
+                    writing=np.array([way.rank * way.split.writing if way.split else 0.0 for way in ways]),
+                )
+            )
+    return result

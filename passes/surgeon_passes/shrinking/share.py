@@ -1,10 +1,10 @@
 """Shares a target out between deleting indices of groups and splitting operators.
 
 Both have error curves in the same unit, what they do to the model's outputs, so that one price for a multiply-accumulate
-decides both (Everett, "Generalized Lagrange multiplier method", 1963): an operator takes the way with the least sum of its
-error and what it costs, and a group loses as many indices as makes that sum least, if that is less than what its operators
-come to as they are. What a group saves depends on what its neighbours have left; the groups are visited until none changes.
-An operator that loses indices is not split as well: its curves are of the whole.
+decides both (Everett, "Generalized Lagrange multiplier method", 1963): every operator takes the way, and every group the
+size, that make the sum of all errors and of what is left to compute, at that price, least. What either saves depends on the
+others: a channel is cheaper to keep in front of an operator that was split, and a split saves less where channels are gone.
+So groups are visited in turn, each with the operators it runs through, until none changes.
 """
 
 from __future__ import annotations
@@ -14,21 +14,57 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from surgeon.allocate.choices import choose
+from surgeon.allocate.choices import Choice, choose
+from surgeon.axes import Axis, atoms_of
+from surgeon.axes import count as size_of
 from surgeon.tally import KINDS, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from surgeon.allocate import Candidate
-    from surgeon.allocate.choices import Choice
+    from surgeon.axes import Atom
     from surgeon.cost import CostModel
 
+    Floats = NDArray[np.float64]
+    Sizes = Mapping[Atom, float]
+
 VISITS = 8
-HALVINGS = 40
+HALVINGS = 30
 STEPS = 32  # a group gives way in at most about this many
 DEAREST = 1e6  # of the outputs' variance, for all multiply-accumulates: nothing that saves anything is worth keeping
 MACS = KINDS.index("macs")
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator that can be split.
+
+    Attributes:
+        inputs: The axis that it sums over.
+        outputs: The axis of what it makes.
+        macs: Multiply-accumulates as it is.
+        errors: ``[ways]``, what each way does to the model's outputs; the first way is to stay whole.
+        reading: ``[ways]``, multiply-accumulates of what reads the inputs, when all of them are there.
+        writing: ``[ways]``, the same of what makes the outputs.
+    """
+
+    inputs: Axis
+    outputs: Axis
+    macs: float
+    errors: Floats
+    reading: Floats
+    writing: Floats
+
+    def costs(self, sizes: Sizes) -> Floats:
+        """``[ways]``, multiply-accumulates of each way when groups have ``sizes``."""
+        seen = size_of(self.inputs, sizes) / self.inputs.size
+        made = size_of(self.outputs, sizes) / self.outputs.size
+        result = self.reading * seen + self.writing * made
+        result[0] = self.macs * seen * made
+        return result
 
 
 @dataclass(frozen=True)
@@ -39,7 +75,7 @@ class Compared:
         kept: Indices that would stay.
         saved: Multiply-accumulates less, over those of the model.
         deleted: The error of the outputs if the others go.
-        split: If its operators are split instead; None where they cannot save as much.
+        split: If the operators around are split instead; None where they cannot save as much.
         chosen: Whether the others go.
     """
 
@@ -55,11 +91,13 @@ class Sharing:
     """What a price leads to.
 
     Attributes:
+        price: Of all multiply-accumulates of the model, in the unit of errors.
         kept: Indices that stay, by the id of the candidate.
         macs: What is left in all, over that of the model.
         error: The sum of the errors.
     """
 
+    price: float
     kept: dict[str, int]
     macs: float
     error: float
@@ -72,19 +110,23 @@ class Sharer:
     Attributes:
         candidates: The groups, with scores that are errors of the outputs.
         cost: Of the model.
-        ways: What operators may become, by name; the first is what they are. Costs are multiply-accumulates.
-        touched: The operators whose weights each group runs through, by the candidate's id.
+        operators: What can be split.
     """
 
     candidates: Sequence[Candidate]
     cost: CostModel
-    ways: Mapping[str, Sequence[Choice]]
-    touched: Mapping[str, Sequence[str]]
+    operators: Sequence[Operator]
     whole: float = field(init=False)
 
     def __post_init__(self) -> None:
         self.whole = max(self.cost.evaluate().macs, 1.0)
         self._steps = {each.id: _steps(each) for each in self.candidates}
+        self._around = {
+            each.id: [
+                op for op in self.operators if each.atom in {*atoms_of(op.inputs), *atoms_of(op.outputs)}
+            ]
+            for each in self.candidates
+        }
 
     def to(self, fraction: float) -> Sharing:
         """The cheapest that leaves at most ``fraction`` of the multiply-accumulates, or as little as can be."""
@@ -97,95 +139,82 @@ class Sharer:
                 best, high = found, price
             else:
                 low = price
-        self.price = high
         return best
 
     def compare(self, sharing: Sharing) -> dict[str, Compared]:
-        """Both ways of every group, at the size that it has, or had best if it lost any."""
-        tally = self._tally(sharing.kept)
+        """Both ways of every group, at the size that it has, or had best if it lost any; the others as they are."""
+        sizes = {each.atom: float(sharing.kept[each.id]) for each in self.candidates}
+        tally = Tally(self.cost, list(sizes))
+        for atom, size in sizes.items():
+            tally.shrink(atom, size)
         result = {}
         for each in self.candidates:
             kept = sharing.kept[each.id]
-            chosen = kept < each.size
-            if chosen:
-                tally.shrink(each.atom, float(each.size))
-            kept = kept if chosen else self._best(each, tally, self.price)[1]
-            if kept < each.size:
-                saved = float(tally.gain(each.atom, float(kept))[MACS])
-                error = self._steps[each.id][kept]
-                result[each.id] = Compared(kept, saved / self.whole, error, self._split(each, saved), chosen)
-            if chosen:
-                tally.shrink(each.atom, float(sharing.kept[each.id]))
+            without = sizes | {each.atom: float(each.size)}
+            tally.shrink(each.atom, float(each.size))
+            smaller = {k: self._value(each, k, tally, without, sharing.price) for k in self._steps[each.id]}
+            smaller.pop(each.size)
+            if smaller:
+                size = kept if kept < each.size else min(smaller, key=smaller.__getitem__)
+                saved = float(tally.gain(each.atom, float(size))[MACS])
+                deleted, split = self._steps[each.id][size], self._split(each, saved, without)
+                result[each.id] = Compared(size, saved / self.whole, deleted, split, kept < each.size)
+            tally.shrink(each.atom, float(kept))
         return result
 
     def _at(self, price: float) -> Sharing:
+        sizes = {each.atom: float(each.size) for each in self.candidates}
+        tally = Tally(self.cost, list(sizes))
         kept = {each.id: each.size for each in self.candidates}
-        tally = self._tally(kept)
-        cheapest = {name: _cheapest(ways, price / self.whole) for name, ways in self.ways.items()}
         for _ in range(VISITS):
             before = dict(kept)
             for each in self.candidates:
-                tally.shrink(each.atom, float(each.size))
-                kept[each.id] = each.size
-                cut = self._cut(kept)
-                gain = 0.0
-                for name in self.touched[each.id]:
-                    if name not in cut:
-                        now, then = self.ways[name][0], cheapest[name]
-                        gain += price * (now.cost - then.cost) / self.whole - then.error
-                value, size = self._best(each, tally, price)
-                if value > gain:
-                    kept[each.id] = size
+                values = {size: self._value(each, size, tally, sizes, price) for size in self._steps[each.id]}
+                size = min(values, key=values.__getitem__)
+                if size != kept[each.id]:
                     tally.shrink(each.atom, float(size))
+                    kept[each.id], sizes[each.atom] = size, float(size)
             if kept == before:
                 break
-        cut = self._cut(kept)
-        split = {name: way for name, way in cheapest.items() if name not in cut}
-        saved = sum(self.ways[name][0].cost - way.cost for name, way in split.items())
-        error = sum(way.error for way in split.values())
+        taken = [self._best(op, sizes, price) for op in self.operators]
+        macs = float(tally.totals[MACS]) + sum(op_cost - whole for _, op_cost, whole in taken)
+        error = sum(error for error, _, _ in taken)
         error += sum(self._steps[name][size] for name, size in kept.items())
-        return Sharing(kept, (float(tally.totals[MACS]) - saved) / self.whole, error)
+        return Sharing(price, kept, macs / self.whole, error)
 
-    def _best(self, each: Candidate, tally: Tally, price: float) -> tuple[float, int]:
-        """The most that is won by deleting indices of a whole group, and what stays then."""
-        return max(
-            (price * float(tally.gain(each.atom, float(kept))[MACS]) / self.whole - error, kept)
-            for kept, error in self._steps[each.id].items()
-            if kept < each.size or len(self._steps[each.id]) == 1
-        )
+    def _value(self, each: Candidate, size: int, tally: Tally, sizes: Sizes, price: float) -> float:
+        """The part of the sum that depends on the size of a group, if it had this one."""
+        rate = price / self.whole
+        value = self._steps[each.id][size] - rate * float(tally.gain(each.atom, float(size))[MACS])
+        there = {**sizes, each.atom: float(size)}
+        for op in self._around[each.id]:
+            error, cost, whole = self._best(op, there, price)
+            value += error + rate * (cost - whole)
+        return value
 
-    def _split(self, each: Candidate, saved: float) -> float | None:
-        """The least error of splitting a group's operators so that they save as much."""
-        ways = [self.ways[name] for name in self.touched[each.id]]
-        taken = choose(ways, sum(some[0].cost for some in ways) - saved) if ways else None
+    def _best(self, op: Operator, sizes: Sizes, price: float) -> tuple[float, float, float]:
+        """The error and the cost of the best way of an operator, and its cost whole."""
+        costs = op.costs(sizes)
+        k = int(np.argmin(op.errors + price / self.whole * costs))
+        return float(op.errors[k]), float(costs[k]), float(costs[0])
+
+    def _split(self, each: Candidate, saved: float, sizes: Sizes) -> float | None:
+        """The least error of splitting the operators around a group so that they save as much."""
+        ways, whole = [], 0.0
+        for op in self._around[each.id]:
+            costs = op.costs(sizes)
+            whole += float(costs[0])
+            ways.append([Choice(*pair) for pair in zip(costs.tolist(), op.errors.tolist(), strict=True)])
+        taken = choose(ways, whole - saved) if ways else None
         if taken is None:
             return None
         return sum(some[k].error for some, k in zip(ways, taken, strict=True))
-
-    def _cut(self, kept: Mapping[str, int]) -> set[str]:
-        """Operators that lose indices."""
-        return {
-            name for each in self.candidates if kept[each.id] < each.size for name in self.touched[each.id]
-        }
-
-    def _tally(self, kept: Mapping[str, int]) -> Tally:
-        tally = Tally(self.cost, [each.atom for each in self.candidates])
-        for each in self.candidates:
-            if kept[each.id] < each.size:
-                tally.shrink(each.atom, float(kept[each.id]))
-        return tally
 
 
 def _steps(each: Candidate) -> dict[int, float]:
     """What may be kept, the whole first, and the error of that."""
     sums = np.concatenate([[0.0], np.cumsum(each.scores[each.order])])
-    sizes = [each.size]
-    while (following := each.below(sizes[-1], each.step, least_change=max(1, each.size // STEPS))) < sizes[
-        -1
-    ]:
+    sizes, stride = [each.size], max(1, each.size // STEPS)
+    while (following := each.below(sizes[-1], each.step, least_change=stride)) < sizes[-1]:
         sizes.append(following)
     return {kept: float(sums[each.size - kept]) for kept in sizes}
-
-
-def _cheapest(ways: Sequence[Choice], price: float) -> Choice:
-    return min(ways, key=lambda way: (way.error + price * way.cost, way.cost))
