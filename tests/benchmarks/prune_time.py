@@ -31,6 +31,7 @@ from surgeon.verify import prove
 from surgeon_passes.clean import Clean
 from surgeon_passes.prune import Prune
 from surgeon_passes.pruning.choose import choose
+from surgeon_passes.pruning.rank import Ranking
 
 STEPS = ("load", "count", "clean", "analyse", "choose", "cut", "prove", "save")
 FIRST, FACTOR = 625, 4
@@ -52,7 +53,9 @@ def timed(path: Path) -> dict[str, float]:
         step("count", lambda: figures(graph, 1))
         graph = step("clean", lambda: Clean().run(graph, context))
         model = step("analyse", lambda: analyse(graph))
-        choice = step("choose", lambda: choose(Prune(ratio=0.5), model, context, {}))
+        options = Prune(ratio=0.5)
+        ranking = Ranking(options, model, context)
+        choice = step("choose", lambda: choose(options, model, context, ranking, None, {}))
         kept = {name: flags for name, flags in choice.kept.items() if not flags.all()}
         smaller, plan = step("cut", lambda: model.cut(kept))
         step("prove", lambda: prove(model.analysis, smaller, plan.tensors, threads=1))
