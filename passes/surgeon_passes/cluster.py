@@ -50,7 +50,7 @@ class Cluster(Pass):
     encode: bool = False
     init: Literal["k-means++", "linear", "density", "random"] = "k-means++"
     refit: bool = True
-    samples: int = 512
+    samples: int = 1024
     memory: int = 2048
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()

@@ -64,8 +64,9 @@ class Factorize(Pass):
         """
         from surgeon_passes.factorizing.split import Splitter
         from surgeon_passes.training.excluded import excluded_by
+        from surgeon_passes.valuing.samples import batches
 
-        feeds = [batch for batch, _ in context.calibration().take(self.samples)]
+        feeds = batches(context.calibration(), self.samples, graph, context)
         splitter = Splitter(graph, context, feeds, self, excluded_by(context, self.exclude))
         with context.progress(self.name, None) as advance:
             splitter.split(splitter.measured(advance), self.fraction(context), advance)

@@ -73,8 +73,9 @@ class Shrink(Pass):
         from surgeon_passes.pruning.cutting import Cutting
         from surgeon_passes.pruning.describe import note
         from surgeon_passes.training.excluded import excluded_by
+        from surgeon_passes.valuing.samples import batches
 
-        feeds = [batch for batch, _ in context.calibration().take(self.samples)]
+        feeds = batches(context.calibration(), self.samples, graph, context)
         fraction = self.fraction(context)
         before = count(graph).macs
         cutting = Cutting(self.pruning(fraction), analyse(graph), graph, context)

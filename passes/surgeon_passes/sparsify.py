@@ -65,7 +65,7 @@ class Sparsify(Pass):
     steps: int = 1
     initial: float = 0.0
     power: float = 3.0
-    samples: int = 512
+    samples: int = 1024
     memory: int = 2048
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MOST_CHANNELS, SMALLEST = 4, 16  # of what is taken for an image
 ALIKE = 0.5  # of the outputs' variance; a model that does not know left from right stays far below
 LOOKED_AT = 4  # batches
+MOST = 3  # variants of a sample
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,52 @@ def variants_of(
                 random = np.random.default_rng((seed, k, number))
                 result.append({**batch, **vary(batch, random=random)})
     return result
+
+
+def filled_up(
+    feeds: Sequence[Feeds],
+    samples: int,
+    graph: gs.Graph,
+    *,
+    augment: Callable[..., Mapping[str, Array]] | None = None,
+    seed: int = 0,
+    threads: int = 1,
+) -> list[Feeds]:
+    """Batches, and where they hold fewer samples than wanted some of their variants, at most `MOST` of each.
+
+    Weights that are fitted to few samples fit these only: behind a pooling, a sample is one equation for each output. What is not an
+    image that may be mirrored is not varied, unless the data say how.
+
+    Args:
+        feeds: Batches.
+        samples: How many are wanted.
+        graph: What should put out nearly the same for mirrored images.
+        augment: How the data are varied instead.
+        seed: Seed of the variants.
+        threads: Threads for onnxruntime.
+    """
+    count = sum(map(_samples, feeds))
+    missing = samples - count
+    if missing <= 0 or not feeds:
+        return list(feeds)
+    vary: Callable[..., Mapping[str, Array]] | None = augment
+    if vary is None:
+        images = variation_for(graph, feeds, threads)
+        vary = images if images is not None and images.mirror else None
+    if vary is None:
+        return list(feeds)
+    most = MOST if count > len(feeds) else 1  # a batch of one has no other images
+    result = list(feeds)
+    for batch in variants_of(feeds, vary, min(most, -(-missing // count)), seed):
+        if missing <= 0:
+            break
+        result.append(batch)
+        missing -= _samples(batch)
+    return result
+
+
+def _samples(batch: Feeds) -> int:
+    return max((len(array) for array in batch.values() if np.ndim(array)), default=1)
 
 
 def _is_symmetric(graph: gs.Graph, feeds: Sequence[Feeds], twins: Sequence[Feeds], threads: int) -> bool:

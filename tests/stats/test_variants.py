@@ -9,7 +9,7 @@ from ops.oracle import build
 from surgeon.errors import DataError
 from surgeon.graph.load import from_model
 from surgeon.stats.data import open_data
-from surgeon.stats.variants import ImageVariation, variants_of, variation_for
+from surgeon.stats.variants import ImageVariation, filled_up, variants_of, variation_for
 
 
 def pictures(*shape, dtype=np.float32, seed=0):
@@ -194,3 +194,24 @@ def test_the_first_variant_is_mirrored_only():
     assert not any(np.array_equal(made[2]["x"], batches[0]["x"][..., ::way]) for way in (1, -1))
     never = variants_of(batches, ImageVariation(mirror=False), 1, seed=0)
     assert not np.array_equal(never[0]["x"], batches[0]["x"][..., ::-1])
+
+
+def test_few_samples_are_filled_up_with_variants():
+    given = batches(3)
+    assert filled_up(given, 24, pooled()) == given
+    more = filled_up(given, 60, pooled())
+    assert [batch["x"].shape[0] for batch in more] == [8] * 8
+    assert np.array_equal(more[3]["x"], given[0]["x"][..., ::-1])
+    assert len(filled_up(given, 10_000, pooled())) == 3 * 4
+    alone = [{"x": batch["x"][:1]} for batch in batches(6)]
+    assert len(filled_up(alone, 100, pooled())) == 12
+
+
+def test_what_must_not_be_mirrored_is_not_varied_unless_the_data_say_how():
+    given = batches(3)
+    assert filled_up(given, 100, sided()) == given
+    words = [{"x": np.arange(8).reshape(2, 4)}]
+    assert filled_up(words, 100, sided()) == words
+    louder = filled_up(given, 40, sided(), augment=lambda feeds, random: {"x": feeds["x"] * 2})
+    assert np.array_equal(louder[4]["x"], 2 * given[1]["x"])
+    assert len(louder) == 5

@@ -107,7 +107,7 @@ class Work:
         return curves(
             graph,
             self._constrain(jobs, 1.0),
-            material.feeds(),
+            material.fitted,
             Outputs.of(to_model(graph), material.held.take(LOOKED_AT)),
             seed=material.seed,
             threads=material.threads,

@@ -11,6 +11,7 @@ from surgeon.reference import Reference
 from surgeon.refit.fit import Effort
 from surgeon.refit.settle import Settled, settle
 from surgeon.stats.compare import output_errors
+from surgeon_passes.valuing.samples import batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +35,7 @@ class Material:
     """What a pass goes by.
 
     Attributes:
-        fitted: The samples that weights are fitted to.
+        fitted: The batches that weights are fitted to, with variants where there are few.
         held: Those that judge.
         reference: What the model should compute.
         seed: Of the choice of places.
@@ -42,7 +43,7 @@ class Material:
         limit_bytes: Activations held in memory, per model.
     """
 
-    fitted: Dataset
+    fitted: Feeds
     held: Dataset
     reference: Reference
     seed: int
@@ -64,17 +65,13 @@ class Material:
         if fitted.total() >= 2:
             fitted, held = fitted.split(HELD, context.seed_for(f"{name} held out"))
         return Material(
-            fitted,
+            batches(fitted, samples, graph, context),
             held,
             context.reference or Reference(copy_of(graph)),
             context.seed_for(name),
             context.threads,
             memory * MEGABYTE,
         )
-
-    def feeds(self) -> Feeds:
-        """The batches that weights are fitted to."""
-        return [feeds for feeds, _ in self.fitted]
 
     def settle(
         self,
@@ -87,7 +84,7 @@ class Material:
         return settle(
             graph,
             self.reference,
-            self.feeds(),
+            self.fitted,
             constrain,
             towards=before,
             seed=self.seed,
