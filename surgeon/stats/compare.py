@@ -72,8 +72,9 @@ def _relative(theirs: Array, ours: Array) -> float:
     there = np.isfinite(theirs)  # masks may be infinite
     if not np.isfinite(ours[there]).all():
         return float("inf")
-    exact = theirs.astype(np.float64)
-    mean = exact.mean(axis=0, keepdims=True) if theirs.ndim and len(theirs) > 1 else exact[there].mean()
+    exact = np.where(there, theirs, 0.0).astype(np.float64)
+    axis = 0 if theirs.ndim and len(theirs) > 1 else None
+    mean = exact.sum(axis=axis, keepdims=True) / np.maximum(there.sum(axis=axis, keepdims=True), 1)
     spread = np.square((exact - mean)[there]).sum()
     return float(np.square(exact[there] - ours[there]).sum() / max(float(spread), TINY))
 

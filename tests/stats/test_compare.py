@@ -50,6 +50,17 @@ def test_what_is_not_finite_is_infinitely_wrong():
     assert other.divergence(network((1.0, 1.0, 2.0)), 1) == np.inf
 
 
+def test_an_infinity_of_the_original_says_nothing_of_the_rest():
+    feeds = drawn(6)
+    x = feeds[0]["x"].copy()
+    feeds[0]["x"][2, 1] = np.inf
+    there = np.isfinite(feeds[0]["x"])
+    mean = np.array([x[there[:, k], k].mean() for k in range(3)])
+    found = Outputs.on(network((1.0, 1.0, 1.0)), feeds).divergence(network((1.0, 0.5, 1.0)), 1)
+    wanted = np.square(x[there[:, 1], 1] / 2).sum() / np.square((x - mean)[there]).sum()
+    assert found == pytest.approx(wanted, rel=1e-5)
+
+
 def test_lists_of_other_lengths_cannot_be_compared():
     text = """<ir_version: 8, opset_import: ["" : 17]>
         g (float["N",3] x) => (int64[2,"found"] y) <float[3] s = {%s}> { h = Mul (x, s) y = NonZero (h) }"""
