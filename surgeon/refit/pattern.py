@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from surgeon.errors import UsageError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Scores = NDArray[np.float64]
+    Scores = NDArray[Any]  # in single or double precision
     Flags = NDArray[np.bool_]
 
 Pooling = Literal["average", "max"]
@@ -56,10 +56,16 @@ class Unstructured:
     rows = 1
 
     def kept(self, scores: Scores, sparsity: float) -> Flags:
-        """The largest of all."""
-        result = np.ones(scores.size, bool)
-        result[np.argsort(scores, axis=None, kind="stable")[: ceil(sparsity * scores.size - SLACK)]] = False
-        return result.reshape(scores.shape)
+        """The largest of all; of equal ones the last ones."""
+        count = ceil(sparsity * scores.size - SLACK)
+        if count <= 0:
+            return np.ones(scores.shape, bool)
+        flat = scores.ravel()
+        limit = np.partition(flat, count - 1)[count - 1]  # sorting millions of numbers takes far longer
+        gone = flat < limit
+        gone[np.flatnonzero(flat == limit)[: count - np.count_nonzero(gone)]] = True
+        kept: Flags = ~gone.reshape(scores.shape)
+        return kept
 
     def fits(self, kept: Flags) -> bool:
         """Always."""

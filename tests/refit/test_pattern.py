@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgeon.errors import UsageError
-from surgeon.refit.pattern import Blocks, Few, Unstructured, parse_pattern
+from surgeon.refit.pattern import SLACK, Blocks, Few, Unstructured, parse_pattern
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 4), st.integers(1, 7))
 
@@ -104,3 +106,14 @@ def test_names() -> None:
     for text in ("2:2", "0:4", "block-0x4", "block-4", "blocks", ""):
         with pytest.raises(UsageError, match=r"sparsify\.pattern"):
             parse_pattern(text, where="sparsify.pattern")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 60), st.floats(0, 1), st.integers(1, 5), st.integers(0, 999))
+def test_without_a_pattern_the_smallest_go_and_of_equal_ones_the_first(
+    size: int, sparsity: float, different: int, seed: int
+) -> None:
+    scores = np.random.default_rng(seed).integers(0, different, (1, size, 1, 1)).astype(float)
+    kept = Unstructured().kept(scores, sparsity).ravel()
+    gone = np.argsort(scores.ravel(), kind="stable")[: math.ceil(sparsity * size - SLACK)]
+    assert np.array_equal(np.flatnonzero(~kept), np.sort(gone))
