@@ -121,6 +121,7 @@ def _execute(job: Job) -> Finished:
     original = measure.figures(graph, measure.file_bytes(job.source, graph))
     outcome = run_passes(graph, job.recipe.passes, context, debug=job.debug)
     _check_something_happened(job, outcome)
+    _store_as_before(graph, outcome, context)
     traced = trace(graph, outcome, context)
     plan = traced.plan if traced is not None else None
     texts = {} if job.plan_file is None else {job.plan_file: _by_name(job, traced).to_text()}
@@ -177,6 +178,24 @@ def _context(job: Job, graph: Graph) -> Context:
     )
     _check_patterns(context, graph)
     return context
+
+
+def _store_as_before(graph: Graph, outcome: Outcome, context: Context) -> None:
+    """What the file stores as indices and a table is stored so again, where it has as few values still."""
+    from surgeon.graph.copy import copy_of
+    from surgeon.graph.source import source_of
+    from surgeon.stats.encode import encode_again
+
+    source = source_of(graph)
+    if source is None or not source.encoded:
+        return
+    outcome.graph = copy_of(outcome.graph)
+    more = encode_again(outcome.graph, source.encoded)
+    if more:
+        context.warn(
+            f"{len(more)} weights that the file stores as indices and a table have more values now, and are stored as floats; "
+            f"the first: {more[0]}"
+        )
 
 
 def _check_patterns(context: Context, graph: Graph) -> None:

@@ -157,7 +157,8 @@ class Context:
         later: What the passes after the current one make of a graph, for passes that judge by it; None after the last.
         trial: Whether the pass works for such a judgement only, so that what it makes is measured and thrown away.
         kept: What passes keep for one another, and for their trials, by what it is.
-        unrounded: The float graph that a quantized one was made of, set by the pass that quantized; None before.
+        unrounded: The float graph that a quantized one was made of, set by the pass that quantized, or the result before it is
+            stored in another way, set at the end; None before.
         warnings: Every warning so far.
         monitor: Where warnings and progress are shown.
     """

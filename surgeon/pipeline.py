@@ -126,6 +126,9 @@ def run_passes(graph: Graph, passes: Sequence[Pass], context: Context, *, debug:
 
 def _finish(outcome: Outcome, passes: Sequence[Pass], context: Context) -> None:
     """Let the passes that care say how the result is stored; what they note is added to what they noted before."""
+    context.unrounded = (
+        context.unrounded or outcome.graph
+    )  # a plan speaks of weights, however they are stored
     for each, facts in zip(passes, outcome.passes, strict=True):
         if type(each).finish is not Pass.finish:
             context.record = {}

@@ -89,7 +89,7 @@ class Cluster(Pass):
 
     def finish(self, graph: Graph, context: Context) -> Graph:
         """Returns ``graph`` with indices and tables, if that is asked for."""
-        from surgeon_passes.clustering.encode import encode
+        from surgeon.stats.encode import encode
         from surgeon_passes.valuing.chosen import matching_weights
 
         if self.encode:  # later passes may have left no such weight

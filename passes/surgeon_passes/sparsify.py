@@ -144,7 +144,7 @@ class Sparsify(Pass):
 
         pattern = self._pattern()
         kept = [job.weight.matrices() != 0 for job in jobs]
-        fits = [pattern.fits(each) for each in kept]
+        fits = [pattern.fits(each, job.sparsity) for each, job in zip(kept, jobs, strict=True)]
         weights = [(job.weight, {"pattern_ok": ok}) for job, ok in zip(jobs, fits, strict=True)]
         plain = "to keep the largest weights as they are"
         describe(graph, weights, found, errors, context, name=self.name, plain=plain)

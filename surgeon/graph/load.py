@@ -13,6 +13,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from surgeon.errors import UnsupportedModelError
 from surgeon.graph.build import build
 from surgeon.graph.check import check
+from surgeon.graph.decode import decode
 from surgeon.graph.external import locate
 from surgeon.graph.functions import inlined
 from surgeon.graph.order import ordered
@@ -120,6 +121,7 @@ def _from_model(model: onnx.ModelProto, inside: Mapping[str, Slice], path: Path 
     graph = build(model, {**inside, **places})
     graph.nodes = ordered(graph.nodes)
     make_names_unique(graph)
+    encoded = decode(graph)
     graph.surgeon_source = Source(
         path=path,
         ir_version=int(model.ir_version),
@@ -130,5 +132,6 @@ def _from_model(model: onnx.ModelProto, inside: Mapping[str, Slice], path: Path 
         metadata=tuple((entry.key, entry.value) for entry in model.metadata_props),
         interface=graph.surgeon_interface,
         external=bool(places),
+        encoded=encoded,
     )
     return graph

@@ -21,7 +21,7 @@ class Source:
 
     ``interface`` holds the original declaration of every graph input and output by name, so that symbolic
     dimensions, denotations and non-tensor types survive unchanged. ``external`` says whether any weight lies
-    outside the model file.
+    outside the model file. ``encoded`` has the weights that the file stores as indices of so many bits and a table.
     """
 
     path: Path | None
@@ -33,6 +33,7 @@ class Source:
     metadata: tuple[tuple[str, str], ...] = ()
     interface: Mapping[str, onnx.ValueInfoProto] = field(default_factory=dict)
     external: bool = False
+    encoded: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def sha256(self) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from surgeon.refit.definite import inverses
 from surgeon.refit.fit import BIAS_STRENGTH, ENOUGH, TINY, Effort, Sample
 
 if TYPE_CHECKING:
@@ -100,13 +101,14 @@ def fit_constrained(
     before = judge.errors(start)
     choice = _Choice(judge, start, before, together=constraint.together)
     if fitted.any() and np.isfinite(before).all() and np.isfinite(sample.target).all():
-        totals = []
+        least, best = np.inf, None
         for strength in effort.strengths:
-            inverse, hessian = ridges.of(strength)
-            totals.append(choice.offer(constraint(inverse @ ridges.right(strength, ridges.t), hessian)))
-        if sample.through is not None and effort.steps and totals:
-            strength = effort.strengths[int(np.argmin(totals))]
-            choice.offer(constraint(ridges.through(strength, effort.steps), ridges.of(strength)[1]))
+            ridge = ridges.of(strength)
+            total = choice.offer(constraint(ridge.solve(ridges.t), ridge.hessian))
+            if best is None or total < least:
+                least, best = total, ridge
+        if sample.through is not None and effort.steps and best is not None:
+            choice.offer(constraint(ridges.through(best, effort.steps), best.hessian))
     scale = max(judge.energy, TINY)
     return Constrained(choice.best, float(before.sum()) / scale, float(choice.least.sum()) / scale)
 
@@ -147,34 +149,46 @@ class _Ridges:
         known = np.isfinite(self.gram).all(axis=(1, 2)) & (np.trace(self.gram, axis1=1, axis2=2) > 0)
         return np.where(known[:, None, None], self.gram, np.eye(self.gram.shape[1]))
 
-    def of(self, strength: float) -> tuple[Matrix, Matrix]:
-        """The inverse of the left side of the normal equations, and that side itself."""
-        hessian = self.gram + _penalty(self.gram, strength)[:, :, None] * np.eye(self.gram.shape[1])
-        return np.asarray(np.linalg.inv(hessian), np.float64), hessian
+    def of(self, strength: float) -> _Ridge:
+        """The regression of one strength."""
+        penalty = _penalty(self.gram, strength)[:, :, None]
+        hessian = self.gram + penalty * np.eye(self.gram.shape[1])
+        return _Ridge(self, hessian, inverses(hessian), penalty * self.anchor)
 
-    def right(self, strength: float, target: Floats) -> Matrix:
-        """The right side for a target."""
-        pull = _penalty(self.gram, strength)[:, :, None] * self.anchor
-        product = self.with_target if target is self.t else (self.turned @ target).astype(np.float64)
-        return np.asarray(product + pull)
+    def product(self, target: Floats) -> Matrix:
+        """Inputs times a target."""
+        return self.with_target if target is self.t else (self.turned @ target).astype(np.float64)
 
-    def through(self, strength: float, steps: int) -> Matrix:
+    def through(self, ridge: _Ridge, steps: int) -> Matrix:
         """Weights after some least-squares steps through the activation."""
-        inverse, _ = self.of(strength)
-        ideal, last = inverse @ self.right(strength, self.t), np.inf
+        ideal, last = ridge.solve(self.t), np.inf
         for _ in range(steps):
             prediction = self.x @ ideal.astype(np.float32)
             towards = self._towards(prediction)
             error = float(np.square(towards - prediction, dtype=np.float64).sum())
             if not error < last * (1 - ENOUGH):
                 break
-            last, ideal = error, inverse @ self.right(strength, towards)
+            last, ideal = error, ridge.solve(towards)
         return ideal
 
     def _towards(self, prediction: Floats) -> Floats:
         if self.activation is None or self.other is None:
             return self.t if self.activation is None else self.activation.towards(prediction, self.t)
         return self.activation.towards(prediction + self.other, self.t + self.other) - self.other
+
+
+@dataclass(frozen=True)
+class _Ridge:
+    """The normal equations of one strength: their left side, its inverse, and what the ridge adds to the right one."""
+
+    of: _Ridges
+    hessian: Matrix
+    inverse: Matrix
+    pull: Matrix
+
+    def solve(self, target: Floats) -> Matrix:
+        """The weights that come nearest to a target."""
+        return np.asarray(self.inverse @ (self.of.product(target) + self.pull))
 
 
 def _penalty(gram: Matrix, strength: float) -> Matrix:

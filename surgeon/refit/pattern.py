@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from surgeon.errors import UsageError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    Scores = NDArray[np.float64]
+    Scores = NDArray[Any]  # in single or double precision
     Flags = NDArray[np.bool_]
 
 Pooling = Literal["average", "max"]
@@ -44,8 +44,13 @@ class Pattern(Protocol):
             sparsity: The fraction of zeros; never fewer, unless the pattern has a fraction of its own.
         """
 
-    def fits(self, kept: Flags) -> bool:
-        """Whether what stays is as the pattern asks, of the same shape as the scores."""
+    def fits(self, kept: Flags, sparsity: float) -> bool:
+        """Whether the zeros that the pattern asks for are there; there may be others besides.
+
+        Args:
+            kept: What differs from zero, of the shape of the scores.
+            sparsity: The fraction of zeros that was asked for.
+        """
 
 
 @dataclass(frozen=True)
@@ -56,15 +61,20 @@ class Unstructured:
     rows = 1
 
     def kept(self, scores: Scores, sparsity: float) -> Flags:
-        """The largest of all."""
-        result = np.ones(scores.size, bool)
-        result[np.argsort(scores, axis=None, kind="stable")[: ceil(sparsity * scores.size - SLACK)]] = False
-        return result.reshape(scores.shape)
+        """The largest of all; of equal ones the last ones."""
+        count = _wanted(scores.size, sparsity)
+        if count <= 0:
+            return np.ones(scores.shape, bool)
+        flat = scores.ravel()
+        limit = np.partition(flat, count - 1)[count - 1]  # sorting millions of numbers takes far longer
+        gone = flat < limit
+        gone[np.flatnonzero(flat == limit)[: count - np.count_nonzero(gone)]] = True
+        kept: Flags = ~gone.reshape(scores.shape)
+        return kept
 
-    def fits(self, kept: Flags) -> bool:
-        """Always."""
-        del kept
-        return True
+    def fits(self, kept: Flags, sparsity: float) -> bool:
+        """There are enough zeros."""
+        return int((~kept).sum()) >= _wanted(kept.size, sparsity)
 
 
 @dataclass(frozen=True)
@@ -95,8 +105,9 @@ class Few:
         ranks = np.argsort(order, axis=2, kind="stable")
         return self._whole(ranks < self.n, scores.shape[1])
 
-    def fits(self, kept: Flags) -> bool:
+    def fits(self, kept: Flags, sparsity: float) -> bool:
         """No m channels have more than n weights."""
+        del sparsity
         return bool((self._parts(kept.astype(np.float64), 0.0).sum(axis=2) <= self.n).all())
 
     def _parts(self, values: Scores, fill: float) -> Scores:
@@ -144,10 +155,11 @@ class Blocks:
         result[order[:count]] = False
         return self._spread(result.reshape(pooled.shape), scores.shape)
 
-    def fits(self, kept: Flags) -> bool:
-        """All weights of a block stay, or none."""
-        shares, _ = self._pooled(kept.astype(np.float64), pooling="average")
-        return bool(((shares < SLACK) | (shares > 1 - SLACK)).all())
+    def fits(self, kept: Flags, sparsity: float) -> bool:
+        """There are enough zeros in blocks of nothing else, or one block is left."""
+        there, sizes = self._pooled(kept.astype(np.float64), pooling="max")
+        empty = there == 0
+        return int(sizes[empty].sum()) >= _wanted(kept.size, sparsity) or int(empty.sum()) >= empty.size - 1
 
     def _pooled(self, values: Scores, pooling: Pooling | None = None) -> tuple[Scores, Scores]:
         """The pooled values of blocks ``[groups, in blocks, taps, out blocks]``, and how many weights each has."""
@@ -162,6 +174,11 @@ class Blocks:
         inputs, outputs = min(self.inputs, shape[1]), min(self.outputs, shape[3])
         wide = np.repeat(np.repeat(blocks, inputs, axis=1), outputs, axis=3)
         return wide[:, : shape[1], :, : shape[3]]
+
+
+def _wanted(size: int, sparsity: float) -> int:
+    """How many zeros a fraction of them is."""
+    return ceil(sparsity * size - SLACK)
 
 
 def parse_pattern(text: str, pooling: Pooling = "average", where: str = "pattern") -> Pattern:

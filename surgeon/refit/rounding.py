@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from surgeon.refit.definite import inverses
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -135,7 +137,7 @@ def fed_back(allowed: Allowed, ideal: Matrix, hessian: Matrix, *, ordered: bool 
         order[:, :-1] = np.argsort(largest, axis=1, kind="stable")
     turned = np.take_along_axis(hessian, order[:, :, None], axis=1)
     turned = np.take_along_axis(turned, order[:, None, :], axis=2)
-    upper = np.linalg.cholesky(np.linalg.inv(turned)).swapaxes(1, 2)
+    upper = np.linalg.cholesky(inverses(turned)).swapaxes(1, 2)
     left = np.take_along_axis(ideal, order[:, :, None], axis=1)
     arranged = allowed.arranged(order[:, :-1])
     for start in range(0, rows - 1, BLOCK):

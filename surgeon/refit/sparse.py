@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from surgeon.refit.definite import inverses
 from surgeon.refit.rounding import distance
 from surgeon.refit.support import on_support, with_bias
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from surgeon.refit.pattern import Pattern
 
-    Matrix = NDArray[np.float64]
+    Matrix = NDArray[Any]  # in single or double precision
     Flags = NDArray[np.bool_]
 
 Score = Literal["alternating", "wanda", "obs", "magnitude"]
@@ -31,7 +32,9 @@ ROUNDS = 60
 STRENGTH = 0.1  # of the first pull towards the constraint; inputs have mean square 1
 CHECKED = 3  # rounds after which it is seen how much still changes
 FASTER = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))  # if more than this share changed, the pull grows by that
+STEADY = 3e-3  # of the weights that stay: what changes less is as it will be
 STEPS, ENOUGH = 60, 1e-4  # of the conjugate gradients: held-out places tell no finer differences
+JUDGED = 64  # outputs by which two choices are compared
 BLOCK = 128  # inputs whose zeros are chosen together by `obs`
 
 
@@ -73,14 +76,18 @@ class Sparse:
             return _on_support(ideal, hessian, with_bias(self.kept(self.magnitudes)), ideal)
         if self.score == "obs":
             return _on_support(ideal, hessian, with_bias(self._fed_on(ideal, hessian)), ideal)
-        found = _on_support(ideal, hessian, self.support(ideal, hessian), ideal)
+        simple = self.support(ideal, hessian)
         if self.score == "wanda":
-            return found
+            return _on_support(ideal, hessian, simple, ideal)
         sizes = np.sqrt(np.diagonal(hessian, axis1=1, axis2=2))[:, :, None]
         start, kept = self._alternated(ideal * sizes, hessian / sizes / sizes.swapaxes(1, 2))
-        other = _on_support(ideal, hessian, with_bias(kept), start / sizes)
-        better = distance(other, ideal, hessian).sum() < distance(found, ideal, hessian).sum()
-        return other if better else found
+        found = _on_support(ideal, hessian, with_bias(kept), start / sizes)
+        some = spread_over(ideal.shape[2], JUDGED)
+        part = ideal[:, :, some]
+        other = _on_support(part, hessian, simple[:, :, some], part)
+        if distance(found[:, :, some], part, hessian).sum() < distance(other, part, hessian).sum():
+            return found
+        return other if len(some) == ideal.shape[2] else _on_support(ideal, hessian, simple, ideal)
 
     def support(self, weights: Matrix, hessian: Matrix) -> Flags:
         """Where weights, the bias last, would stay if they went by their size times that of their input."""
@@ -105,30 +112,29 @@ class Sparse:
         """Weights after some rounds, and where they may differ from zero; inputs have mean square 1."""
         # single precision is enough to see which weights stay
         ideal, hessian = ideal.astype(np.float32), hessian.astype(np.float32)
-        values, vectors = np.linalg.eigh(hessian)
-        turned, right = vectors.swapaxes(1, 2), hessian @ ideal
+        right, one = hessian @ ideal, np.eye(hessian.shape[1], dtype=np.float32)
         strength, dual = STRENGTH, np.zeros_like(ideal)  # a Python float leaves the type of arrays alone
+        inverse = inverses(hessian + strength * one)
         kept = last = with_bias(self.kept(np.abs(ideal)[:, :-1]))
         sparse = np.where(kept, ideal, 0.0)
         for number in range(1, ROUNDS + 1):
-            aim = turned @ (right - dual + strength * sparse)
-            free = vectors @ (aim / (np.maximum(values, 0)[:, :, None] + np.float32(strength)))
-            pulled = free + dual / strength
+            pulled = inverse @ (right + strength * (sparse - dual)) + dual
             kept = with_bias(self.kept(np.abs(pulled)[:, :-1]))
             sparse = np.where(kept, pulled, 0.0)
-            dual = dual + strength * (free - sparse)
+            dual = pulled - sparse  # over the strength
             if number % CHECKED == 0:
                 changed = (kept != last).sum() / max(kept.sum(), 1)
-                if not changed:
+                if changed <= STEADY:
                     break
-                strength *= next(factor for share, factor in FASTER if changed > share)
-                last = kept
+                factor = next(factor for share, factor in FASTER if changed > share)
+                strength, dual, last = strength * factor, dual / factor, kept
+                inverse = inverses(hessian + strength * one)
         return sparse, kept[:, :-1]
 
     def _fed_on(self, ideal: Matrix, hessian: Matrix) -> Flags:
         """Which weights stay, chosen block by block; a block is whole input channels and whole parts of a pattern."""
         groups, inputs, outputs = ideal.shape[0], ideal.shape[1] - 1, ideal.shape[2]
-        upper = np.linalg.cholesky(np.linalg.inv(hessian)).swapaxes(1, 2)
+        upper = np.linalg.cholesky(inverses(hessian)).swapaxes(1, 2)
         left, kept = ideal.copy(), np.ones((groups, inputs, outputs), bool)
         step = self.taps * self.pattern.rows * max(1, BLOCK // (self.taps * self.pattern.rows))
         for start in range(0, inputs, step):
@@ -145,6 +151,11 @@ class Sparse:
                 error = np.where(kept[:, k : k + 1], 0.0, left[:, k : k + 1]) / upper[:, k, k][:, None, None]
                 left[:, k:] -= upper[:, k, k:, None] * error
         return kept
+
+
+def spread_over(count: int, most: int) -> NDArray[np.int64]:
+    """So many of the numbers below ``count`` at most, as evenly as they go."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
 
 
 def _on_support(ideal: Matrix, hessian: Matrix, support: Flags, start: Matrix) -> Matrix:

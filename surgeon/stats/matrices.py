@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from surgeon.graph.order import every_node
 from surgeon.stats.recurrent import GATES
-from surgeon.stats.weight import is_rounded, put_weight, weight_chain, weight_shape, weight_values
+from surgeon.stats.weight import is_rounded, put_for_all, weight_chain, weight_shape, weight_values
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,8 +45,22 @@ class Weight:
     @property
     def name(self) -> str:
         """That of the constant it is made of."""
-        chain = weight_chain(self.tensor)
-        return str((chain or [self.tensor])[0].name)
+        return str(self.constant.name)
+
+    @property
+    def constant(self) -> gs.Tensor:
+        """What it is made of."""
+        return (weight_chain(self.tensor) or [self.tensor])[0]
+
+    def readers(self) -> list[gs.Node]:
+        """All operators that read what it is made of, as it is or turned."""
+        found, left = [], [self.constant]
+        while left:
+            for node in left.pop().outputs:
+                turned = [each for each in node.outputs if weight_chain(each) is not None]
+                left += turned
+                found += [] if turned else [node]
+        return found
 
     @property
     def taps(self) -> int:
@@ -59,14 +73,9 @@ class Weight:
         return self._inner(values)
 
     def set(self, matrices: Array) -> None:
-        """Let all operators that read the weight have other values, of the shape that :meth:`matrices` gives."""
+        """Let all that read the weight, or what it is made of, have other values, of the shape that :meth:`matrices` gives."""
         values = weight_values(self.tensor)
-        tensor = self.tensor
-        replaced = put_weight(tensor, self.outer(matrices, values.shape).astype(values.dtype))
-        for user in list(tensor.outputs):
-            for k, each in enumerate(user.inputs):
-                if each is tensor:
-                    user.inputs[k] = replaced
+        put_for_all(self.tensor, self.outer(matrices, values.shape).astype(values.dtype))
 
     def _inner(self, values: Array) -> Array:
         if self.node.op == "Conv":
@@ -104,15 +113,18 @@ def taps_of(node: gs.Node, index: int) -> int:
 
 
 def weights_of(graph: gs.Graph) -> list[Weight]:
-    """All float weights with at least two axes of weighted operators, those of bodies included, each tensor once."""
+    """All float weights with at least two axes of weighted operators, those of bodies included.
+
+    What several operators are made of is one weight, that of the first of them.
+    """
     found: dict[int, Weight] = {}
     for node in every_node(graph):
         if node.domain not in (None, "", "ai.onnx"):
             continue
         for index in WEIGHTED.get(node.op, ()):
             weight = Weight(node, index) if index < len(node.inputs) else None
-            if weight is not None and _is_float_weight(weight.tensor) and id(weight.tensor) not in found:
-                found[id(weight.tensor)] = weight
+            if weight is not None and _is_float_weight(weight.tensor):
+                found.setdefault(id(weight.constant), weight)
     return list(found.values())
 
 

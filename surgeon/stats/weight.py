@@ -12,6 +12,8 @@ from surgeon.graph.weights import data_type, peek
 from surgeon.quantized import spread
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
@@ -124,13 +126,30 @@ def put_weight(tensor: gs.Tensor, values: Array) -> gs.Tensor:
         return gs.Constant(tensor.name, np.ascontiguousarray(values))
     if any(len(each.outputs) > 1 for each in chain[:-1]):
         return gs.Constant(f"{tensor.name}/surgeon/weight", np.ascontiguousarray(values))
+    chain[1].inputs[0].inputs[0] = _constant_of(chain, values)
+    return tensor
+
+
+def put_for_all(tensor: gs.Tensor, values: Array) -> None:
+    """Other values for a weight, in its own shape and type, in place, for everything that reads the constant it is made of."""
+    chain = weight_chain(tensor)
+    if chain is None:
+        raise ValueError(f"{tensor.name} is no weight")
+    replaced = _constant_of(chain, values)
+    for user in list(chain[0].outputs):
+        for k, each in enumerate(user.inputs):
+            if each is chain[0]:
+                user.inputs[k] = replaced
+
+
+def _constant_of(chain: Sequence[gs.Tensor], values: Array) -> gs.Constant:
+    """The constant, of the same name, that gives a weight these values."""
     arrays = [peek(chain[0])]
     for each in chain[1:-1]:
         arrays.append(_made(each.inputs[0], arrays[-1]))
-    for each, before in zip(chain[:0:-1], arrays[::-1], strict=True):
+    for each, before in zip(chain[:0:-1], arrays[: len(chain) - 1][::-1], strict=True):
         values = _unmade(each.inputs[0], values, before)
-    chain[1].inputs[0].inputs[0] = gs.Constant(chain[0].name, np.ascontiguousarray(values))
-    return tensor
+    return gs.Constant(chain[0].name, np.ascontiguousarray(values))
 
 
 def _made(node: gs.Node, values: Array) -> Array:

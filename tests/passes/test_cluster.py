@@ -22,9 +22,9 @@ from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
 from surgeon.passes import Context
 from surgeon.stats.data import graph_inputs
+from surgeon.stats.encode import indices_of_bytes, packed
 from surgeon.stats.synthetic import synthetic
 from surgeon_passes.cluster import Cluster
-from surgeon_passes.clustering.encode import indices_of_bytes, packed
 
 
 def clustered(model: onnx.ModelProto, context: Context, **options) -> onnx.ModelProto:

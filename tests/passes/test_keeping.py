@@ -196,7 +196,9 @@ def test_zeros_and_patterns_stay(files, later, pattern):
     moved = 0
     for mine, theirs in zip(matrices(result.model), matrices(first.model), strict=True):
         assert ((mine == 0) >= (theirs == 0)).all()
-        assert parse_pattern(pattern).fits(mine != 0) or not parse_pattern(pattern).fits(theirs != 0)
+        assert parse_pattern(pattern).fits(mine != 0, 0.5) or not parse_pattern(pattern).fits(
+            theirs != 0, 0.5
+        )
         moved += int((mine != theirs).any())
     assert moved or later == "equalize"
     if later != "equalize":
@@ -232,7 +234,7 @@ def test_two_of_four_are_two_of_four_again_when_input_channels_go(files, table):
     before, pattern = matrices(run(files, first).model), parse_pattern("2:4")
     smaller = 0
     for mine, theirs in zip(matrices(result.model), before, strict=True):
-        assert pattern.fits(mine != 0) or not pattern.fits(theirs != 0)
+        assert pattern.fits(mine != 0, 0.5) or not pattern.fits(theirs != 0, 0.5)
         smaller += mine.shape[1] < theirs.shape[1]
         if table:
             assert np.isin(mine, theirs).all()

@@ -17,9 +17,10 @@ from surgeon.errors import UsageError
 from surgeon.graph.load import from_model
 from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
-from surgeon.passes import Context
+from surgeon.passes import Context, Pass
 from surgeon.stats.data import graph_inputs
 from surgeon.stats.synthetic import synthetic
+from surgeon_passes.cluster import Cluster
 from surgeon_passes.sparsify import Sparsify
 from surgeon_passes.sparsifying.curves import LEVELS, Curve
 from surgeon_passes.sparsifying.spread import spread
@@ -90,6 +91,17 @@ def test_blocks_of_outputs_and_inputs() -> None:
     result = weights(sparse(network(), context_for(network()), pattern="block-4x2", sparsity=0.5))
     blocks = (result["w2"].reshape(8, 4, 16, 2, 9) != 0).sum(axis=(1, 3))
     assert set(np.unique(blocks)) == {0, 8}
+
+
+def test_zeros_that_were_there_before_do_not_break_the_pattern() -> None:
+    model, context = network(), context_for(network())
+    for tensor in model.graph.initializer:
+        if tensor.name == "w2":  # so few that nobody chose them
+            values = nh.to_array(tensor).copy()
+            values.ravel()[np.argmax(np.abs(values))] = 0
+            tensor.CopyFrom(nh.from_array(values, "w2"))
+    sparse(model, context, pattern="block-4x1", sparsity=0.5, refit=False)
+    assert context.record["pattern_ok"] is True
 
 
 def test_data_help() -> None:
@@ -314,6 +326,36 @@ def test_a_plan_has_masks_of_weights_behind_other_nodes(tmp_path: Path) -> None:
     data = synthetic(graph_inputs(from_model(turned())), seed=1, batch=64)
     result = surgeon.run(turned(), "sparsify", data=data, destination=tmp_path / "m.onnx")
     assert set(result.plan.masks) == {"w0", "t"}
+
+
+@pytest.mark.parametrize("first", ["straight", "turned"])
+@pytest.mark.parametrize("other", [Sparsify(sparsity=0.5, scope="layer"), Cluster(clusters=8)])
+def test_a_weight_that_is_read_straight_and_turned_stays_one(first: str, other: Pass) -> None:
+    body = "[straight] a = MatMul (x, w) [turn] t = Transpose <perm=[1,0]> (w) [turned] y = MatMul (a, t)"
+    if first == "turned":
+        body = "[turn] t = Transpose <perm=[1,0]> (w) [turned] a = MatMul (x, t) [straight] y = MatMul (a, w)"
+    size = 16 if first == "straight" else 30
+    model = build(f"float[N,{size}] x", f"float[N,{size}] y", body, {"w": (16, 30)})
+    context = context_for(model)
+    result = to_model(other.run(from_model(model), context))
+    assert [each.name for each in result.graph.initializer] == ["w"]
+    assert [node.op_type for node in result.graph.node] == [node.op_type for node in model.graph.node]
+    left = {entry["node"]: entry["reason"] for entry in context.record["left"]}  # type: ignore[attr-defined]  # JSON
+    assert left == {"straight": "its weight is shared", "turned": "its weight is shared"}
+    made, original = weights(result)["w"], weights(model)["w"]
+    if other.name == "sparsify":
+        assert (made == 0).mean() == 0.5
+        assert np.array_equal(made[made != 0], original[made != 0])
+    else:
+        assert len(np.unique(made)) == 8
+    assert [entry["name"] for entry in context.record["tensors"]] == ["w"]  # type: ignore[attr-defined]  # JSON
+
+
+def test_whoever_excludes_one_reader_of_a_shared_weight_excludes_it() -> None:
+    model = odd()
+    context = context_for(model)
+    result = weights(sparse(model, context, sparsity=0.5, refit=False, exclude=("twice",)))
+    assert np.array_equal(result["shared"], weights(model)["shared"])
 
 
 def test_a_weight_that_is_one_block_stays() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from surgeon.errors import UsageError
-from surgeon.refit.pattern import Blocks, Few, Unstructured, parse_pattern
+from surgeon.refit.pattern import SLACK, Blocks, Few, Unstructured, parse_pattern
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 4), st.integers(1, 7))
 
@@ -40,13 +42,13 @@ def test_products_that_are_not_exact(sparsity: float, zeros: int) -> None:
 def test_few_of_many(shape: tuple[int, ...], n: int, more: int, seed: int) -> None:
     scores, m = scores_of(shape, seed), n + more
     kept = Few(n, m).kept(scores, 0.123)
-    assert Few(n, m).fits(kept)
+    assert Few(n, m).fits(kept, 0.123)
     for start in range(0, shape[1], m):
         part, there = scores[:, start : start + m], kept[:, start : start + m]
         assert (there.sum(axis=1) == min(n, part.shape[1])).all()
         lost = np.where(there, -1.0, part).max(axis=1)
         assert (np.where(there, part, 2.0).min(axis=1) > lost).all()
-    assert Few(n, m).fits(np.ones(shape, bool)) == (shape[1] <= n)
+    assert Few(n, m).fits(np.ones(shape, bool), 0.123) == (shape[1] <= n)
 
 
 @settings(max_examples=60, deadline=None)
@@ -79,7 +81,7 @@ def test_blocks_against_a_loop(shape, outputs: int, inputs: int, pooling, sparsi
     pattern = Blocks(outputs, inputs, pooling)
     kept = pattern.kept(scores, sparsity)
     assert np.array_equal(kept, expected)
-    assert pattern.fits(kept)
+    assert pattern.fits(kept, sparsity)
 
 
 def test_blocks_and_counts_larger_than_the_weight() -> None:
@@ -91,10 +93,19 @@ def test_blocks_and_counts_larger_than_the_weight() -> None:
 def test_half_a_block_does_not_fit() -> None:
     kept = np.ones((1, 4, 1, 4), bool)
     kept[0, 0, 0, 0] = False
-    assert not Blocks(2, 1).fits(kept)
-    assert Unstructured().fits(kept)
+    assert not Blocks(2, 1).fits(kept, 1 / 16)
+    assert Unstructured().fits(kept, 1 / 16)
+    assert not Unstructured().fits(kept, 2 / 16)
     kept[0, 0, 0, 1] = False
-    assert Blocks(2, 1).fits(kept)
+    assert Blocks(2, 1).fits(kept, 2 / 16)
+    assert not Blocks(2, 1).fits(kept, 3 / 16)
+
+
+def test_zeros_that_nobody_asked_for_do_no_harm() -> None:
+    kept = np.ones((1, 4, 1, 4), bool)
+    kept[0, 0, 0, :2] = kept[0, 1, 0, 3] = False
+    assert Blocks(2, 1).fits(kept, 2 / 16)
+    assert Blocks(4, 4).fits(kept, 0.9)  # the only block stays
 
 
 def test_names() -> None:
@@ -104,3 +115,14 @@ def test_names() -> None:
     for text in ("2:2", "0:4", "block-0x4", "block-4", "blocks", ""):
         with pytest.raises(UsageError, match=r"sparsify\.pattern"):
             parse_pattern(text, where="sparsify.pattern")
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 60), st.floats(0, 1), st.integers(1, 5), st.integers(0, 999))
+def test_without_a_pattern_the_smallest_go_and_of_equal_ones_the_first(
+    size: int, sparsity: float, different: int, seed: int
+) -> None:
+    scores = np.random.default_rng(seed).integers(0, different, (1, size, 1, 1)).astype(float)
+    kept = Unstructured().kept(scores, sparsity).ravel()
+    gone = np.argsort(scores.ravel(), kind="stable")[: math.ceil(sparsity * size - SLACK)]
+    assert np.array_equal(np.flatnonzero(~kept), np.sort(gone))

@@ -39,7 +39,7 @@ def test_zeros_are_as_asked_for(pattern: Pattern, score: Score, taps: int) -> No
     ideal, hessian = problem(24, 6, groups=2)
     found = constraint(pattern, score, ideal, taps)(ideal, hessian)
     kept = found[:, :-1].reshape(2, 24 // taps, taps, 6) != 0
-    assert pattern.fits(kept)
+    assert pattern.fits(kept, 0.5)
     assert kept.mean() == 0.5
     # nothing on this support is better
     support = np.concatenate([found[:, :-1] != 0, np.ones((2, 1, 6), bool)], axis=1)

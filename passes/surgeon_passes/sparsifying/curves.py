@@ -12,6 +12,7 @@ from surgeon.graph.save import to_model
 from surgeon.reference import Reference
 from surgeon.refit.carry import get_weight, set_weight
 from surgeon.refit.sampling import Draw, Places, gather
+from surgeon.refit.sparse import spread_over
 from surgeon.refit.support import on_support
 from surgeon.refit.twins import Twins
 from surgeon.stats.replay import Replay
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from surgeon.stats.compare import Outputs
     from surgeon.stats.linear import Linear
 
-    Matrix = NDArray[np.float64]
+    Matrix = NDArray[np.float32]
     Feeds = Sequence[Mapping[str, NDArray[Any]]]
 
 LEVELS = (0.2, 0.35, 0.5, 0.6, 0.7, 0.775, 0.85, 0.9, 0.94, 0.97, 0.985)
@@ -128,7 +129,7 @@ def _curve(
 ) -> tuple[Curve, Matrix, float]:
     """The curve, and weights whose error is about `PROBED` with that error."""
     view = twin.view
-    weights = get_weight(view, nodes)
+    weights = get_weight(view, nodes).astype(np.float32)  # as exact as what is looked at
     groups, rows, outputs = weights.shape
 
     def wish(batch: int, places: NDArray[np.int64]) -> NDArray[Any]:
@@ -138,9 +139,9 @@ def _curve(
         view, twin.node, draw, (groups, rows, outputs), lambda batch: lambda name: run.get(name, batch), wish
     )
     x = sample.x
-    gram = (x.swapaxes(1, 2) @ x).astype(np.float64)
+    gram = x.swapaxes(1, 2) @ x
     scale = np.trace(gram, axis1=1, axis2=2)[:, None, None] / rows
-    hessian = gram + RIDGE * np.maximum(scale, TINY) * np.eye(rows)
+    hessian = gram + RIDGE * np.maximum(scale, TINY) * np.eye(rows, dtype=np.float32)
     target = sample.target.astype(np.float64)
     energy = max(float(np.square(target - target.mean(axis=1, keepdims=True)).sum()), TINY)
     some = _some(outputs)
@@ -162,13 +163,13 @@ def _with_zeros(constraint: Sparse, level: float, ideal: Matrix, start: Matrix, 
 
 
 def _lost(difference: Matrix, gram: Matrix) -> float:
-    return float(np.einsum("gij,gij->", difference, gram @ difference))
+    return float(np.einsum("gij,gij->", difference, gram @ difference, dtype=np.float64))
 
 
 def _some(outputs: int) -> NDArray[np.int64]:
     """Outputs that stand for all, in runs of neighbours, for a pattern may have blocks."""
     runs = -(-outputs // RUN)
-    chosen = np.unique(np.linspace(0, runs - 1, min(runs, RUNS)).astype(np.int64))
+    chosen = spread_over(runs, RUNS)
     places: NDArray[np.int64] = (chosen[:, None] * RUN + np.arange(RUN)).ravel()
     return places[places < outputs]
 

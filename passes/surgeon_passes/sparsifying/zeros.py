@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     Feeds = Sequence[Mapping[str, NDArray[Any]]]
 
-LOOKED_AT = 96  # samples by which it is seen what reaches the outputs
+LOOKED_AT = 48  # samples by which it is seen what reaches the outputs
 
 
 @dataclass

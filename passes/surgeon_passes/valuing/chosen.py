@@ -47,7 +47,8 @@ def matching_weights(
     excluded = excluded_by(context, exclude)
     found = []
     for weight in weights_of(graph):
-        names = [each for each in (weight.node.name, weight.name, weight.tensor.name) if each]
+        readers = [str(node.name) for node in weight.readers()]
+        names = [each for each in (*readers, weight.node.name, weight.name, weight.tensor.name) if each]
         wanted = not include or any(
             fnmatch.fnmatchcase(each, pattern) for each in names for pattern in include
         )

@@ -14,10 +14,11 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from surgeon.graph.weights import peek
+from surgeon.stats.matrices import weights_of
 from surgeon.stats.weight import sortable, weight_values
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -59,7 +60,7 @@ def encode(graph: gs.Graph, weights: Sequence[Weight], most: int) -> list[dict[s
     for weight in weights:
         book = _book(weight, weight_values(weight.tensor), most)
         if book is None:
-            report.append({"name": weight.name, "reason": f"it has more than {most} values"})
+            report.append({"name": weight.name, "reason": _many(most)})
         elif book.places.size * book.table.itemsize <= book.stored_bytes(bits) + NODES:
             report.append({"name": weight.name, "reason": "it would not get smaller"})
         else:
@@ -69,6 +70,29 @@ def encode(graph: gs.Graph, weights: Sequence[Weight], most: int) -> list[dict[s
     for weight, book in found:
         _decode(graph, weight.tensor, book, packed(book.places, bits), indices)
     return report
+
+
+def encode_again(graph: gs.Graph, bits: Mapping[str, int]) -> list[str]:
+    """Store weights as the file did that they come from, in place, where they have as few values still.
+
+    Args:
+        graph: The graph.
+        bits: By name of the weight, of how many bits its indices were.
+
+    Returns:
+        The names of those that have more values now.
+    """
+    more = []
+    weights = [weight for weight in weights_of(graph) if weight.name in bits]
+    for width in sorted({bits[weight.name] for weight in weights}):
+        some = [weight for weight in weights if bits[weight.name] == width]
+        report = zip(some, encode(graph, some, 2**width), strict=True)
+        more += [weight for weight, facts in report if facts.get("reason") == _many(2**width)]
+    return [weight.name for weight in more]
+
+
+def _many(most: int) -> str:
+    return f"it has more than {most} values"
 
 
 def _indices(graph: gs.Graph, bits: int) -> gs.Constant:
