@@ -133,6 +133,8 @@ def _soften(
             left[twin.label] = "its products are no tensors"
         elif is_shared(tensor):
             left[twin.label] = "its weight is shared"
+        elif twin.is_folded:
+            left[twin.label] = "its weight has taken in what scales its result in the original"
         else:
             chain: Any = weight_chain(tensor)
             theirs = twin.original.op.node.inputs[twin.original.weight]

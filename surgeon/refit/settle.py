@@ -240,6 +240,8 @@ class _Sweep:
         """The weights that are aimed at, if given; else those of the original, or of the graph where it was cut."""
         if twin.node.outputs[0].name in self.aims:
             return get_weight(twin.view, self.aims)
+        if twin.is_folded:
+            return start
         theirs = self.originals[twin.original.op.node.outputs[0].name]
         shapes = [
             weight_shape(n.inputs[v.weight]) for n, v in ((twin.node, twin.view), (theirs, twin.original))

@@ -196,7 +196,7 @@ def _from_twins(graph: gs.Graph, reference: Reference) -> dict[str, Origin]:
         tensor = twin.node.inputs[twin.view.weight]
         theirs = twin.original.op.node.inputs[twin.original.weight]
         values = weight_values(theirs)
-        if is_rounded(tensor) and values.shape == weight_shape(tensor):
+        if is_rounded(tensor) and values.shape == weight_shape(tensor) and not twin.is_folded:
             chain: Any = weight_chain(tensor)
             flat = np.zeros(values.size)
             flat[grid_of(tensor).places] = values

@@ -1,7 +1,8 @@
 """Operators of a changed graph and those of the original they came from, matched by name.
 
 What was changed may be the values of weights, or how numbers are stored: a quantized graph has QuantizeLinear and
-DequantizeLinear in between, and may have lost activations that these stand for.
+DequantizeLinear in between, and may have lost activations that these stand for. A normalization, or what else scales and
+shifts channels, may have become part of the weights before it: then an operator makes what came out behind that.
 """
 
 from __future__ import annotations
@@ -18,22 +19,36 @@ from surgeon.refit.target import Target, sums_into, target_of
 from surgeon.stats.linear import Linear, linear_views
 from surgeon.stats.matrices import WEIGHTED
 from surgeon.stats.product import Product
+from surgeon.stats.sequences import name_of
 from surgeon.stats.weight import weight_chain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from surgeon.reference import Reference
 
 ROUNDING = frozenset({"QuantizeLinear", "DequantizeLinear"})
+FOLDED = frozenset({"BatchNormalization", "Add", "Sub", "Mul", "Div"})  # with constants
 
 
 @dataclass(frozen=True)
 class Twin:
-    """A product in a changed graph and the same one in the original."""
+    """A product in a changed graph and the same one in the original.
+
+    Attributes:
+        view: Of the changed graph.
+        original: Of the original.
+        made: The tensor of the original that it makes: behind what has been folded into its weights; '' for states.
+    """
 
     view: Linear
     original: Linear
+    made: str
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether its weights are not those of the original, but have taken in what was behind."""
+        return self.made != self.original.output
 
     @property
     def node(self) -> gs.Node:
@@ -43,7 +58,7 @@ class Twin:
     @property
     def label(self) -> str:
         """What reports call it; recurrent operators have two."""
-        name = str(self.node.name or self.node.outputs[0].name)
+        name = name_of(self.node)
         return name if self.view.output else f"{name}[{self.view.weight}]"
 
 
@@ -77,19 +92,25 @@ class Twins:
         """
         result = Twins(graph, reference.graph, infer(graph), infer(reference.graph))
         views, names = _views(reference.graph, result.original_shapes)
+        makers = {tensor.name: node for node in reference.graph.nodes for tensor in node.outputs}
         for op in operators(graph, result.shapes):
-            label = str(op.node.name or (op.node.outputs[0].name if op.node.outputs else ""))
+            label = name_of(op.node)
             mine, reason = _of(op)
             if reason and any(weight_chain(tensor) is not None for tensor in op.node.inputs[:2]):
                 result.left[label] = reason
             if not mine:
                 continue
-            theirs = views.get(_key(op.node)) or names.get(op.node.outputs[0].name) or []
+            theirs = views.get(_key(op.node)) or names.get(op.node.outputs[0].name)
+            if theirs is None:  # without a name, and called as what has been folded into it
+                behind = [names[name] for name in _before(mine[0].output, makers) if name in names]
+                theirs = behind[0] if behind else []
             if len(theirs) != len(mine):
                 result.left[label] = "the original has no such operator"
                 continue
             for view, other in zip(mine, theirs, strict=True):
-                result.found.append(Twin(*_alike(view, other)))
+                both = _alike(view, other)
+                folded = both[1].output in _before(both[0].output, makers)
+                result.found.append(Twin(*both, both[folded ^ 1].output))
         return result
 
     def target(self, twin: Twin, ready: Callable[[str], bool]) -> Target:
@@ -102,7 +123,7 @@ class Twins:
         Returns:
             ``tensor`` is one of the original, ``other`` one of the changed graph.
         """
-        result = self.original.tensors()[twin.original.output]
+        result = self.original.tensors()[twin.made]
         other = self._added(twin, result)
         outputs = {tensor.name for tensor in self.original.outputs}
         target = target_of(
@@ -112,10 +133,9 @@ class Twins:
 
     def may_read(self, twin: Twin) -> set[str]:
         """Tensors of the original that may become targets, or that those are made of."""
-        if not twin.original.output:
+        if not twin.made:
             return set(twin.original.target_reads)
-        result = self.original.tensors()[twin.original.output]
-        return {twin.original.output, *sums_into(result)}
+        return {twin.made, *sums_into(self.original.tensors()[twin.made])}
 
     def _added(self, twin: Twin, result: gs.Tensor) -> str | None:
         """What is added, in the changed graph, to the result of a product that only goes into a sum."""
@@ -168,6 +188,18 @@ def _views(
         {_key(node): views for node, views in known if node.name},
         {node.outputs[0].name: views for node, views in known},
     )
+
+
+def _before(name: str, makers: Mapping[str, gs.Node]) -> list[str]:
+    """What a tensor is made of by scaling and shifting with constants alone, the nearest first."""
+    found: list[str] = []
+    while (node := makers.get(name)) is not None and node.op in FOLDED and not node.domain:
+        computed = [tensor.name for tensor in node.inputs if not isinstance(tensor, gs.Constant)]
+        if len(computed) != 1:
+            break
+        (name,) = computed
+        found.append(name)
+    return found
 
 
 def _key(node: gs.Node) -> tuple[str, str]:

@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
+SUFFIX = "/surgeon/sequence"
+
+
+def name_of(node: gs.Node) -> str:
+    """What reports call an operator: its name, or that of what it puts out first, whether its states are named now or not."""
+    first = next((str(tensor.name) for tensor in node.outputs if tensor.name), "")
+    return str(node.name or first.removesuffix(SUFFIX))
+
 
 @contextmanager
 def named_sequences(analysis: Analysis, *others: gs.Graph) -> Iterator[None]:
@@ -48,7 +56,7 @@ def naming_sequences(*graphs: gs.Graph) -> Iterator[list[gs.Node]]:
     for node in (node for graph in graphs for node in graph.nodes):
         if node.op in GATES and not node.domain and node.outputs and not node.outputs[0].name:
             other = next((tensor.name for tensor in node.outputs if tensor.name), "")
-            node.outputs[0] = gs.Variable(f"{other}/surgeon/sequence")
+            node.outputs[0] = gs.Variable(other + SUFFIX)
             named.append(node)
     try:
         yield named

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import stored_feeds
 import subprocesses
@@ -81,10 +82,12 @@ class Made:
 
 
 def feeds_of(model: Path, seed: int, samples: int) -> Iterator[Feeds]:
-    """The task's samples for calibration (seed 0) or comparison, or random ones."""
+    """The task's samples for calibration (seed 0) or comparison, evenly spread over all there are, or random ones."""
     task = next((each for each in tasks() if each.model == model.stem), None)
     if task is not None:
-        return stored_feeds.limited(task.calibration(0) if seed == 0 else task.trial(), samples)
+        every = list(stored_feeds.singles(task.calibration(0) if seed == 0 else task.trial()))
+        chosen = np.linspace(0, len(every) - 1, min(samples, len(every)))
+        return (every[k] for k in chosen.astype(int))
     made = synthetic_dataset(graph_inputs(load(model)), seed, samples)
     return (dict(feeds) for feeds, _ in made)
 

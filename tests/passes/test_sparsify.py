@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,7 @@ def error(model: onnx.ModelProto, other: onnx.ModelProto) -> float:
 
 
 MATRICES = ("w1", "w2", "w3")
+NORM = ("scale", "shift", "mean", "variance")
 
 
 @pytest.mark.parametrize("score", ["auto", "wanda", "obs", "magnitude"])
@@ -211,6 +213,17 @@ def test_weights_of_every_kind() -> None:
     assert error(odd(), result) < 0.8 * error(odd(), plain)
 
 
+def test_a_recurrent_operator_without_any_name_is_reported() -> None:
+    body = "nobody, y = GRU <hidden_size=8> (x, gates, states)"
+    model = build("float[5,N,4] x", "float y", body, {"gates": (1, 24, 4), "states": (1, 24, 8)})
+    model.graph.node[0].output[0] = ""
+    context = context_for(model)
+    sparse(model, context, sparsity=0.5)
+    found = {entry["node"]: entry["error_after"] for entry in context.record["tensors"]}  # type: ignore[attr-defined]  # JSON
+    assert set(found) == {"y[1]", "y[2]"}
+    assert None not in found.values()
+
+
 def test_patterns_of_names() -> None:
     before = weights(network())
     result = weights(sparse(network(), context_for(network()), exclude=("second",)))
@@ -356,6 +369,31 @@ def test_whoever_excludes_one_reader_of_a_shared_weight_excludes_it() -> None:
     context = context_for(model)
     result = weights(sparse(model, context, sparsity=0.5, refit=False, exclude=("twice",)))
     assert np.array_equal(result["shared"], weights(model)["shared"])
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_what_clean_folds_into_a_weight_is_part_of_what_is_aimed_at(named: bool) -> None:
+    body = """
+        [one] a = Conv <pads=[1,1,1,1]> (x, w1) [norm] b = BatchNormalization (a, scale, shift, mean, variance)
+        c = Relu (b) [two] d = Conv (c, w2) e = Mul (d, factor)
+        [last] y = Conv (e, w3)
+    """
+    if not named:
+        body = re.sub(r"\[\w+\] ", "", body)
+    sizes = {"w1": (24, 3, 3, 3), "w2": (24, 24, 1, 1), "w3": (8, 24, 1, 1), "factor": (24, 1, 1)}
+    model = build("float[N,3,8,8] x", "float y", body, {**sizes, **dict.fromkeys(NORM, (24,))})
+    for tensor in model.graph.initializer:
+        if tensor.name == "variance":
+            tensor.CopyFrom(nh.from_array(np.linspace(0.01, 40, 24, dtype=np.float32), "variance"))
+    data = synthetic(graph_inputs(from_model(model)), seed=1, batch=64)
+    found = {}
+    for clean in (True, False):
+        result = surgeon.run(model, "sparsify{sparsity=0.6 scope=layer}", data=data, clean=clean)
+        record = result.report["passes"][-1]
+        assert record["left"] == []
+        assert record["output_error"]["fitted"] < record["output_error"]["plain"]
+        found[clean] = record["output_error"]["fitted"]
+    assert found[True] < 0.02 < found[False]  # scales that weights have tell which are small
 
 
 def test_a_weight_that_is_one_block_stays() -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from surgeon.sizes import weigh
 from surgeon.stats.recurrent import GATES
+from surgeon.stats.sequences import name_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def label_of(weight: Weight) -> str:
     """What reports call the operator of a weight; recurrent ones have two."""
-    name = str(weight.node.name or weight.node.outputs[0].name)
+    name = name_of(weight.node)
     return f"{name}[{weight.index}]" if weight.node.op in GATES else name
 
 
