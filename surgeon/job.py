@@ -90,7 +90,8 @@ def execute(job: Job) -> Finished:
     Raises:
         SurgeonError: Something was wrong or a gate was not met; nothing has been written then.
     """
-    import numpy as np  # noqa: F401 - only libraries that are loaded are limited
+    import numpy as np  # noqa: F401 - only libraries that are loaded are limited, and scipy has one of its own
+    import scipy.linalg  # noqa: F401
     from threadpoolctl import threadpool_limits
 
     from surgeon.graph.collecting import seldom_collected

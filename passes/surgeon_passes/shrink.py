@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from surgeon.errors import UsageError
+from surgeon.errors import GateError, UsageError
 from surgeon.passes import Pass
 from surgeon_passes.factorize import Factorize
 from surgeon_passes.prune import Prune
@@ -67,6 +67,7 @@ class Shrink(Pass):
         Raises:
             GateError: The target cannot be met, or the proof of a cut fails.
         """
+        from surgeon.allocate.candidate import SLACK
         from surgeon.cost import count
         from surgeon.engine import analyse
         from surgeon_passes.factorizing.split import Splitter
@@ -88,15 +89,25 @@ class Shrink(Pass):
         note(found, cutting)
         context.record["compared"] = [{"group": name, **asdict(each)} for name, each in compared.items()]
         left = count(found.graph).macs / max(before, 1.0)
-        if left > fraction and found.proved is not None:
-            graph = self.factorizing(fraction / left).run(found.graph, context)
-        elif left > fraction:
-            with context.progress(self.name, None) as advance:
-                splitter.split(curves, fraction, advance)
-        else:
-            graph = found.graph
+        split = left > fraction * (1 + SLACK)
+        try:
+            if split and found.proved is not None:
+                graph = self.factorizing(fraction / left).run(found.graph, context)
+            elif split:
+                with context.progress(self.name, None) as advance:
+                    splitter.split(curves, fraction, advance)
+            else:
+                graph = found.graph
+                splitter.describe(curves, {})
+        except GateError as error:
+            raise GateError(
+                f"at most {fraction:g} of the multiply-accumulates is asked for, and {left:.4f} are left by the cut "
+                f"whose channels cost less than splits; of these {error.message}",
+                where="shrink.macs",
+                hint="ask for less, or let multiple_of or round_to be smaller",
+            ) from error
         context.record["macs"] = {"before": before, "after": count(graph).macs, "asked": fraction}
-        context.record["changed"] = found.proved is not None or left > fraction
+        context.record["changed"] = found.proved is not None or split
         return graph
 
     def _cut(

@@ -17,7 +17,7 @@ from surgeon.graph.order import every_node
 from surgeon.graph.weights import data_type, peek
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
@@ -39,7 +39,8 @@ def decode(graph: gs.Graph) -> dict[str, int]:
     decoding = [node for node in every_node(graph) if _is_lookup(node) and id(node.outputs[0]) not in outputs]
     taken = set(graph.tensors()) if decoding else set()
     for node in decoding:
-        bits, values = _bits(node), _value(node.outputs[0])
+        values = _value(node.outputs[0], {})  # ends at the first operator that decodes nothing
+        bits = None if values is None else _bits(node)
         if bits is None or values is None:
             continue
         tensor = node.outputs[0]
@@ -77,21 +78,32 @@ def _bits(node: gs.Node) -> int | None:
     return None
 
 
-def _makers(tensor: gs.Tensor) -> Iterator[gs.Node]:
-    for node in tensor.inputs:
-        yield node
-        for each in node.inputs:
-            yield from _makers(each)
+def _makers(tensor: gs.Tensor) -> list[gs.Node]:
+    """All nodes that a tensor depends on, each once."""
+    found: dict[int, gs.Node] = {}
+    waiting = list(tensor.inputs)
+    while waiting:
+        node = waiting.pop()
+        if id(node) not in found:
+            found[id(node)] = node
+            waiting += [maker for each in node.inputs for maker in each.inputs]
+    return list(found.values())
 
 
-def _value(tensor: gs.Tensor) -> NDArray[Any] | None:
+def _value(tensor: gs.Tensor, known: dict[int, NDArray[Any] | None]) -> NDArray[Any] | None:
     """What is computed from constants alone; None for anything else."""
     if isinstance(tensor, gs.Constant):
         return peek(tensor)
+    if id(tensor) not in known:
+        known[id(tensor)] = _made(tensor, known)
+    return known[id(tensor)]
+
+
+def _made(tensor: gs.Tensor, known: dict[int, NDArray[Any] | None]) -> NDArray[Any] | None:
     if len(tensor.inputs) != 1 or tensor.inputs[0].op not in _DECODING or tensor.inputs[0].domain:
         return None
     node = tensor.inputs[0]
-    inputs = [_value(each) for each in node.inputs]
+    inputs = [_value(each, known) for each in node.inputs]
     if any(each is None for each in inputs):
         return None
     attributes = {name: _plain(value) for name, value in node.attrs.items()}

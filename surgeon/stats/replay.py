@@ -168,14 +168,31 @@ class Replay:
         """Run nodes once more, for their weights have changed; what is stored of ``name``, which they make, is replaced.
 
         Args:
-            nodes: What they read from others has been held.
+            nodes: What they read from others has been held, or is made of constants alone.
             name: The only tensor of theirs that anybody has read or will read.
         """
-        made = {tensor.name for node in nodes for tensor in node.outputs}
-        sources = sorted({each for node in nodes for each in _reads(node)} - made)
+        wanted = {id(node) for node in (*nodes, *self._made_of_constants(nodes))}
+        segment = [node for node in self.graph.nodes if id(node) in wanted]
+        made = {tensor.name for node in segment for tensor in node.outputs}
+        sources = sorted({each for node in segment for each in _reads(node)} - made)
         self.store.drop(name)
-        wanted = {id(node) for node in nodes}
-        self._run([node for node in self.graph.nodes if id(node) in wanted], sources, [name])
+        self._run(segment, sources, [name])
+
+    def _made_of_constants(self, nodes: Sequence[gs.Node]) -> list[gs.Node]:
+        """What makes tensors that nodes read, such as a turned weight, of constants alone."""
+        known: set[str] = set()
+        makers = []
+        for node in self.graph.nodes:
+            if _reads(node) <= known:
+                known.update(tensor.name for tensor in node.outputs)
+                makers.append(node)
+        read = {name for node in nodes for name in _reads(node)}
+        found = []
+        for node in reversed(makers):
+            if any(tensor.name in read for tensor in node.outputs):
+                read |= _reads(node)
+                found.append(node)
+        return found
 
     def change(self, name: str, function: Callable[[Array], Array]) -> None:
         """Replace what is stored of a tensor, for what made it would now make something else.

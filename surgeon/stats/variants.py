@@ -145,7 +145,7 @@ def filled_up(
         vary = images if images is not None and images.mirror else None
     if vary is None:
         return list(feeds)
-    most = MOST if count > len(feeds) else 1  # a batch of one has no other images
+    most = MOST if augment is not None or count > len(feeds) else 1  # a batch of one has no other images
     result = list(feeds)
     for batch in variants_of(feeds, vary, min(most, -(-missing // count)), seed):
         if missing <= 0:

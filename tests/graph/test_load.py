@@ -173,3 +173,17 @@ def test_the_source_is_remembered(parse, tmp_path: Path) -> None:
     assert [(entry.key, entry.value) for entry in saved.metadata_props] == [("labels", "a,b")]
     assert saved.graph.input[0] == model.graph.input[0]
     assert saved.graph.output[0] == model.graph.output[0]
+
+
+def test_a_table_behind_many_residual_sums_is_no_weight(parse) -> None:
+    """What is looked up depends on an input; finding that out visits every node once."""
+    lines = [f"r{k} = Relu (a{k})\na{k + 1} = Add (a{k}, r{k})" for k in range(60)]
+    body = "\n".join(
+        ["a0 = Neg (x)", *lines, "k = ArgMax <axis = 1> (a60)", "g = Gather (t, k)", "y = Neg (g)"]
+    )
+    model = parse(
+        f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 4] x) => (float[N, 1] y) <float[4] t = {{1, 2, 3, 4}}> {{ {body} }}"""
+    )
+    graph = from_model(model)
+    assert [node.op for node in graph.nodes].count("Gather") == 1

@@ -84,8 +84,8 @@ def test_it_is_the_best_at_its_price(seed):
     """All sizes of both groups and all ways of what is whole, one by one."""
     random = np.random.default_rng(seed)
     found = sharer(tuple(random.random(2)), tuple(random.random(3)), seed)
-    sharing = found.to(0.5)
-    price = sharing.price
+    price = found.to(0.5).price
+    sharing = found.at(price)
 
     def objective(kept):
         sizes = {each.atom: float(k) for each, k in zip(found.candidates, kept, strict=True)}
@@ -106,6 +106,23 @@ def test_it_is_the_best_at_its_price(seed):
     ]
     assert best - 1e-9 <= mine <= min(alone) + 1e-9
     assert mine == pytest.approx(sharing.error + price * sharing.macs)
+
+
+def test_what_a_price_leaves_of_the_target_is_given_back():
+    """Steps of one layer only, of 96 multiply-accumulates each: no price has just as many as are allowed."""
+    found = sharer((1, 50), (50, 50, 50))
+    exact = [
+        k for k in range(4, 33, 4) if found.cost.evaluate({found.candidates[0].atom: k}).macs <= 0.7 * 2112
+    ]
+    assert found.to(0.7).kept[found.candidates[0].id] == max(exact)
+
+
+def test_a_cut_that_is_enough_says_why_nothing_is_split():
+    weights = drawn()
+    weights[0][:, 16:] = weights[0][:, :16]
+    _, record = shrunk(perceptron(*weights), macs=0.7, multiple_of=4)
+    assert record["split"] == []
+    assert {each["node"] for each in record["left"]} == {"m0", "m1", "m2"}
 
 
 def test_both_ways_are_compared_at_the_same_saving():
@@ -183,8 +200,9 @@ def test_groups_whose_cut_cannot_be_proved_are_split(monkeypatch):
 
 
 def test_what_is_out_of_reach_or_no_target_is_refused():
-    with pytest.raises(GateError, match=r"leaves 0\.\d+"):
+    with pytest.raises(GateError, match=r"at most 0\.001 of .* leaves 0\.\d+") as caught:
         shrunk(network(), macs=0.001)
+    assert caught.value.where == "shrink.macs"
     with pytest.raises(UsageError, match=r"shrink\.macs"):
         Shrink(macs=1.5)
     with pytest.raises(UsageError, match=r"shrink\.samples"):

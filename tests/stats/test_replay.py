@@ -260,3 +260,19 @@ def test_the_folder_of_spilled_arrays_does_not_outlive_the_store():
     folder = Path(str(store.get("a", 0).filename)).parent
     del store
     assert not folder.exists()
+
+
+def test_nodes_run_again_with_weights_that_are_turned_on_the_way():
+    """What makes the weight is not held by anybody, for it reads constants alone."""
+    body = "t = Transpose (w)\nv = Identity (t)\nh = MatMul (x, v)\ny = Relu (h)"
+    model = build("float[N,4] x", "float[N,6] y", body, {"w": (6, 4)})
+    x = np.ones((3, 4), np.float32)
+    run_of = replay_of(model, [{"x": x}])
+    for name in ("x", "h"):
+        run_of.hold(name)
+    run_of.advance(["h"])
+    constant = next(t for t in run_of.graph.tensors().values() if isinstance(t, gs.Constant))
+    constant.values = constant.values * 2
+    product = next(node for node in run_of.graph.nodes if node.op == "MatMul")
+    run_of.again([product], "h")
+    assert np.allclose(run_of.get("h", 0), x @ constant.values.T)

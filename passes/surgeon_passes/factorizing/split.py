@@ -102,7 +102,12 @@ class Splitter:
                 hint="please report this",
             )
         self.context.record["macs"] = {"before": before, "after": after, "asked": fraction}
-        describe(self.work, taken, curves, settled, self.context)
+        self.describe(curves, taken, settled)
+
+    def describe(self, curves: Curves, taken: Mapping[str, Way], settled: Settled | None = None) -> None:
+        """Report what became of the operators; without ``taken`` that all stay whole."""
+        every = {name: ways[0] for name, ways in curves.ways.items()} | dict(taken)
+        describe(self.work, every, curves, settled or Settled(), self.context)
 
     def measured(self, progress: Callable[[int], None]) -> Curves:
         """What can become of each operator, what is lost by it, and what that counts."""

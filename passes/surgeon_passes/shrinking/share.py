@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from surgeon.allocate.candidate import SLACK
 from surgeon.allocate.choices import Choice, choose
 from surgeon.axes import Axis, atoms_of
 from surgeon.axes import count as size_of
@@ -131,22 +132,20 @@ class Sharer:
     def to(self, fraction: float) -> Sharing:
         """The cheapest that leaves at most ``fraction`` of the multiply-accumulates, or as little as can be."""
         low, high = 1 / DEAREST, DEAREST
-        best = self._at(high)
+        best = self.at(high)
         for _ in range(HALVINGS):
             price = float(np.sqrt(low * high))
-            found = self._at(price)
+            found = self.at(price)
             if found.macs <= fraction:
                 best, high = found, price
             else:
                 low = price
-        return best
+        return self._grown(best, fraction)
 
     def compare(self, sharing: Sharing) -> dict[str, Compared]:
         """Both ways of every group, at the size that it has, or had best if it lost any; the others as they are."""
         sizes = {each.atom: float(sharing.kept[each.id]) for each in self.candidates}
-        tally = Tally(self.cost, list(sizes))
-        for atom, size in sizes.items():
-            tally.shrink(atom, size)
+        tally = self._tally(sharing.kept)
         result = {}
         for each in self.candidates:
             kept = sharing.kept[each.id]
@@ -162,7 +161,8 @@ class Sharer:
             tally.shrink(each.atom, float(kept))
         return result
 
-    def _at(self, price: float) -> Sharing:
+    def at(self, price: float) -> Sharing:
+        """What a price leads to."""
         sizes = {each.atom: float(each.size) for each in self.candidates}
         tally = Tally(self.cost, list(sizes))
         kept = {each.id: each.size for each in self.candidates}
@@ -176,11 +176,41 @@ class Sharer:
                     kept[each.id], sizes[each.atom] = size, float(size)
             if kept == before:
                 break
+        return self._sum(kept, tally, price)
+
+    def _sum(self, kept: dict[str, int], tally: Tally, price: float) -> Sharing:
+        sizes = {each.atom: float(kept[each.id]) for each in self.candidates}
         taken = [self._best(op, sizes, price) for op in self.operators]
-        macs = float(tally.totals[MACS]) + sum(op_cost - whole for _, op_cost, whole in taken)
+        macs = float(tally.totals[MACS]) + sum(cost - whole for _, cost, whole in taken)
         error = sum(error for error, _, _ in taken)
         error += sum(self._steps[name][size] for name, size in kept.items())
         return Sharing(price, kept, macs / self.whole, error)
+
+    def _grown(self, sharing: Sharing, fraction: float) -> Sharing:
+        """With what a price leaves of the target given back to groups, where that saves most error for its cost."""
+        while True:
+            tally = self._tally(sharing.kept)
+            best: tuple[float, Sharing] | None = None
+            for each in self.candidates:
+                kept = sharing.kept[each.id]
+                larger = min((size for size in self._steps[each.id] if size > kept), default=kept)
+                if larger == kept:
+                    continue
+                tally.shrink(each.atom, float(larger))
+                found = self._sum({**sharing.kept, each.id: larger}, tally, sharing.price)
+                tally.shrink(each.atom, float(kept))
+                rate = (sharing.error - found.error) / max(found.macs - sharing.macs, SLACK)
+                if found.macs <= fraction and rate > 0 and (best is None or rate > best[0]):
+                    best = rate, found
+            if best is None:
+                return sharing
+            sharing = best[1]
+
+    def _tally(self, kept: Mapping[str, int]) -> Tally:
+        tally = Tally(self.cost, [each.atom for each in self.candidates])
+        for each in self.candidates:
+            tally.shrink(each.atom, float(kept[each.id]))
+        return tally
 
     def _value(self, each: Candidate, size: int, tally: Tally, sizes: Sizes, price: float) -> float:
         """The part of the sum that depends on the size of a group, if it had this one."""

@@ -62,10 +62,12 @@ class Material:
             memory: Megabytes of activations held in memory, per model.
         """
         fitted = held = context.calibration().take(samples)
-        if fitted.total() >= 2:
+        given = fitted.total()
+        if given >= 2:
             fitted, held = fitted.split(HELD, context.seed_for(f"{name} held out"))
+        missing = samples - given
         return Material(
-            batches(fitted, samples, graph, context),
+            batches(fitted, fitted.total() + missing, graph, context),
             held,
             context.reference or Reference(copy_of(graph)),
             context.seed_for(name),
