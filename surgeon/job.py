@@ -182,7 +182,7 @@ def _context(job: Job, graph: Graph) -> Context:
 
 
 def _store_as_before(graph: Graph, outcome: Outcome, context: Context) -> None:
-    """What the file stores as indices and a table is stored so again, where it has as few values still."""
+    """What the file stores as indices and a table is stored so again, where it has few values still."""
     from surgeon.graph.copy import copy_of
     from surgeon.graph.source import source_of
     from surgeon.stats.encode import encode_again
@@ -194,7 +194,7 @@ def _store_as_before(graph: Graph, outcome: Outcome, context: Context) -> None:
     more = encode_again(outcome.graph, source.encoded)
     if more:
         context.warn(
-            f"{len(more)} weights that the file stores as indices and a table have more values now, and are stored as floats; "
+            f"{len(more)} weights that the file stores as indices and a table have too many values for that now, and are stored as floats; "
             f"the first: {more[0]}"
         )
 

@@ -115,6 +115,8 @@ def run_passes(graph: Graph, passes: Sequence[Pass], context: Context, *, debug:
         result = _run_one(each, copy_of(outcome.graph), context)
         elapsed = time.perf_counter() - started
         _check_result(each, outcome.graph, result, _declared(context.record), debug=debug)
+        if context.plan is not plan:
+            _warn_of_patterns(each, outcome.graph, result, context)
         _note(outcome, each, context.record, result, elapsed)
         outcome.graph = result
         if context.plan is not None and plan is None:
@@ -122,6 +124,20 @@ def run_passes(graph: Graph, passes: Sequence[Pass], context: Context, *, debug:
             context.plan = replace(context.plan, after=earlier)
     _finish(outcome, passes, context)
     return outcome
+
+
+def _warn_of_patterns(each: Pass, before: Graph, after: Graph, context: Context) -> None:
+    """Say which weights had N of every M input channels, and have not after a cut."""
+    from surgeon.refit.keeping import lost_patterns
+
+    lost = lost_patterns(before, after)
+    if lost:
+        name, pattern = next(iter(lost.items()))
+        context.warn(
+            f"{each.name}: {name} had at most {pattern.n} of every {pattern.m} input channels, and has not after the cut"
+            + (f" (and {len(lost) - 1} more)" if len(lost) > 1 else "")
+            + f"; with data it would have again, and sparsify{{pattern={pattern.n}:{pattern.m}}} makes it so"
+        )
 
 
 def _finish(outcome: Outcome, passes: Sequence[Pass], context: Context) -> None:

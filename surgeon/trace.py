@@ -17,6 +17,7 @@ from surgeon.errors import GateError, UsageError
 from surgeon.graph.copy import copy_of
 from surgeon.masks import found_in, impose, violations, weights_of
 from surgeon.plan import Plan
+from surgeon.stats.matrices import weights_of as multiplying
 from surgeon.structure import first_difference, structure_of
 from surgeon.surgery import axis_masks, keep_of
 
@@ -83,7 +84,12 @@ def trace(graph: gs.Graph, outcome: Outcome, context: Context) -> Traced | None:
 def _masks(graph: gs.Graph, result: gs.Graph, plan: Plan, context: Context) -> dict[str, Mask]:
     """The masks of a plan that still hold, and those of the zeros that a run made besides."""
     masks, strange = found_in(graph, result, plan.tensors)
-    if masks and strange:
+    if (
+        not masks
+    ):  # nothing was made sparse that the file has: then what zeros a weight has count, and no others
+        multiplied = {weight.name for weight in multiplying(result)}
+        strange = [name for name in strange if name in multiplied]
+    if strange:
         context.warn(
             f"{strange[0]} has zeros but is no weight of the model file, so the plan says nothing of them"
             + (f" (and {len(strange) - 1} more)" if strange[1:] else "")

@@ -21,7 +21,7 @@ from surgeon.refit.support import with_bias
 from surgeon.refit.table import SWEEPS, Keeping, Table, table_of
 from surgeon.refit.twins import Twins
 from surgeon.stats.grid import grid_of, integers_of
-from surgeon.stats.matrices import taps_of
+from surgeon.stats.matrices import taps_of, weights_of
 from surgeon.stats.promises import channels_of, promise_of, promises_of
 from surgeon.stats.weight import weight_chain, weight_values
 
@@ -191,6 +191,29 @@ def pattern_of(support: Flags, taps: int) -> Few | None:
         if 0 < n <= m / 2 and (counts == n).mean() >= USUAL:
             found.append(Few(n, m))
     return min(found, key=lambda each: each.n / each.m, default=None)
+
+
+def lost_patterns(before: gs.Graph, after: gs.Graph) -> dict[str, Few]:
+    """So many of every so many input channels that a cut has left nothing of: others are next to one another now.
+
+    Args:
+        before: The graph that was cut.
+        after: What was made of it.
+
+    Returns:
+        By the name of the weight.
+    """
+    found, ours = {}, {weight.name: weight for weight in weights_of(after)}
+    for weight in weights_of(before):
+        other = ours.get(weight.name)
+        if other is None or tuple(other.constant.shape) == tuple(weight.constant.shape):
+            continue
+        support = weight.matrices() != 0
+        groups, channels, taps, outputs = support.shape
+        pattern = pattern_of(support.reshape(groups, channels * taps, outputs), taps)
+        if pattern is not None and not pattern.fits(other.matrices() != 0, 0.0):
+            found[weight.name] = pattern
+    return found
 
 
 def ties_of(graph: gs.Graph) -> dict[str, Tie]:

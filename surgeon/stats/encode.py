@@ -73,22 +73,22 @@ def encode(graph: gs.Graph, weights: Sequence[Weight], most: int) -> list[dict[s
 
 
 def encode_again(graph: gs.Graph, bits: Mapping[str, int]) -> list[str]:
-    """Store weights as the file did that they come from, in place, where they have as few values still.
+    """Store weights as the file did that they come from, in place: with as many bits, or more where they have more values now.
 
     Args:
         graph: The graph.
         bits: By name of the weight, of how many bits its indices were.
 
     Returns:
-        The names of those that have more values now.
+        The names of those that have too many values for that.
     """
-    more = []
-    weights = [weight for weight in weights_of(graph) if weight.name in bits]
-    for width in sorted({bits[weight.name] for weight in weights}):
-        some = [weight for weight in weights if bits[weight.name] == width]
+    left: list[Weight] = []
+    known = [(weight, bits[weight.name]) for weight in weights_of(graph) if weight.name in bits]
+    for width in WIDTHS:
+        some = [*left, *(weight for weight, before in known if before == width)]
         report = zip(some, encode(graph, some, 2**width), strict=True)
-        more += [weight for weight, facts in report if facts.get("reason") == _many(2**width)]
-    return [weight.name for weight in more]
+        left = [weight for weight, facts in report if facts.get("reason") == _many(2**width)]
+    return [weight.name for weight in left]
 
 
 def _many(most: int) -> str:

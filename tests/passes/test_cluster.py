@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,13 @@ from quantizable import context_for, network, weight
 
 import surgeon
 from surgeon.errors import UsageError
-from surgeon.graph.load import from_model
+from surgeon.graph.load import from_model, load
 from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
-from surgeon.passes import Context
+from surgeon.passes import Context, Graph, Pass
 from surgeon.stats.data import graph_inputs
 from surgeon.stats.encode import indices_of_bytes, packed
+from surgeon.stats.matrices import weights_of
 from surgeon.stats.synthetic import synthetic
 from surgeon_passes.cluster import Cluster
 
@@ -149,6 +151,51 @@ def test_encoded_twice_and_not_at_all(tmp_path: Path) -> None:
     data = synthetic(graph_inputs(from_model(network())), seed=1, batch=16)
     quantized = surgeon.run(network(), "cluster{encode=true},quantize{guard=false}", data=data, force=True)
     assert quantized.report["passes"][-2]["encoded"] == []
+
+
+@pytest.mark.parametrize("options", ["clusters=16", "clusters=4 per_channel=true"])
+def test_an_encoded_file_is_read_as_plain_weights(options: str, tmp_path: Path) -> None:
+    data = synthetic(graph_inputs(from_model(network())), seed=1, batch=64)
+    path = tmp_path / "encoded.onnx"
+    passes = f"cluster{{{options}}}"
+    floats = surgeon.run(network(), passes, data=data).graph
+    surgeon.run(network(), f"cluster{{{options} encode=true}}", data=data, destination=path)
+    stored = len(onnx.load(path).graph.node)
+    graph = load(path)
+    assert stored > len(graph.nodes) == len(floats.nodes)
+    ours, theirs = weights(to_model(graph)), weights(to_model(floats))
+    assert all(np.array_equal(ours[name], theirs[name]) for name in MATRICES)
+    for after in ("sparsify{sparsity=0.3}", "prune{params=0.8 multiple_of=1}", "cluster{clusters=2}"):
+        result = surgeon.run(path, after, data=data, force=True, destination=tmp_path / "after.onnx")
+        assert result.report["passes"][-1]["changed"]
+        made = onnx.load(tmp_path / "after.onnx")
+        assert any(node.op_type == "Gather" for node in made.graph.node)  # stored as before
+        assert not [text for text in result.report["warnings"] if "are stored as floats" in text]
+        feeds = synthetic(graph_inputs(from_model(network())), seed=2, batch=4)
+        assert np.array_equal(*(run(session(each), feeds)[0] for each in (made, to_model(result.graph))))
+    assert surgeon.run(path, "quantize{guard=false}", data=data, force=True).report["passes"][-1]["changed"]
+
+
+def test_what_gets_too_many_values_is_stored_as_floats(tmp_path: Path) -> None:
+    data = synthetic(graph_inputs(from_model(network())), seed=1, batch=64)
+    path = tmp_path / "encoded.onnx"
+    surgeon.run(network(), "cluster{clusters=200 refit=false encode=true}", destination=path)
+    result = surgeon.run(path, [Jitter()], data=data, force=True)
+    assert [text for text in result.report["warnings"] if "are stored as floats; the first: w2" in text]
+    assert not any(node.op == "Gather" for node in result.graph.nodes)
+
+
+@dataclass(frozen=True)
+class Jitter(Pass):
+    """Every number another one."""
+
+    name = "jitter"
+
+    def run(self, graph: Graph, context: Context) -> Graph:
+        for each in weights_of(graph):
+            values = each.matrices()
+            each.set(values + np.linspace(0, 1e-3, values.size, dtype="f").reshape(values.shape))
+        return graph
 
 
 def test_bytes_that_are_not_full_before_opset_10() -> None:

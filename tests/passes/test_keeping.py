@@ -312,3 +312,16 @@ def test_more_zeros_leave_patterns_and_tables(files, refit):
         assert (mine == 0).mean() >= 0.7
         assert ((mine == 0) >= (theirs == 0)).all()
         assert np.isin(mine, [*np.unique(theirs), 0]).all()
+
+
+def test_a_pattern_that_a_cut_without_data_breaks_is_named(files):
+    first = SPARSE.format("2:4")
+    prune = "prune{ratio=0.4 multiple_of=1 score=l2 reconstruct=false}"
+    warnings = surgeon.run(files[0], f"{first},{prune}", force=True).report["warnings"]
+    assert any(
+        "had at most 2 of every 4 input channels, and has not after the cut" in each for each in warnings
+    )
+    with_data = run(files, f"{first},prune{{ratio=0.4 multiple_of=1}}").report["warnings"]
+    assert not any("after the cut" in each for each in with_data)
+    unstructured = surgeon.run(files[0], f"{SPARSE.format('unstructured')},{prune}", force=True)
+    assert not any("after the cut" in each for each in unstructured.report["warnings"])

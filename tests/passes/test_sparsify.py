@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx.helper as oh
+import onnx_graphsurgeon as gs
 import pytest
 from onnx import numpy_helper as nh
 from ops.oracle import build
@@ -18,9 +20,11 @@ from surgeon.errors import UsageError
 from surgeon.graph.load import from_model
 from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
-from surgeon.passes import Context, Pass
+from surgeon.passes import Context, Graph, Pass
 from surgeon.stats.data import graph_inputs
+from surgeon.stats.matrices import weights_of
 from surgeon.stats.synthetic import synthetic
+from surgeon.stats.weight import weight_values
 from surgeon_passes.cluster import Cluster
 from surgeon_passes.sparsify import Sparsify
 from surgeon_passes.sparsifying.curves import LEVELS, Curve
@@ -394,6 +398,27 @@ def test_what_clean_folds_into_a_weight_is_part_of_what_is_aimed_at(named: bool)
         assert record["output_error"]["fitted"] < record["output_error"]["plain"]
         found[clean] = record["output_error"]["fitted"]
     assert found[True] < 0.02 < found[False]  # scales that weights have tell which are small
+
+
+@dataclass(frozen=True)
+class Renamed(Pass):
+    """Weights get names that the file does not have."""
+
+    name = "renamed"
+
+    def run(self, graph: Graph, context: Context) -> Graph:
+        for each in weights_of(graph):
+            each.node.inputs[each.index] = gs.Constant(f"{each.name}/new", weight_values(each.tensor))
+        return graph
+
+
+def test_zeros_that_no_plan_can_name_are_said() -> None:
+    data = synthetic(graph_inputs(from_model(network())), seed=1, batch=16)
+    result = surgeon.run(network(), [Renamed(), Sparsify(sparsity=0.5)], data=data, force=True)
+    assert any("has zeros but is no weight of the model file" in each for each in result.report["warnings"])
+    assert result.plan is None or not result.plan.masks
+    untouched = surgeon.run(network(), [Renamed()], data=data, force=True)
+    assert not any("has zeros" in each for each in untouched.report["warnings"])
 
 
 def test_a_weight_that_is_one_block_stays() -> None:
