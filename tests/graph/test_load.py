@@ -181,9 +181,6 @@ def test_a_table_behind_many_residual_sums_is_no_weight(parse) -> None:
     body = "\n".join(
         ["a0 = Neg (x)", *lines, "k = ArgMax <axis = 1> (a60)", "g = Gather (t, k)", "y = Neg (g)"]
     )
-    model = parse(
-        f"""<ir_version: 8, opset_import: ["" : 17]>
-        g (float[N, 4] x) => (float[N, 1] y) <float[4] t = {{1, 2, 3, 4}}> {{ {body} }}"""
-    )
+    model = parse(f"g (float[N, 4] x) => (float[N, 1] y) <float[4] t = {{1, 2, 3, 4}}> {{ {body} }}")
     graph = from_model(model)
     assert [node.op for node in graph.nodes].count("Gather") == 1
