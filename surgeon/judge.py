@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from surgeon.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import onnx
 
     from surgeon.passes import Context, Graph
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from surgeon.stats.paired import Scores
 
 
+OFFERS = "what is left of the budget buys"  # where the run keeps what later passes offer
 MEASURED = 0.5  # the confidence at which the bound of a loss is the loss that was measured
 
 
@@ -41,6 +44,24 @@ class Verdict:
     confidence: float
     within: bool
     bytes: int
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a pass would do with a part of the budget, measured on the model that no cut was made in.
+
+    Attributes:
+        loss: How much worse the metric would be.
+        factor: What would be left of the bytes of its file.
+    """
+
+    loss: float
+    factor: float
+
+
+def bytes_left(offers: Sequence[Offer], spare: float) -> float:
+    """What is left of the bytes of a file if so much more may be lost, as foretold by the offers."""
+    return min((each.factor for each in offers if each.loss <= spare), default=1.0)
 
 
 @dataclass(frozen=True)

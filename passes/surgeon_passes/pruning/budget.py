@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from surgeon.errors import GateError
-from surgeon.judge import MEASURED, Judge, Verdict
+from surgeon.judge import MEASURED, OFFERS, Judge, Verdict, bytes_left
 from surgeon.reference import narrowed
 from surgeon_passes.pruning.choose import OutOfReachError, least_left
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from surgeon.judge import Offer
     from surgeon.passes import Graph, Later
     from surgeon_passes.prune import Prune
     from surgeon_passes.pruning.cutting import Cut, Cutting
@@ -102,7 +103,17 @@ def cut_within(cutting: Cutting, max_drop: float) -> Cut:
 
 @dataclass
 class _Search:
-    """The cuts that were measured, and the smallest of those within the budget."""
+    """The cuts that were measured, and the best of those within the budget.
+
+    Attributes:
+        cutting: Makes the cuts.
+        judge: Measures them.
+        best: The best one.
+        least: How small that is, see `_worth`.
+        confidence: The least that any was held to.
+        curve: What is left of each, and what the report says of it.
+        whole: What the original has.
+    """
 
     cutting: Cutting
     judge: Judge
@@ -144,8 +155,9 @@ class _Search:
         self.confidence = min(self.confidence, verdict.confidence)
         left = sizes[by] / max(self.whole[by], 1.0)
         trial = Trial(asked, left, verdict.metric, verdict.within)
-        if trial.within and (self.best is None or left < self.least):
-            self.best, self.least = found, left
+        worth = self._worth(left, verdict)
+        if trial.within and (self.best is None or worth < self.least):
+            self.best, self.least = found, worth
         point = {
             "asked": asked,
             "macs": int(sizes["macs"]),
@@ -157,6 +169,17 @@ class _Search:
         }
         self.curve.append((left, point))
         return trial
+
+    def _worth(self, left: float, verdict: Verdict) -> float:
+        """How small a result is: what is left or, where later passes make use of a part of the budget, that times the bytes.
+
+        What a cut does not take of the budget goes there, so that the most is got for both together.
+        """
+        offers: Sequence[Offer] = self.judge.context.kept.get(OFFERS, ()) if self.later is not None else ()
+        if not offers:
+            return left
+        size = verdict.bytes * bytes_left(offers, self.judge.max_drop - verdict.bound)
+        return size if self.cutting.options.by == "size" else left * size
 
     def _verdict(self, found: Cut) -> Verdict:
         """What is measured of a cut, or of what the later passes make of it."""
