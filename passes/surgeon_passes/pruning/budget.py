@@ -34,12 +34,14 @@ class Trial:
         left: The fraction that was left, at most ``asked``.
         metric: What was measured.
         within: Whether that is within the budget.
+        worth: How small the result is, with what later passes make of what is left of the budget.
     """
 
     asked: float
     left: float
     metric: float
     within: bool
+    worth: float = 1.0
 
 
 def smallest(attempt: Callable[[float], Trial | None], least: float, tries: int) -> list[Trial]:
@@ -71,6 +73,43 @@ def smallest(attempt: Callable[[float], Trial | None], least: float, tries: int)
     return sorted(measured, key=lambda trial: (trial.left, trial.asked))
 
 
+def best(attempt: Callable[[float], Trial | None], least: float, tries: int, uncut: Trial) -> list[Trial]:
+    """Look for the cut with the best result, where the smallest need not be that one.
+
+    The next cut is in the middle of the widest gap beside the best one so far, rather towards the smaller ones.
+
+    Args:
+        attempt: Cuts to a fraction and measures; None where that cannot be reached after all.
+        least: The smallest fraction that can be reached.
+        tries: How many cuts are measured at most.
+        uncut: What was measured without a cut.
+
+    Returns:
+        Everything that was measured but ``uncut``, the smallest first.
+    """
+    measured: list[Trial] = []
+    edges = {least, 1.0}
+    leading, at = (uncut, 1.0) if uncut.within else (None, 1.0)
+    for _ in range(tries):
+        below = max((edge for edge in edges if edge < at), default=at)
+        above = min((edge for edge in edges if edge > at), default=at)
+        if max(at - below, above - at) <= BRACKET:
+            break
+        asked = round((below + at) / 2 if at - below >= above - at else (at + above) / 2, 4)
+        trial = attempt(asked)
+        edges.add(asked)
+        if trial is None:
+            continue
+        measured.append(trial)
+        if trial.within:
+            edges.add(trial.left)
+        if trial.within and (leading is None or trial.worth < leading.worth):
+            leading, at = trial, min(asked, trial.left)
+        elif leading is None:
+            at = 1.0
+    return sorted(measured, key=lambda trial: (trial.left, trial.asked))
+
+
 def cut_within(cutting: Cutting, max_drop: float) -> Cut:
     """Cut as much as the metric allows, and record every cut that was measured.
 
@@ -86,15 +125,18 @@ def cut_within(cutting: Cutting, max_drop: float) -> Cut:
         return cutting.to({options.by: 1.0})
     search = _Search(cutting, Judge.of(context, max_drop, _option(options)))
     with context.progress("budget", options.tries) as advance:
-        if search.later is not None:
-            search.start()
 
         def attempt(fraction: float) -> Trial | None:
-            trial = search.attempt(fraction)
+            trial = search.attempt(fraction, quick=True)
             advance(1)
             return trial
 
-        trials = smallest(attempt, least, options.tries)
+        uncut = search.start() if search.later is not None else None
+        if uncut is not None and search.offers:
+            trials = best(attempt, least, options.tries, uncut)
+        else:
+            trials = smallest(attempt, least, options.tries)
+        search.finish(trials)
     context.record["budget"] = search.record()
     if search.best is None:
         raise _too_much(search, trials)
@@ -111,6 +153,7 @@ class _Search:
         best: The best one.
         least: How small that is, see `_worth`.
         confidence: The least that any was held to.
+        final: The fractions asked for whose cuts were refitted for good.
         curve: What is left of each, and what the report says of it.
         whole: What the original has.
     """
@@ -120,6 +163,7 @@ class _Search:
     best: Cut | None = None
     least: float = 1.0
     confidence: float = 1.0
+    final: set[float] = field(default_factory=set)
     curve: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
     whole: dict[str, float] = field(init=False)
 
@@ -131,33 +175,61 @@ class _Search:
         """The passes by whose result a cut is judged; a budget of the pass's own is for its own cut."""
         return self.cutting.context.later if self.cutting.options.max_drop is None else None
 
-    def start(self) -> None:
+    @property
+    def offers(self) -> Sequence[Offer]:
+        """What later passes make of a part of the budget."""
+        found: Sequence[Offer] = self.judge.context.kept.get(OFFERS, ())
+        return found if self.later is not None else ()
+
+    def start(self) -> Trial:
         """Measure what the later passes make of the model as it is: if nothing better is found, nothing is cut.
 
         Where that is too much already, they do their best with it first, and what they found is used for the cuts.
         """
         uncut = self.cutting.to({self.cutting.options.by: 1.0})
-        if not self._take(uncut, 1.0).within and self.later is not None:
+        trial = self._take(uncut, 1.0, quick=False)
+        if not trial.within and self.later is not None:
             self.later(uncut.graph, settle=True)
-            self._take(uncut, 1.0)
+            trial = self._take(uncut, 1.0, quick=False)
+        return trial
 
-    def attempt(self, fraction: float) -> Trial | None:
-        """Cut to a fraction, measure, and remember it where it is the smallest within the budget so far."""
+    def attempt(self, fraction: float, *, quick: bool) -> Trial | None:
+        """Cut to a fraction, measure, and remember it where it is the best within the budget so far."""
         try:
-            found = self.cutting.to({self.cutting.options.by: fraction})
+            found = self.cutting.to({self.cutting.options.by: fraction}, quick=quick)
         except OutOfReachError:
             return None
-        return self._take(found, fraction)
+        return self._take(found, fraction, quick=quick)
 
-    def _take(self, found: Cut, asked: float) -> Trial:
-        by = self.cutting.options.by
+    def finish(self, trials: Sequence[Trial]) -> None:
+        """Refit for good, and measure, what promises most, until a cut is found that is within the budget.
+
+        A little less than what was found may be within it with a better refit. What was measured of a quick one is no result.
+        """
+        promising = sorted((trial for trial in trials if trial.within), key=lambda trial: trial.worth)
+        if not promising:
+            promising = list(trials[-1:])  # the mildest
+        elif not self.offers:
+            smaller = [trial for trial in trials if trial.left < promising[0].left]
+            promising = [*smaller[-1:], *promising]
+        for trial in promising:
+            if trial.within and self.best is not None and trial.worth >= self.least:
+                return
+            if trial.asked not in self.final:
+                found = self.attempt(trial.asked, quick=False)
+                if found is not None and found.within:
+                    return
+
+    def _take(self, found: Cut, asked: float, *, quick: bool) -> Trial:
+        by, quick = self.cutting.options.by, quick and found.refitted is not None
+        if not quick:
+            self.final.add(asked)
         sizes, verdict = _sizes(found.graph), self._verdict(found)
         self.confidence = min(self.confidence, verdict.confidence)
         left = sizes[by] / max(self.whole[by], 1.0)
-        trial = Trial(asked, left, verdict.metric, verdict.within)
-        worth = self._worth(left, verdict)
-        if trial.within and (self.best is None or worth < self.least):
-            self.best, self.least = found, worth
+        trial = Trial(asked, left, verdict.metric, verdict.within, self._worth(left, verdict))
+        if trial.within and not quick and (self.best is None or trial.worth < self.least):
+            self.best, self.least = found, trial.worth
         point = {
             "asked": asked,
             "macs": int(sizes["macs"]),
@@ -166,6 +238,7 @@ class _Search:
             "metric": verdict.metric,
             "bound": verdict.bound,
             "within": trial.within,
+            "quick": quick,
         }
         self.curve.append((left, point))
         return trial
@@ -175,10 +248,9 @@ class _Search:
 
         What a cut does not take of the budget goes there, so that the most is got for both together.
         """
-        offers: Sequence[Offer] = self.judge.context.kept.get(OFFERS, ()) if self.later is not None else ()
-        if not offers:
+        if not self.offers:
             return left
-        size = verdict.bytes * bytes_left(offers, self.judge.max_drop - verdict.bound)
+        size = verdict.bytes * bytes_left(self.offers, self.judge.max_drop - verdict.bound)
         return size if self.cutting.options.by == "size" else left * size
 
     def _verdict(self, found: Cut) -> Verdict:

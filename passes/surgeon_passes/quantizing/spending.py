@@ -15,7 +15,7 @@ from surgeon.graph.save import to_model
 from surgeon.judge import OFFERS, Offer
 from surgeon.reference import Reference
 from surgeon.refit.fit import Effort
-from surgeon.refit.gptq import round_again
+from surgeon.refit.gptq import round_again, round_apart
 from surgeon.refit.sampling import Places
 from surgeon.stats.compare import Outputs
 from surgeon_passes.quantizing.narrow import mixed, narrow, places
@@ -70,7 +70,7 @@ class Spending:
 
     def __post_init__(self) -> None:
         self.places = places(self.draft.model, self.draft.choice.weighted)
-        self.few = self._narrow(self.places)
+        self.few = self._narrow(self.places, apart=True)
 
     def offer(self) -> None:
         """Tell a pass that looks for the smallest model what 4 bits save and cost."""
@@ -114,7 +114,7 @@ class Spending:
 
     def _best(self, chosen: list[str], accepts: Callable[[Verdict], bool]) -> Made:
         """The mix with these, rounded anew beside the weights that keep 8 bits, if that is still within the budget."""
-        anew = self.mixes.improve(self._narrow({name: self.places[name] for name in chosen}))
+        anew = self.mixes.improve(self._narrow({name: self.places[name] for name in chosen}, apart=False))
         made = self.mixes.finished(self.draft.of(anew), self.bare)
         if not accepts(self._note(chosen, self.judge.measure(made.model))):
             made = self._made(chosen)  # which was measured
@@ -125,28 +125,35 @@ class Spending:
         model = mixed(self.draft.model, self.few, [self.places[name] for name in names])
         return self.mixes.finished(self.draft.of(model), self.bare)
 
-    def _narrow(self, wanted: dict[str, Place]) -> onnx.ModelProto:
-        """The draft with 4 bits for some, each rounded so that it makes up for what those before it lost."""
-        model = self.draft.of(self.draft.model).model
+    def _narrow(self, wanted: dict[str, Place], *, apart: bool) -> onnx.ModelProto:
+        """The draft with 4 bits for some weights.
+
+        Args:
+            wanted: The weights.
+            apart: Whether each is rounded as if the others had 8 bits, so that it suits any mix, or so that it makes up for what
+                those before it lost.
+        """
+        model, context = self.draft.of(self.draft.model).model, self.context
         narrow(model, wanted.values())
         if not wanted:
             return model
-        graph, context = from_model(model), self.context
+        graph, reference = from_model(model), Reference(from_model(self.mixes.maker.model))
         feeds = [batch for batch, _ in context.calibration().take(self.samples)]
-        with context.progress("4 bits", None) as advance:
-            round_again(
-                graph,
-                Reference(from_model(self.mixes.maker.model)),
-                feeds,
-                sweeps=1,
-                seed=context.seed_for("4 bits"),
-                threads=context.threads,
-                limit_bytes=self.memory * _MEGABYTE,
-                places=_PLACES,
-                effort=_EFFORT,
-                excluded=partial(_is_none_of, frozenset(wanted), frozenset(self.draft.choice.nodes)),
-                progress=advance,
-            )
+        with context.progress("4 bits", len(wanted)) as advance:
+            options: dict[str, Any] = {
+                "sweeps": 1,
+                "seed": context.seed_for("4 bits"),
+                "threads": context.threads,
+                "limit_bytes": self.memory * _MEGABYTE,
+                "places": _PLACES,
+                "effort": _EFFORT,
+                "excluded": partial(_is_none_of, frozenset(wanted), frozenset(self.draft.choice.nodes)),
+                "progress": advance,
+            }
+            if apart:
+                round_apart(from_model(self.draft.model), graph, reference, feeds, **options)
+            else:
+                round_again(graph, reference, feeds, **options)
         return to_model(graph)
 
     def _order(self) -> list[str]:
