@@ -162,7 +162,7 @@ def budget_of(report):
 
 
 def taken(budget):
-    return next(point for point in budget["curve"] if point["within"])
+    return next(point for point in budget["curve"] if point["taken"])
 
 
 def test_unlabelled_data_are_enough(command, model, data, tmp_path, monkeypatch):
@@ -184,7 +184,8 @@ def test_unlabelled_data_are_enough(command, model, data, tmp_path, monkeypatch)
     assert measured == [None]
     assert report["metric"]["name"] == budget["metric"] == "agreement"
     assert (budget["before"], budget["max_drop"], budget["by"]) == (1.0, 0.2, "macs")
-    assert 3 <= len(budget["curve"]) <= 7
+    assert 3 <= len(budget["curve"]) <= 9
+    assert sum(point["quick"] for point in budget["curve"]) <= 7
     assert [point["macs"] for point in budget["curve"]] == sorted(point["macs"] for point in budget["curve"])
     for point in budget["curve"]:
         assert point["macs"] <= point["asked"] * report["before"]["macs"] + 1
@@ -216,9 +217,11 @@ def test_for_people(command, model, data):
     assert [word for word in lines[head].split() if word] == [
         "asked", "MACs", "parameters", "agreement", "change",
     ]  # fmt: skip
-    rows = lines[head + 1 : head + 4]
-    assert [row.split()[0].startswith("macs=") for row in rows] == [True, True, False]
-    assert rows[-1].rstrip().endswith("original")
+    last = next(k for k, line in enumerate(lines) if line.rstrip().endswith("original"))
+    rows = lines[head + 1 : last]
+    assert 3 <= len(rows) <= 4  # two tries, and a good refit of what they found
+    assert all(row.split()[0].startswith("macs=") for row in rows)
+    assert sum(row.rstrip().endswith("taken") for row in rows) == 1
 
 
 def test_a_budget_that_no_cut_meets_is_exit_1_and_writes_nothing(command, model, data, tmp_path):

@@ -432,7 +432,7 @@ def test_prune_and_quantize_share_one_budget(tmp_path: Path) -> None:
         force=True,
     ).report
     prune, quantize = report["passes"][-2:]
-    taken = next(point for point in prune["budget"]["curve"] if point["within"])
+    taken = next(point for point in prune["budget"]["curve"] if point["taken"])
     assert prune["budget"]["judged_after"] == ["quantize"]
     assert taken["metric"] == report["after"]["metric"] == quantize["control"]["curve"][0]["metric"]
     assert taken["bytes"] == report["after"]["bytes"] == out.stat().st_size

@@ -152,7 +152,9 @@ class _Search:
         judge: Measures them.
         best: The best one.
         least: How small that is, see `_worth`.
+        taken: Its place in the curve.
         confidence: The least that any was held to.
+        known: What was measured of each choice, quick or not.
         final: The fractions asked for whose cuts were refitted for good.
         curve: What is left of each, and what the report says of it.
         whole: What the original has.
@@ -162,8 +164,10 @@ class _Search:
     judge: Judge
     best: Cut | None = None
     least: float = 1.0
+    taken: int = -1
     confidence: float = 1.0
     final: set[float] = field(default_factory=set)
+    known: dict[tuple[Any, ...], Trial] = field(default_factory=dict)
     curve: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
     whole: dict[str, float] = field(init=False)
 
@@ -195,11 +199,15 @@ class _Search:
 
     def attempt(self, fraction: float, *, quick: bool) -> Trial | None:
         """Cut to a fraction, measure, and remember it where it is the best within the budget so far."""
+        targets: dict[str, float] = {self.cutting.options.by: fraction}
         try:
-            found = self.cutting.to({self.cutting.options.by: fraction}, quick=quick)
+            kept = self.cutting.chosen(targets).kept
+            key = (quick, *((name, flags.tobytes()) for name, flags in sorted(kept.items())))
+            if key not in self.known:  # several fractions may lead to one cut
+                self.known[key] = self._take(self.cutting.to(targets, quick=quick), fraction, quick=quick)
         except OutOfReachError:
             return None
-        return self._take(found, fraction, quick=quick)
+        return self.known[key]
 
     def finish(self, trials: Sequence[Trial]) -> None:
         """Refit for good, and measure, what promises most, until a cut is found that is within the budget.
@@ -229,7 +237,7 @@ class _Search:
         left = sizes[by] / max(self.whole[by], 1.0)
         trial = Trial(asked, left, verdict.metric, verdict.within, self._worth(left, verdict))
         if trial.within and not quick and (self.best is None or trial.worth < self.least):
-            self.best, self.least = found, trial.worth
+            self.best, self.least, self.taken = found, trial.worth, len(self.curve)
         point = {
             "asked": asked,
             "macs": int(sizes["macs"]),
@@ -265,7 +273,8 @@ class _Search:
 
     def record(self) -> dict[str, Any]:
         """The trade-off curve, the smallest model first."""
-        ordered = sorted(self.curve, key=lambda entry: (entry[0], entry[1]["asked"]))
+        marked = [(left, {**point, "taken": k == self.taken}) for k, (left, point) in enumerate(self.curve)]
+        ordered = sorted(marked, key=lambda entry: (entry[0], entry[1]["asked"], entry[1]["quick"]))
         return {
             "metric": self.judge.metric.name,
             "before": self.judge.before,
