@@ -263,11 +263,13 @@ class Quantize(Pass):
         except (DataError, GateError, UnsupportedModelError) as error:
             context.warn(f"weights of 4 bits take a byte each in the file: {error.message}")
             return graph
-        context.record["halved"] = done if same else []
         if not same:
             context.warn(
                 "weights of 4 bits take a byte each in the file: stored otherwise the outputs differ"
             )
+        taken = same and stored.ByteSize() < model.ByteSize()
+        context.record["halved"] = done if taken else []
+        if not taken:
             return graph
         result = from_model(stored)
         result.surgeon_source = source_of(graph) or source_of(result)
