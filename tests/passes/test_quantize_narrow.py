@@ -198,7 +198,7 @@ def spender(maker: Maker, judge: Scripted, context: Context) -> Spending:
     return Spending(mixes, draft, (), judge, context, 64, 64)  # type: ignore[arg-type]  # a scripted judge
 
 
-@pytest.mark.parametrize("costs", itertools.product((0.0, 0.4, 0.7), repeat=3))
+@pytest.mark.parametrize("costs", list(itertools.product((0.0, 0.4, 0.7), repeat=3)))
 def test_as_much_is_spent_as_holds(costs: tuple[float, ...], maker: Maker) -> None:
     context = context_for(network())
     judge = Scripted(dict(zip(("w1", "w2", "w3"), costs, strict=True)), 1.0)

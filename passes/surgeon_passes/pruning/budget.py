@@ -89,24 +89,21 @@ def best(attempt: Callable[[float], Trial | None], least: float, tries: int, unc
     """
     measured: list[Trial] = []
     edges = {least, 1.0}
-    leading, at = (uncut, 1.0) if uncut.within else (None, 1.0)
+    leading = uncut if uncut.within else None
+    low = high = 1.0  # what is left of the best, and what was asked for: nothing is in between
     for _ in range(tries):
-        below = max((edge for edge in edges if edge < at), default=at)
-        above = min((edge for edge in edges if edge > at), default=at)
-        if max(at - below, above - at) <= BRACKET:
+        below = max((edge for edge in edges if edge < low), default=low)
+        above = min((edge for edge in edges if edge > high), default=high)
+        if max(low - below, above - high) <= BRACKET:
             break
-        asked = round((below + at) / 2 if at - below >= above - at else (at + above) / 2, 4)
+        asked = round((below + low) / 2 if low - below >= above - high else (high + above) / 2, 4)
         trial = attempt(asked)
         edges.add(asked)
         if trial is None:
             continue
         measured.append(trial)
-        if trial.within:
-            edges.add(trial.left)
         if trial.within and (leading is None or trial.worth < leading.worth):
-            leading, at = trial, min(asked, trial.left)
-        elif leading is None:
-            at = 1.0
+            leading, low, high = trial, min(asked, trial.left), asked
     return sorted(measured, key=lambda trial: (trial.left, trial.asked))
 
 

@@ -49,6 +49,8 @@ def halved(model: onnx.ModelProto, names: Collection[str]) -> tuple[onnx.ModelPr
     result = onnx.ModelProto()
     result.CopyFrom(raise_opset(model, OPSET))
     result.ir_version = max(result.ir_version, _IR)
+    if not model.graph.value_info:  # which the converter adds
+        del result.graph.value_info[:]
     taken = {entry.name for entry in result.graph.initializer}
     taken |= {name for node in result.graph.node for name in (node.name, *node.input, *node.output)}
     casts = []
