@@ -102,6 +102,7 @@ def best(attempt: Callable[[float], Trial | None], least: float, tries: int, unc
         if trial is None:
             continue
         measured.append(trial)
+        edges.add(trial.left)
         if trial.within and (leading is None or trial.worth < leading.worth):
             leading, low, high = trial, min(asked, trial.left), asked
     return sorted(measured, key=lambda trial: (trial.left, trial.asked))
