@@ -200,7 +200,11 @@ class _Search:
         targets: dict[str, float] = {self.cutting.options.by: fraction}
         try:
             kept = self.cutting.chosen(targets).kept
-            key = (quick, *((name, flags.tobytes()) for name, flags in sorted(kept.items())))
+            key: tuple[Any, ...] = (quick, *((name, flags.tobytes()) for name, flags in sorted(kept.items())))
+            if (
+                self.cutting.options.steps > 1
+            ):  # what the steps before the last choose depends on the fraction
+                key = (quick, fraction)
             if key not in self.known:  # several fractions may lead to one cut
                 self.known[key] = self._take(self.cutting.to(targets, quick=quick), fraction, quick=quick)
         except OutOfReachError:

@@ -111,13 +111,15 @@ class Cutting:
                 self.context.warn(f"a step was left out, its cut does not run: {error.message}")
                 continue
             spent += seconds
-        return self._prove(self.chosen(targets, current), current, spent)
+        return self._prove(self.chosen(targets, current), current, spent, quick=quick)
 
     def of(self, choice: Choice) -> Cut | dict[str, str]:
         """Cut in one step to what was chosen elsewhere, or say which groups' cuts cannot be proved and why."""
-        return self._prove(choice, None, 0.0)
+        return self._prove(choice, None, 0.0, quick=False)
 
-    def _prove(self, choice: Choice, current: Current | None, spent: float) -> Cut | dict[str, str]:
+    def _prove(
+        self, choice: Choice, current: Current | None, spent: float, *, quick: bool
+    ) -> Cut | dict[str, str]:
         kept = {name: flags for name, flags in choice.kept.items() if not flags.all()}
         if not kept:
             return Cut(self.graph, choice)
