@@ -229,9 +229,10 @@ def test_where_none_holds_the_model_stays(maker: Maker) -> None:
     assert context.record["narrow"]["nodes"] == []  # type: ignore[index]  # a record
 
 
-def test_what_was_measured_is_taken_where_rounding_anew_is_worse(maker: Maker) -> None:
+@pytest.mark.parametrize("anew", [5.0, 0.01])
+def test_what_was_measured_is_taken_where_rounding_anew_is_worse(anew: float, maker: Maker) -> None:
     context = context_for(network())
-    judge = Scripted(dict.fromkeys(("w1", "w2", "w3"), 0.1), 1.0, anew=5.0)
+    judge = Scripted(dict.fromkeys(("w1", "w2", "w3"), 0.1), 1.0, anew=anew)
     spent = spender(maker, judge, context)
     made = spent.run(lambda verdict: verdict.within)
     assert made is not None
@@ -300,7 +301,8 @@ def test_a_run_stores_them_and_what_it_wrote_can_be_cut_and_made_float(
     assert [name.removesuffix("4") for name in few] == quantize["halved"]
     assert len(few) == 3
     assert out.stat().st_size < 0.65 * plain.stat().st_size
-    assert report["after"]["metric"] == quantize["narrow"]["curve"][-1]["metric"] <= 0.01
+    assert report["after"]["metric"] <= 0.01
+    assert report["after"]["metric"] in [point["metric"] for point in quantize["narrow"]["curve"][-2:]]
     graph = surgeon.load(out)
     conv = next(node for node in graph.nodes if node.name == "second")
     assert is_rounded(conv.inputs[1])

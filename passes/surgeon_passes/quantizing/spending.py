@@ -67,6 +67,7 @@ class Spending:
     places: dict[str, Place] = field(init=False)
     few: onnx.ModelProto = field(init=False)
     curve: list[dict[str, Any]] = field(default_factory=list)
+    seen: dict[frozenset[str], Verdict] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.places = places(self.draft.model, self.draft.choice.weighted)
@@ -100,7 +101,8 @@ class Spending:
 
         def holds(wide: frozenset[str]) -> bool:
             names = [name for name in order if name not in wide]
-            return accepts(self._note(names, self.judge.measure(self._made(names).model)))
+            self.seen[frozenset(names)] = self._note(names, self.judge.measure(self._made(names).model))
+            return accepts(self.seen[frozenset(names)])
 
         wide: frozenset[str] | None = None
         if order and holds(frozenset()):
@@ -113,10 +115,12 @@ class Spending:
         return made
 
     def _best(self, chosen: list[str], accepts: Callable[[Verdict], bool]) -> Made:
-        """The mix with these, rounded anew beside the weights that keep 8 bits, if that is still within the budget."""
+        """The mix with these, rounded anew beside the weights that keep 8 bits, if that is no worse and within the budget."""
+        known = self.seen[frozenset(chosen)]
         anew = self.mixes.improve(self._narrow({name: self.places[name] for name in chosen}, apart=False))
         made = self.mixes.finished(self.draft.of(anew), self.bare)
-        if not accepts(self._note(chosen, self.judge.measure(made.model))):
+        verdict = self._note(chosen, self.judge.measure(made.model))
+        if not (accepts(verdict) and verdict.bound <= known.bound):
             made = self._made(chosen)  # which was measured
         self.context.kept[NARROW] = tuple(self.places[name].weight for name in chosen)
         return made
