@@ -182,14 +182,16 @@ class Scripted:
     def __init__(self, costs: dict[str, float], max_drop: float, anew: float = 0.0) -> None:
         self.costs, self.max_drop, self.anew = costs, max_drop, anew
         self.seen: list[frozenset[str]] = []
+        self.first: dict[frozenset[str], bytes] = {}
 
-    def measure(self, model: onnx.ModelProto) -> Verdict:
+    def measure(self, model: onnx.ModelProto, *, early: bool = False) -> Verdict:
         arrays = initializers(model)
         few = frozenset(name for name in self.costs if np.abs(arrays[f"{name}_quantized"]).max() <= 7)
-        again = few in self.seen
+        integers = arrays["w2_quantized"].tobytes()
+        again = integers != self.first.setdefault(few, integers)
         self.seen.append(few)
         loss = sum(self.costs[name] for name in few) + (self.anew if again else 0.0)
-        return Verdict(1 - loss, loss, loss, 0.9, loss <= self.max_drop + 1e-12, model.ByteSize())
+        return Verdict(1 - loss, loss, loss, 0.9, loss <= self.max_drop + 1e-12, model.ByteSize(), 1, early)
 
 
 def spender(maker: Maker, judge: Scripted, context: Context) -> Spending:

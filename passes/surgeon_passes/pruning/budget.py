@@ -234,7 +234,7 @@ class _Search:
         by, quick = self.cutting.options.by, quick and found.refitted is not None
         if not quick:
             self.final.add(asked)
-        sizes, verdict = _sizes(found.graph), self._verdict(found)
+        sizes, verdict = _sizes(found.graph), self._verdict(found, early=quick)
         self.confidence = min(self.confidence, verdict.confidence)
         left = sizes[by] / max(self.whole[by], 1.0)
         trial = Trial(asked, left, verdict.metric, verdict.within, self._worth(left, verdict))
@@ -247,6 +247,7 @@ class _Search:
             "bytes": verdict.bytes,
             "metric": verdict.metric,
             "bound": verdict.bound,
+            "measured_on": verdict.units,
             "within": trial.within,
             "quick": quick,
         }
@@ -263,15 +264,15 @@ class _Search:
         size = verdict.bytes * bytes_left(self.offers, self.judge.max_drop - verdict.bound)
         return size if self.cutting.options.by == "size" else left * size
 
-    def _verdict(self, found: Cut) -> Verdict:
+    def _verdict(self, found: Cut, *, early: bool) -> Verdict:
         """What is measured of a cut, or of what the later passes make of it."""
         if self.later is None:
-            return self.judge.measure(found.graph)
+            return self.judge.measure(found.graph, early=early)
         if found.proved is None:
-            return self.judge.measure(self.later(found.graph))
+            return self.judge.measure(self.later(found.graph), early=early)
         plan = found.proved.plan
         reference = narrowed(self.cutting.context.reference, self.cutting.model, plan)
-        return self.judge.measure(self.later(found.graph, plan=plan, reference=reference))
+        return self.judge.measure(self.later(found.graph, plan=plan, reference=reference), early=early)
 
     def record(self) -> dict[str, Any]:
         """The trade-off curve, the smallest model first."""

@@ -101,7 +101,9 @@ class Spending:
 
         def holds(wide: frozenset[str]) -> bool:
             names = [name for name in order if name not in wide]
-            self.seen[frozenset(names)] = self._note(names, self.judge.measure(self._made(names).model))
+            self.seen[frozenset(names)] = self._note(
+                names, self.judge.measure(self._made(names).model, early=True)
+            )
             return accepts(self.seen[frozenset(names)])
 
         wide: frozenset[str] | None = None
@@ -111,19 +113,21 @@ class Spending:
             wide = fewest(order, holds, TRIES)
         chosen = [] if wide is None else [name for name in order if name not in wide]
         made = self._best(chosen, accepts) if chosen else None
+        chosen = [] if made is None else chosen
+        if chosen:
+            self.context.kept[NARROW] = tuple(self.places[name].weight for name in chosen)
         self._record(chosen)
         return made
 
-    def _best(self, chosen: list[str], accepts: Callable[[Verdict], bool]) -> Made:
-        """The mix with these, rounded anew beside the weights that keep 8 bits, if that is no worse and within the budget."""
-        known = self.seen[frozenset(chosen)]
+    def _best(self, chosen: list[str], accepts: Callable[[Verdict], bool]) -> Made | None:
+        """The mix with these, or the same rounded anew beside the weights that keep 8 bits, whichever loses less."""
         anew = self.mixes.improve(self._narrow({name: self.places[name] for name in chosen}, apart=False))
-        made = self.mixes.finished(self.draft.of(anew), self.bare)
-        verdict = self._note(chosen, self.judge.measure(made.model))
-        if not (accepts(verdict) and verdict.bound <= known.bound):
-            made = self._made(chosen)  # which was measured
-        self.context.kept[NARROW] = tuple(self.places[name].weight for name in chosen)
-        return made
+        made = self.mixes.finished(self.draft.of(anew), self.bare), self._made(chosen)
+        verdicts = [self._note(chosen, self.judge.measure(made[0].model)), self.seen[frozenset(chosen)]]
+        if verdicts[1].part:
+            verdicts[1] = self._note(chosen, self.judge.measure(made[1].model))
+        order = sorted(range(2), key=lambda k: verdicts[k].bound)
+        return next((made[k] for k in order if accepts(verdicts[k])), None)
 
     def _made(self, names: Collection[str]) -> Made:
         model = mixed(self.draft.model, self.few, [self.places[name] for name in names])
@@ -185,6 +189,7 @@ class Spending:
                 "nodes": sorted(names),
                 "metric": verdict.metric,
                 "bound": verdict.bound,
+                "measured_on": verdict.units,
                 "saved": sum(self.places[name].saved for name in names),
                 "within": verdict.within,
             }
