@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from surgeon.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import onnx
 
     from surgeon.passes import Context, Graph
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from surgeon.stats.paired import Scores
 
 
+OFFERS = "what is left of the budget buys"  # where the run keeps what later passes offer
 MEASURED = 0.5  # the confidence at which the bound of a loss is the loss that was measured
 
 
@@ -33,6 +36,8 @@ class Verdict:
         confidence: That confidence; 0.5 where the data could not show a loss within the budget with the one asked for.
         within: Whether the bound is within the budget.
         bytes: The size of its file.
+        units: The samples, or batches, that it was measured on.
+        part: Whether these were not all.
     """
 
     metric: float
@@ -41,6 +46,26 @@ class Verdict:
     confidence: float
     within: bool
     bytes: int
+    units: int = 0
+    part: bool = False
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a pass would do with a part of the budget, measured on the model that no cut was made in.
+
+    Attributes:
+        loss: How much worse the metric would be.
+        factor: What would be left of the bytes of its file.
+    """
+
+    loss: float
+    factor: float
+
+
+def bytes_left(offers: Sequence[Offer], spare: float) -> float:
+    """What is left of the bytes of a file if so much more may be lost, as foretold by the offers."""
+    return min((each.factor for each in offers if each.loss <= spare), default=1.0)
 
 
 @dataclass(frozen=True)
@@ -96,20 +121,31 @@ class Judge:
         """The original's metric."""
         return self.original.value
 
-    def measure(self, candidate: Graph | onnx.ModelProto) -> Verdict:
-        """Run a candidate over the evaluation data."""
+    def measure(self, candidate: Graph | onnx.ModelProto, *, early: bool = False) -> Verdict:
+        """Run a candidate over the evaluation data.
+
+        Args:
+            candidate: The model.
+            early: Whether a part of the data will do where that says clearly on which side of the budget the loss is. The metric
+                is then what the original has on all data, less the loss on these.
+        """
         from surgeon.stats.metrics import SLACK
         from surgeon.stats.paired import largest_loss
 
-        found, size = self._scores(candidate)
-        loss = self.metric.loss(self.before, found.value)
+        found, size = self._scores(candidate, early=early)
+        before = self.original.first(found.units)
+        loss = self.metric.loss(before.value, found.value)
         confidence = self._attainable(found)
         bound = loss
         if confidence > MEASURED:
             up = self.metric.higher_is_better
-            sure = largest_loss(self.original, found, confidence, higher_is_better=up)
+            sure = largest_loss(before, found, confidence, higher_is_better=up)
             bound = loss if sure is None else max(loss, sure)
-        return Verdict(found.value, loss, bound, confidence, bound <= self.max_drop + SLACK, size)
+        within = bound <= self.max_drop + SLACK
+        metric = found.value if before is self.original else self.before + (found.value - before.value)
+        return Verdict(
+            metric, loss, bound, confidence, within, size, found.units, part=before is not self.original
+        )
 
     def _attainable(self, found: Scores) -> float:
         """The confidence a candidate is held to: that of the run, where the data could show it at all."""
@@ -117,16 +153,23 @@ class Judge:
 
         if self.context.confidence <= MEASURED or found.value != found.value:
             return MEASURED
-        least = least_loss(self.original, found, self.context.confidence)
+        whole = found if found.units >= self.original.units else self.original
+        least = least_loss(self.original, whole, self.context.confidence)
         if least is not None and least <= self.max_drop:
             return self.context.confidence
         self.context.warn(
-            f"{found.units} evaluation samples cannot show with a confidence of {self.context.confidence:g} that at most "
+            f"{whole.units} evaluation samples cannot show with a confidence of {self.context.confidence:g} that at most "
             f"{self.max_drop:g} of {self.metric.name} is lost: judged by what was measured, which other data may not confirm"
         )
         return MEASURED
 
-    def _scores(self, candidate: Graph | onnx.ModelProto) -> tuple[Scores, int]:
+    def _is_decided(self, found: Scores) -> bool:
+        from surgeon.stats.paired import decided
+
+        up = self.metric.higher_is_better
+        return decided(self.original.first(found.units), found, self.max_drop, higher_is_better=up)
+
+    def _scores(self, candidate: Graph | onnx.ModelProto, *, early: bool) -> tuple[Scores, int]:
         from surgeon.graph.save import save
         from surgeon.graph.sessions import session
         from surgeon.stats.metrics import scores
@@ -135,9 +178,10 @@ class Judge:
         assert evaluation is not None
         compares = self.metric.against == "reference" or not evaluation.has_labels
         reference = session(self.context.source_path, threads=threads) if compares else None
+        enough = self._is_decided if early else lambda _: False
         if hasattr(candidate, "SerializeToString"):
             runner = session(candidate, threads=threads)
-            return scores(runner, evaluation, self.metric, reference), candidate.ByteSize()
+            return scores(runner, evaluation, self.metric, reference, enough), candidate.ByteSize()
         with tempfile.TemporaryDirectory(
             prefix=".surgeon-", dir=self.context.scratch, ignore_cleanup_errors=True
         ) as folder:
@@ -147,4 +191,4 @@ class Judge:
             runner = session(path, threads=threads)
             with suppress(OSError):  # what is open can go: nothing is left even if the process is killed
                 shutil.rmtree(folder)
-            return scores(runner, evaluation, self.metric, reference), size
+            return scores(runner, evaluation, self.metric, reference, enough), size

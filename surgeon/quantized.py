@@ -83,7 +83,7 @@ def meanings(analysis: Analysis) -> dict[str, Meaning]:
     result: dict[str, Meaning] = {}
     for op in analysis.ops:
         for index, stated in op.facts.quantized.items():
-            tensor = op.node.inputs[index]
+            tensor = _before_casts(op.node.inputs[index])
             zero = np.zeros((), np.int64) if stated.zero_point is None else op.value(stated.zero_point)
             scale = None if stated.scale is None else op.value(stated.scale)
             if zero is None:
@@ -99,6 +99,13 @@ def meanings(analysis: Analysis) -> dict[str, Meaning]:
                 step = _first(scale) if _uniform(scale) else np.ones((), np.float32)
                 result |= {each.name: Meaning(_first(zero), step) for each in _moved_from(tensor)}
     return result
+
+
+def _before_casts(tensor: gs.Tensor) -> gs.Tensor:
+    """What a tensor was before its type was changed, as that of integers stored with 4 bits is; their numbers stay."""
+    while len(tensor.inputs) == 1 and tensor.inputs[0].op == "Cast":
+        tensor = tensor.inputs[0].inputs[0]
+    return tensor
 
 
 def parameters(analysis: Analysis) -> set[str]:

@@ -90,11 +90,12 @@ def _curve(budget: Mapping[str, Any], report: Mapping[str, Any]) -> Table:
     before, later = report["before"], budget.get("judged_after")
     head = ("asked", "MACs", "parameters", str(budget["metric"]), "change", "")
     table: list[tuple[str, ...]] = []
-    taken = False
     for point in budget["curve"]:
-        said = _too_much(budget, point, report)
-        if point["within"]:
-            said, taken = ("within" if taken else "taken"), True
+        said = "within" if point["within"] else _too_much(budget, point, report)
+        if point["taken"]:
+            said = "taken"
+        elif point["quick"]:
+            said = f"{said} (quick refit)"
         table.append(
             (
                 f"{budget['by']}={point['asked']:g}",

@@ -62,17 +62,34 @@ def test_other_certificates(facts, status, said):
 
 
 def test_the_curve_of_a_budget(facts):
-    point = {"asked": 0.25, "macs": 1500, "params": 200, "metric": 0.8, "within": False}
-    points = [point, point | {"asked": 0.5, "metric": 0.9, "within": True}, point | {"metric": None},
-              point | {"asked": 0.75, "metric": 1.0, "within": True}]  # fmt: skip
+    point = {
+        "asked": 0.25,
+        "macs": 1500,
+        "params": 200,
+        "metric": 0.8,
+        "within": False,
+        "quick": True,
+        "taken": False,
+    }
+    fine = point | {"asked": 0.5, "metric": 0.9, "within": True}
+    points = [point, fine | {"quick": False, "taken": True}, fine, point | {"metric": None, "quick": False},
+              point | {"asked": 0.75, "metric": 1.0, "within": True, "quick": False}]  # fmt: skip
     facts["passes"][0]["budget"] = {
         "metric": "top1", "before": 0.95, "max_drop": 0.1, "by": "macs", "curve": points,
     }  # fmt: skip
     ((head, body),) = report.budgets(facts)
     assert head == ("asked", "MACs", "parameters", "top1", "change", "")
-    assert body[0] == ("macs=0.25", "1.50 k", "200", "0.8000", "-0.1500", "costs too much")
-    assert [row[-1] for row in body] == ["costs too much", "taken", "costs too much", "within", "original"]
-    assert body[2][3:5] == ("-", "-")
+    assert body[0] == ("macs=0.25", "1.50 k", "200", "0.8000", "-0.1500", "costs too much (quick refit)")
+    said = [
+        "costs too much (quick refit)",
+        "taken",
+        "within (quick refit)",
+        "costs too much",
+        "within",
+        "original",
+    ]
+    assert [row[-1] for row in body] == said
+    assert body[3][3:5] == ("-", "-")
     assert body[-1] == ("", "2.00 M", "1.00 k", "0.9500", "", "original")
     assert "| macs=0.5 | 1.50 k | 200 | 0.9000 | -0.0500 | taken |" in report.markdown(facts)
 
@@ -93,6 +110,8 @@ def test_what_was_measured_for_accuracy_is_told(facts):
         "metric": 0.85,
         "bound": 0.2,
         "within": False,
+        "quick": False,
+        "taken": False,
     }
     budget = {"metric": "top1", "before": 0.9, "max_drop": 0.1, "by": "macs", "judged_after": ["quantize"]}
     worse = {**point, "metric": 0.7}
@@ -102,7 +121,7 @@ def test_what_was_measured_for_accuracy_is_told(facts):
             "seconds": 0.1,
             "budget": {
                 **budget,
-                "curve": [worse, point, {**point, "metric": None}, {**point, "within": True}],
+                "curve": [worse, point, {**point, "metric": None}, {**point, "within": True, "taken": True}],
             },
         },
         {

@@ -9,10 +9,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from surgeon.errors import DataError, GateError, UnsupportedModelError, UsageError
+from surgeon.judge import OFFERS
 from surgeon.passes import Pass
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from surgeon.passes import Context, Graph
     from surgeon.stats.data import Dataset
     from surgeon_passes.quantizing.choose import Choice
+    from surgeon_passes.quantizing.control import Spend
     from surgeon_passes.quantizing.maker import Made, Maker
 
 _BLOCKS = (16, 32, 64, 128, 256)  # the sizes MatMulNBits has kernels for
@@ -59,6 +62,8 @@ class Quantize(Pass):
         exclude: Nodes with a node or tensor name that matches one of these patterns stay float.
         guard: Leave operators in float where 8 bits do not pay on this machine, by measurement; what is chosen then
             depends on the machine.
+        narrow: Whether static mode spends what is left of ``max_drop`` on weights of 4 bits, which take half of the bytes in
+            the file; by default where `prune` looks for the smallest model within the same budget.
     """
 
     name: ClassVar[str] = "quantize"
@@ -83,6 +88,7 @@ class Quantize(Pass):
     memory: int = 2048
     exclude: tuple[str, ...] = ()
     guard: bool = True
+    narrow: bool | None = None
 
     def __post_init__(self) -> None:
         for option in ("samples", "memory"):
@@ -137,7 +143,7 @@ class Quantize(Pass):
         stay = self._guarded(maker, context) if guarded else {}
         context.unrounded = from_model(maker.model)
         mixes = Mixes(maker, stay, self._improving(maker, context))
-        made = within_budget(mixes, context, *self._budget(context))
+        made = within_budget(mixes, context, *self._budget(context), spend=self._spending(maker, context))
         if not made.choice.weighted and not made.stored:
             raise GateError("nothing can be quantized", where="pass quantize", hint=_reasons(made.choice))
         session(made.model)
@@ -223,6 +229,51 @@ class Quantize(Pass):
         if self.max_drop is not None:
             return self.max_drop, "quantize.max_drop"
         return context.max_drop, "--max-drop"
+
+    def _spending(self, maker: Maker, context: Context) -> Spend | None:
+        """How weights get fewer bits where the budget allows; None where they are to keep theirs."""
+        from surgeon_passes.quantizing.spending import Spending
+
+        shared = context.trial or OFFERS in context.kept
+        if maker.static is None or not (shared if self.narrow is None else self.narrow):
+            return None
+        return partial(Spending, context=context, memory=self.memory, samples=self.samples)
+
+    def finish(self, graph: Graph, context: Context) -> Graph:
+        """Returns ``graph`` with two weights of 4 bits in a byte, where `narrow` found any."""
+        from surgeon_passes.quantizing.spending import NARROW
+
+        if names := context.kept.get(NARROW):
+            return self._halved(graph, names, context)
+        return graph
+
+    def _halved(self, graph: Graph, names: tuple[str, ...], context: Context) -> Graph:
+        from surgeon.graph.load import from_model
+        from surgeon.graph.save import to_model
+        from surgeon.graph.source import source_of
+        from surgeon.measure import one_sample
+        from surgeon.narrow import narrowed
+        from surgeon_passes.quantizing.halved import halved, same_outputs
+
+        model = to_model(graph)
+        changed = context.plan.interface if context.plan is not None else {}
+        try:
+            stored, done = halved(model, names)
+            same = same_outputs(model, stored, narrowed(one_sample(context), changed))
+        except (DataError, GateError, UnsupportedModelError) as error:
+            context.warn(f"weights of 4 bits take a byte each in the file: {error.message}")
+            return graph
+        if not same:
+            context.warn(
+                "weights of 4 bits take a byte each in the file: stored otherwise the outputs differ"
+            )
+        taken = same and stored.ByteSize() < model.ByteSize()
+        context.record["halved"] = done if taken else []
+        if not taken:
+            return graph
+        result = from_model(stored)
+        result.surgeon_source = source_of(graph) or source_of(result)
+        return result
 
     def _guarded(self, maker: Maker, context: Context) -> Mapping[str, str]:
         """What does not pay on this machine: nodes, and the reasons."""

@@ -62,3 +62,36 @@ def round_again(
     result = settle(graph, reference, feeds, constrain, **options)
     drop_zero_biases(graph, given)
     return result
+
+
+def round_apart(
+    graph: gs.Graph,
+    into: gs.Graph,
+    reference: Reference,
+    feeds: Feeds,
+    *,
+    ordered: bool = True,
+    sweeps: int = 2,
+    **options: Any,
+) -> Settled:
+    """Choose the integers of weights, each as if all others were as they are in another graph.
+
+    Args:
+        graph: What each weight finds around it; it stays as it is.
+        into: The same with other grids, which gets the integers and biases, in place.
+        reference: The float graph both were made from.
+        feeds: Calibration batches, without labels.
+        ordered: See `round_again`.
+        sweeps: See `round_again`.
+        options: Those of `surgeon.refit.settle.settle`.
+    """
+    nodes = {node.outputs[0].name: node for node in into.nodes if node.outputs}
+
+    def constrain(view: Linear) -> Constraint | str:
+        node = nodes[view.op.node.outputs[0].name]
+        tensor = node.inputs[view.weight]
+        if not is_rounded(tensor):
+            return "its weight is not rounded"
+        return Rounded.of(view, node, grid_of(tensor), ordered=ordered, sweeps=sweeps)
+
+    return settle(graph, reference, feeds, constrain, into=into, allowed=False, **options)

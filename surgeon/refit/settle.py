@@ -62,6 +62,7 @@ def settle(
     *,
     towards: gs.Graph | None = None,
     instead: Mapping[str, str] | None = None,
+    into: gs.Graph | None = None,
     seed: int = 0,
     threads: int = 1,
     limit_bytes: int = 2**31,
@@ -81,6 +82,7 @@ def settle(
         towards: The graph before its weights were brought under the constraint, which the regression is pulled towards; by
             default the reference, or the weights as they are where that was cut.
         instead: For tensors of the original that operators would aim at, others of it that are wanted there.
+        into: Another graph with the same operators, which gets the weights; then none makes up for what others lose.
         seed: Seed of the choice of places.
         threads: Threads for onnxruntime.
         limit_bytes: Activations held in memory, per graph.
@@ -93,6 +95,8 @@ def settle(
     with naming_sequences(graph, reference.graph):
         sweep = _Sweep(graph, reference, feeds, towards, seed, threads, limit_bytes, places, effort, allowed)
         sweep.instead = instead or {}
+        if into is not None:
+            sweep.taking = {node.outputs[0].name: node for node in into.nodes if node.outputs}
         return sweep.run(constrain, excluded, progress)
 
 
@@ -122,6 +126,7 @@ class _Sweep:
         self.draw = Draw(np.random.default_rng(seed), places.limited(limit_bytes), len(feeds))
         self.pending: set[str] = set()
         self.instead: Mapping[str, str] = {}
+        self.taking = self.nodes
 
     def run(
         self, constrain: Constrain, excluded: Callable[[str], bool], progress: Callable[[int], None]
@@ -202,7 +207,7 @@ class _Sweep:
         anchor = self._anchor(twin, start)
         found = fit_constrained(sample, start, anchor, allowed, self.effort, allowed=self.allowed)
         if found.after < found.before or not self.allowed:
-            set_weight(view, self.nodes, found.weights)
+            set_weight(view, self.taking, found.weights)
         for name in wanted:
             self.new.release(name)
         return found.before, found.after

@@ -25,6 +25,7 @@ Score = Array | float | tuple[Array | float, Array | float]
 """What a metric makes of one batch: values per sample, one value for the batch, or (sums, weights)."""
 
 ENTRY_POINTS = "surgeon.metrics"
+OFTEN = 500  # units after which it is asked whether that is enough
 SLACK = 1e-9
 
 
@@ -213,12 +214,22 @@ def scores(
     dataset: Dataset,
     metric: str | Metric,
     reference: ort.InferenceSession | None = None,
+    enough: Callable[[Scores], bool] = lambda _: False,
 ) -> Scores:
-    """Evaluates a model as :func:`evaluate` does, and keeps what the metric says of each sample or batch."""
+    """Evaluates a model as :func:`evaluate` does, and keeps what the metric says of each sample or batch.
+
+    Args:
+        session: See :func:`evaluate`.
+        dataset: See :func:`evaluate`.
+        metric: See :func:`evaluate`.
+        reference: See :func:`evaluate`.
+        enough: Told from time to time what was found so far; the rest of the data is left out where it says so.
+    """
     chosen = find_metric(metric)
     sums: Array = np.zeros(1)
     weights: Array = np.zeros(1)
     units: list[tuple[Array, Array]] = []
+    asked = 0
     for feeds, labels in runnable(dataset, session):
         outputs = sessions.run(session, feeds)
         truth = _truth(chosen, labels, reference, feeds, dataset.name)
@@ -226,6 +237,10 @@ def scores(
         partial, weight = _as_sums(score, outputs)
         sums, weights = _added(sums, partial), _added(weights, weight)
         units += _units(score, partial, weight, len(outputs[0]) if outputs[0].ndim else 1)
+        if len(units) - asked >= OFTEN:
+            asked = len(units)
+            if enough(Scores.of(*(_stacked([unit[part] for unit in units]) for part in (0, 1)))):
+                break
     occurring = weights > 0
     if not occurring.any():
         raise DataError(f"the metric {chosen.name!r} found nothing to measure", where=dataset.name)

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 
+SURE = 0.999  # that more units would say the same
+
+
 @dataclass(frozen=True)
 class Scores:
     """What a metric came to, and what it is made of.
@@ -36,6 +39,19 @@ class Scores:
     def decides(self) -> bool:
         """Whether every unit is right or wrong: one value each, 0 or 1."""
         return self.sums.shape[1] == 1 and bool(((self.sums == 0) | (self.sums == 1)).all())
+
+    def first(self, units: int) -> Scores:
+        """What the first units alone say."""
+        if units >= self.units:
+            return self
+        return Scores.of(self.sums[:units], self.weights[:units])
+
+    @staticmethod
+    def of(sums: Array, weights: Array) -> Scores:
+        """Scores of some units; not a number where no class occurs in them."""
+        total, weight = sums.sum(axis=0), weights.sum(axis=0)
+        there = weight > 0
+        return Scores(float((total[there] / weight[there]).mean()) if there.any() else np.nan, sums, weights)
 
     def without_each(self) -> Array:
         """The metric of all units but one, for each one.
@@ -80,6 +96,22 @@ def largest_loss(before: Scores, after: Scores, confidence: float, *, higher_is_
         differences = before.without_each() - after.without_each()
         variance = (units - 1) / units * float(np.square(differences - differences.mean()).sum())
     return float(loss + stdtrit(units - 1, confidence) * np.sqrt(max(variance, 0.0)))
+
+
+def decided(before: Scores, after: Scores, most: float, *, higher_is_better: bool) -> bool:
+    """Whether a sample of the units says already on which side of ``most`` the loss is.
+
+    Args:
+        before: The scores of the original.
+        after: Those of the candidate, on the same data.
+        most: The largest loss that is accepted.
+        higher_is_better: Whether a drop is a loss.
+    """
+    high = largest_loss(before, after, SURE, higher_is_better=higher_is_better)
+    if high is None:
+        return False
+    loss = before.value - after.value if higher_is_better else after.value - before.value
+    return high <= most or 2 * loss - high > most
 
 
 def least_loss(before: Scores, after: Scores, confidence: float) -> float | None:

@@ -34,8 +34,8 @@ def weight_chain(tensor: gs.Tensor) -> list[gs.Tensor] | None:
 
     Returns:
         The tensors on the way, the constant first; None if there is none, or another operation than Identity, Transpose,
-        Reshape, a Cast between floats or, once, a DequantizeLinear of integers is on the way, or its numbers are no
-        floats without that.
+        Reshape, a Cast between floats, or between integers, or, once, a DequantizeLinear of integers is on the way, or its numbers
+        are no floats without that.
     """
     chain, dequantized = [tensor], False
     while not isinstance(chain[-1], gs.Constant):
@@ -44,7 +44,7 @@ def weight_chain(tensor: gs.Tensor) -> list[gs.Tensor] | None:
             return None
         if not all(isinstance(each, gs.Constant) for each in makers[0].inputs[1:]):
             return None
-        if makers[0].op == "Cast" and (dequantized or _float_type(makers[0].attrs["to"]) is None):
+        if makers[0].op == "Cast" and not _keeps_numbers(makers[0], INTEGERS if dequantized else FLOATS):
             return None
         if makers[0].op == "DequantizeLinear":
             if dequantized:
@@ -155,7 +155,7 @@ def _constant_of(chain: Sequence[gs.Tensor], values: Array) -> gs.Constant:
 def _made(node: gs.Node, values: Array) -> Array:
     """What a node on the way to a weight makes of floats."""
     if node.op == "Cast":
-        return values.astype(_float_type(node.attrs["to"]))
+        return values.astype(_type_made(node))
     return moved(node, values)
 
 
@@ -187,7 +187,12 @@ def moved(node: gs.Node, values: Array) -> Array:
     return values
 
 
-def _float_type(to: Any) -> np.dtype[Any] | None:
-    """What a Cast makes, if it is floats; graphsurgeon reads the attribute as a type."""
-    made: np.dtype[Any] = onnx.helper.tensor_dtype_to_np_dtype(to) if isinstance(to, int) else np.dtype(to)
-    return made if onnx.helper.np_dtype_to_tensor_dtype(made) in FLOATS else None
+def _keeps_numbers(cast: gs.Node, kinds: Sequence[int]) -> bool:
+    """Whether a Cast makes numbers of one of these types."""
+    return onnx.helper.np_dtype_to_tensor_dtype(_type_made(cast)) in kinds
+
+
+def _type_made(cast: gs.Node) -> np.dtype[Any]:
+    """What a Cast makes; graphsurgeon reads the attribute as a type."""
+    to = cast.attrs["to"]
+    return onnx.helper.tensor_dtype_to_np_dtype(to) if isinstance(to, int) else np.dtype(to)

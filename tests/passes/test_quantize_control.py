@@ -432,10 +432,11 @@ def test_prune_and_quantize_share_one_budget(tmp_path: Path) -> None:
         force=True,
     ).report
     prune, quantize = report["passes"][-2:]
-    taken = next(point for point in prune["budget"]["curve"] if point["within"])
+    taken = next(point for point in prune["budget"]["curve"] if point["taken"])
     assert prune["budget"]["judged_after"] == ["quantize"]
-    assert taken["metric"] == report["after"]["metric"] == quantize["control"]["curve"][0]["metric"]
-    assert taken["bytes"] == report["after"]["bytes"] == out.stat().st_size
+    assert taken["metric"] == quantize["control"]["curve"][0]["metric"]
+    assert report["after"]["metric"] in [point["metric"] for point in quantize["narrow"]["curve"]]
+    assert taken["bytes"] > report["after"]["bytes"] == out.stat().st_size
     assert quantize["control"]["float"] == []
     assert report["after"]["macs"] < report["before"]["macs"]
     assert report["after"]["metric"] >= 0.8

@@ -12,7 +12,7 @@ from scipy.stats import t
 from surgeon.graph.sessions import session
 from surgeon.stats import metrics
 from surgeon.stats.data import open_data
-from surgeon.stats.paired import Scores, largest_loss, least_loss
+from surgeon.stats.paired import Scores, decided, largest_loss, least_loss
 
 
 def per_sample(values: np.ndarray) -> Scores:
@@ -117,3 +117,40 @@ def test_metrics_keep_the_value_of_each_sample(tmp_path: Path) -> None:
     np.testing.assert_allclose(both.sums[:, 0] / both.weights[:, 0], np.square(x).mean(1) / 2, rtol=1e-6)
     ratio = metrics.Metric("ratio", lambda outputs, truth: (outputs[0].sum(), float(outputs[0].size)))
     assert metrics.scores(runner, data, ratio).units == 4  # batches
+
+
+@pytest.mark.parametrize(
+    ("rate", "most", "clear"), [(0.2, 0.05, True), (0.0, 0.05, True), (0.05, 0.05, False)]
+)
+def test_some_units_may_say_what_all_would(rate: float, most: float, clear: bool) -> None:
+    random = np.random.default_rng(0)
+    right = np.ones((600, 1))
+    wrong = right * (random.random((600, 1)) >= rate)
+    before, after = Scores.of(right, right), Scores.of(wrong, right)
+    assert decided(before, after, most, higher_is_better=True) == clear
+
+
+def test_a_sequence_of_looks_is_seldom_wrong() -> None:
+    """The loss is 0.03 on all data; 0.01 and 0.05 are allowed, and every 500 samples it is looked whether that is clear."""
+    random = np.random.default_rng(1)
+    wrong = 0
+    for _ in range(200):
+        right = np.ones((4000, 1))
+        other = right * (random.random((4000, 1)) >= 0.03)
+        for most, within in ((0.015, False), (0.045, True)):
+            for units in range(500, 4001, 500):
+                before, after = Scores.of(right, right).first(units), Scores.of(other, right).first(units)
+                if decided(before, after, most, higher_is_better=True):
+                    wrong += (before.value - after.value <= most) != within
+                    break
+    assert wrong <= 4
+
+
+def test_the_first_units_are_scored_as_if_they_were_all() -> None:
+    sums, weights = np.arange(12.0).reshape(6, 2), np.ones((6, 2))
+    weights[:3, 1] = 0
+    sums[:3, 1] = 0
+    found = Scores.of(sums, weights)
+    assert found.first(6) is found
+    assert found.first(2).value == pytest.approx(1.0)
+    assert found.value == pytest.approx((sums[:, 0].mean() + sums[3:, 1].mean()) / 2)

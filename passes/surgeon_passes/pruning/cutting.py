@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from surgeon.errors import GateError, InternalError, UnsupportedModelError
 from surgeon.refit.carry import Current, carry_over
+from surgeon.refit.fit import Effort
+from surgeon.refit.sampling import Places
 from surgeon.refit.sweep import refit
 from surgeon.surgery import keep_of
 from surgeon_passes.pruning.choose import Choice, choose
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from surgeon_passes.prune import Prune
 
     Kept = Mapping[str, NDArray[np.bool_]]
+
+# of a refit whose result is compared with others and thrown away: most of the time goes into places
+QUICK: dict[str, Any] = {"places": Places(per_input=15, fewest=20_000), "effort": Effort(steps=4, joint=4)}
 
 
 @dataclass
@@ -72,19 +77,23 @@ class Cutting:
         self.measuring = with_data(self.options, self.model, self.context)
         self.ranking = Ranking(self.options, self.model, self.measuring)
 
-    def to(self, targets: Mapping[str, float] | None) -> Cut:
+    def to(self, targets: Mapping[str, float] | None, *, quick: bool = False) -> Cut:
         """Cut to targets, or by the pass's ratio without any; groups whose cut cannot be proved are left alone.
+
+        Args:
+            targets: What is to be left at most.
+            quick: Whether the refit takes a fraction of the time, and is a little worse.
 
         Raises:
             GateError: The targets cannot be met, or the proof fails.
         """
         while True:
-            found = self._try(targets)
+            found = self._try(targets, quick=quick)
             if isinstance(found, Cut):
                 return found
             self.refused |= found
 
-    def _try(self, targets: Mapping[str, float] | None) -> Cut | dict[str, str]:
+    def _try(self, targets: Mapping[str, float] | None, *, quick: bool) -> Cut | dict[str, str]:
         current: Current | None = None
         spent = 0.0
         for share in self.options.schedule_of().shares(self._steps())[:-1]:
@@ -96,19 +105,21 @@ class Cutting:
                 if plan.interface:  # the data fit the original's inputs only
                     current = None
                     break
-                current, _, seconds = self._refit(smaller, plan.kept(), current)
+                current, _, seconds = self._refit(smaller, plan.kept(), current, quick=quick)
             except (InternalError, UnsupportedModelError) as error:
                 # the proof of the last step finds the groups that make this cut no model that runs
                 self.context.warn(f"a step was left out, its cut does not run: {error.message}")
                 continue
             spent += seconds
-        return self._prove(self.chosen(targets, current), current, spent)
+        return self._prove(self.chosen(targets, current), current, spent, quick=quick)
 
     def of(self, choice: Choice) -> Cut | dict[str, str]:
         """Cut in one step to what was chosen elsewhere, or say which groups' cuts cannot be proved and why."""
-        return self._prove(choice, None, 0.0)
+        return self._prove(choice, None, 0.0, quick=False)
 
-    def _prove(self, choice: Choice, current: Current | None, spent: float) -> Cut | dict[str, str]:
+    def _prove(
+        self, choice: Choice, current: Current | None, spent: float, *, quick: bool
+    ) -> Cut | dict[str, str]:
         kept = {name: flags for name, flags in choice.kept.items() if not flags.all()}
         if not kept:
             return Cut(self.graph, choice)
@@ -119,7 +130,7 @@ class Cutting:
             self.context.warn("inputs of the model were cut, which the data do not fit: nothing was refitted")
         if not self._reconstructs or outcome.plan.interface:
             return Cut(outcome.graph, choice, outcome)
-        _, refitted, seconds = self._refit(outcome.graph, outcome.plan.kept(), current)
+        _, refitted, seconds = self._refit(outcome.graph, outcome.plan.kept(), current, quick=quick)
         return Cut(outcome.graph, choice, outcome, refitted, spent + seconds)
 
     def chosen(self, targets: Mapping[str, float] | None, current: Current | None = None) -> Choice:
@@ -153,7 +164,9 @@ class Cutting:
         except GateError:
             return None  # the last step says what is out of reach
 
-    def _refit(self, smaller: Any, kept: Kept, current: Current | None) -> tuple[Current, Refitted, float]:
+    def _refit(
+        self, smaller: Any, kept: Kept, current: Current | None, *, quick: bool
+    ) -> tuple[Current, Refitted, float]:
         started = time.perf_counter()
         model, context = self.model, self.context
         keep = keep_of(kept, {group.id: group.atom for group in model.groups})
@@ -171,6 +184,7 @@ class Cutting:
                 limit_bytes=self.options.memory * 2**20,
                 progress=advance,
                 merge=self.options.merge,
+                **(QUICK if quick else {}),
             )
         return after, refitted, time.perf_counter() - started
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from surgeon.cost import count
 from surgeon.errors import GateError, UnsupportedModelError
 from surgeon.graph.load import from_model
-from surgeon.judge import MEASURED, Judge, Verdict
+from surgeon.judge import MEASURED, OFFERS, Judge, Verdict
 from surgeon.stats.compare import Outputs
 from surgeon_passes.quantizing.partly import Parts
 from surgeon_passes.quantizing.sensitivity import Sensitivity, groups_of, sensitivities
@@ -23,13 +24,36 @@ if TYPE_CHECKING:
     import onnx
 
     from surgeon.passes import Context
+    from surgeon_passes.quantizing.choose import Choice
     from surgeon_passes.quantizing.maker import Made, Maker
+    from surgeon_passes.quantizing.spending import Spending
+
+    Spend: TypeAlias = "Callable[[Mixes, Draft, Collection[str], Judge], Spending]"
 
 FAITHFUL = 1e-3  # relative difference of divergences of models that are the same but for the order of sums
 TRIES = 40  # models that are measured at most once the count is known, to put operators back
 FLOAT = "operators that stay float for accuracy"  # where the run keeps them once found, for what is quantized after that
 _MOST_SAMPLES, _FEWEST_SAMPLES = 128, 8  # of the calibration data, to measure sensitivities on
 _MACS = 2e12  # multiply-accumulates that all models together may take for that: a minute or so
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A model with kernels for few bits, before other weights are stored and ballast is taken out.
+
+    Attributes:
+        model: The model.
+        choice: What it was made of.
+        stay: What stays float, and why.
+    """
+
+    model: onnx.ModelProto
+    choice: Choice
+    stay: Mapping[str, str]
+
+    def of(self, model: onnx.ModelProto) -> Draft:
+        """A copy with another model of the same form."""
+        return Draft(copy.deepcopy(model), copy.deepcopy(self.choice), self.stay)
 
 
 @dataclass(frozen=True)
@@ -54,12 +78,20 @@ class Mixes:
             bare: Those of them whose weights stay float in the file as well.
             best: Whether its values are improved.
         """
+        return self.finished(self.draft(stay, best=best), bare)
+
+    def draft(self, stay: Mapping[str, str], *, best: bool = False) -> Draft:
+        """The same without what finishes it; arguments as above."""
         every = {**self.stay, **stay}
         choice = self.maker.choose(every)
-        draft = self.maker.draft(choice)
+        model = self.maker.draft(choice)
         if best and choice.weighted:
-            draft = self.improve(draft)
-        return self.maker.finished(draft, choice, every, bare)
+            model = self.improve(model)
+        return Draft(model, choice, every)
+
+    def finished(self, draft: Draft, bare: Collection[str]) -> Made:
+        """What a draft becomes, of which nothing is used any more."""
+        return self.maker.finished(draft.model, draft.choice, draft.stay, bare)
 
     def tried(self, names: Collection[str], *, bare: bool = False) -> Made:
         """Make one with some operators in float, to be measured and thrown away."""
@@ -101,6 +133,20 @@ class Settled:
     reasons: Mapping[str, str]
     plain: bool
 
+    @property
+    def bare(self) -> Collection[str]:
+        """Those whose weights stay float in the file."""
+        return self.reasons if self.plain else ()
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The model within the budget, the draft of it, and the nodes whose weights stay float in the file."""
+
+    made: Made
+    draft: Draft
+    bare: Collection[str]
+
 
 def fewest(
     order: Sequence[str], holds: Callable[[frozenset[str]], bool], tries: int = TRIES
@@ -140,23 +186,35 @@ def fewest(
     return kept
 
 
-def within_budget(mixes: Mixes, context: Context, max_drop: float | None, where: str) -> Made:
+def within_budget(
+    mixes: Mixes, context: Context, max_drop: float | None, where: str, spend: Spend | None = None
+) -> Made:
     """Quantize as much as the budget allows.
 
     Args:
         mixes: The models there are.
-        context: The run; its record takes ``control`` and ``sensitivity``.
+        context: The run; its record takes ``control``, ``sensitivity`` and ``narrow``.
         max_drop: The largest accepted loss of the metric; None for no budget.
         where: The option that gives it, for messages.
+        spend: How what is left of the budget is spent on fewer bits; None where it is not.
 
     Raises:
         GateError: No mix of float and quantized operators is within the budget.
     """
     settled: Settled = context.kept.get(FLOAT, Settled({}, plain=False))
-    made = mixes.make(settled.reasons, settled.reasons if settled.plain else (), best=not context.trial)
-    if max_drop is None or context.trial or not (made.choice.weighted or made.stored):
+    draft, bare = mixes.draft(settled.reasons, best=not context.trial), settled.bare
+    made = mixes.finished(draft.of(draft.model), bare)
+    if max_drop is None or not (made.choice.weighted or made.stored):
         return made
-    return _Control(mixes, context, Judge.of(context, max_drop, where), where).run(made, settled)
+    if context.trial:
+        if spend is not None and OFFERS not in context.kept:
+            spend(mixes, draft, bare, Judge.of(context, max_drop, where)).offer()
+        return made
+    control = _Control(mixes, context, Judge.of(context, max_drop, where), where)
+    found = control.run(draft, made, settled)
+    if spend is None:
+        return found.made
+    return spend(mixes, found.draft, found.bare, control.judge).run(control.accepts) or found.made
 
 
 @dataclass
@@ -170,15 +228,15 @@ class _Control:
     curve: list[dict[str, Any]] = field(default_factory=list)
     confidence: float = 1.0
 
-    def run(self, made: Made, settled: Settled) -> Made:
-        """Return the given model, with some in float already, if it is within the budget, otherwise one with more."""
+    def run(self, draft: Draft, made: Made, settled: Settled) -> _Found:
+        """Keep the given model, with some in float already, if it is within the budget, otherwise find one with more."""
         already = frozenset(settled.reasons)
         first = self._note(already, self.judge.measure(made.model), plain=settled.plain)
         if not first.within:
             self._check_float(first)
-        if first.within or self._accepts(first):
+        if first.within or self.accepts(first):
             self._record(made, settled)
-            return made
+            return _Found(made, draft, settled.bare)
         ranked = self._ranked(self.mixes.operators())
         order = [name for each in ranked for name in each.nodes]
         for plain in (False, True):  # float arithmetic with stored weights is smaller, and often enough
@@ -191,18 +249,19 @@ class _Control:
         blame = {name: each for each in ranked for name in each.nodes}
         found = Settled({name: _reason(blame[name]) for name in order if name in kept}, plain=plain)
         self.context.kept[FLOAT] = found
-        bare = found.reasons if plain else ()
-        made = self.mixes.make(found.reasons, bare, best=True)
-        if not self._accepts(self._note(kept, self.judge.measure(made.model), plain=plain)):
-            made = self.mixes.make(found.reasons, bare)  # which was measured
+        draft = self.mixes.draft(found.reasons, best=True)
+        made = self.mixes.finished(draft.of(draft.model), found.bare)
+        if not self.accepts(self._note(kept, self.judge.measure(made.model), plain=plain)):
+            draft = self.mixes.draft(found.reasons)  # which was measured
+            made = self.mixes.finished(draft.of(draft.model), found.bare)
         self._record(made, found)
-        return made
+        return _Found(made, draft, found.bare)
 
     def _holds(self, names: frozenset[str], *, plain: bool) -> bool:
         made = self.mixes.tried(names, bare=plain)
-        return self._accepts(self._note(names, self.judge.measure(made.model), plain=plain))
+        return self.accepts(self._note(names, self.judge.measure(made.model), plain=plain))
 
-    def _accepts(self, verdict: Verdict) -> bool:
+    def accepts(self, verdict: Verdict) -> bool:
         """Whether a loss is within the budget, for sure or, where even the float model is not for sure, as measured."""
         return verdict.within if self.confidence > MEASURED else verdict.loss <= self.judge.max_drop
 
