@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from surgeon.graph.order import every_node
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -38,6 +39,11 @@ _OPERATORS = {
     *("DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits", "MatMulBnb4", "MatMulFpQ4"),
     *("GatherBlockQuantized", "NhwcMaxPool", "QEmbedLayerNormalization", "QOrderedMatMul"),
 }
+INTEGERS = tuple(
+    getattr(onnx.TensorProto, name)
+    for name in ("INT2", "UINT2", "INT4", "UINT4", "INT8", "UINT8", "INT16", "UINT16", "INT32")
+    if hasattr(onnx.TensorProto, name)
+)
 _INTEGERS = (np.int8, np.uint8)
 
 
@@ -83,7 +89,7 @@ def meanings(analysis: Analysis) -> dict[str, Meaning]:
     result: dict[str, Meaning] = {}
     for op in analysis.ops:
         for index, stated in op.facts.quantized.items():
-            tensor = _before_casts(op.node.inputs[index])
+            tensor = _before_casts(op.node.inputs[index], analysis.shapes.dtypes)
             zero = np.zeros((), np.int64) if stated.zero_point is None else op.value(stated.zero_point)
             scale = None if stated.scale is None else op.value(stated.scale)
             if zero is None:
@@ -101,10 +107,13 @@ def meanings(analysis: Analysis) -> dict[str, Meaning]:
     return result
 
 
-def _before_casts(tensor: gs.Tensor) -> gs.Tensor:
-    """What a tensor was before its type was changed, as that of integers stored with 4 bits is; their numbers stay."""
+def _before_casts(tensor: gs.Tensor, dtypes: Mapping[str, int]) -> gs.Tensor:
+    """What integers were before their type was changed, as that of those stored with 4 bits is; their numbers stay."""
     while len(tensor.inputs) == 1 and tensor.inputs[0].op == "Cast":
-        tensor = tensor.inputs[0].inputs[0]
+        source = tensor.inputs[0].inputs[0]
+        if dtypes.get(source.name) not in INTEGERS:
+            break
+        tensor = source
     return tensor
 
 

@@ -50,7 +50,8 @@ class Prune(Pass):
         max_drop: Find the smallest model that loses at most this of the metric, whatever later passes lose; by default the
             run's ``--max-drop``, which a cut has to keep with the later passes of the run behind it.
         by: What is to be smallest within ``max_drop``: macs, params, or size (the weight bytes).
-        tries: How many cuts are measured at most to find the smallest within ``max_drop``.
+        tries: How many cuts, refitted in haste, are measured at most to find the smallest within ``max_drop``; what is found
+            is refitted for good, and measured, on top of these.
         score: How indices are ranked: auto (obs with data, given or made up for reconstruct, else l2); obs, the error that is
             left at the consumers once the others make up for the removal (optimal brain surgeon, needs data); l1, l2, bn_scale, geometric_median, redundancy, random, and with data
             activation_norm, apoz, wanda, and by gradients taylor, fisher; or a score that a plugin registers as ``surgeon.scores``.

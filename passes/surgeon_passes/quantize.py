@@ -101,6 +101,8 @@ class Quantize(Pass):
             raise UsageError(
                 "has no operators to choose from", where="quantize.max_drop", hint="leave out mode=fp16"
             )
+        if self.narrow and self.mode not in ("auto", "static"):
+            raise UsageError(f"takes static mode, not {self.mode}", where="quantize.narrow")
         if self.bits == 4 and self.mode != "weights":
             raise UsageError(f"takes mode=weights, not {self.mode}", where="quantize.bits")
         if self.block not in _BLOCKS:
@@ -138,6 +140,12 @@ class Quantize(Pass):
         if self.mode == "fp16":
             prepare.name_nodes(model)
             return self._half(model, context, folder)
+        if self.narrow and self._budget(context)[0] is None:
+            raise UsageError(
+                "spends what a budget leaves",
+                where="quantize.narrow",
+                hint="give --max-drop or quantize.max_drop",
+            )
         maker = self._maker(prepare.prepared(model, self._excluding(context), folder), context, folder)
         guarded = self.guard and maker.whole.weighted and not context.trial  # what is tried is not timed
         stay = self._guarded(maker, context) if guarded else {}
@@ -232,10 +240,15 @@ class Quantize(Pass):
 
     def _spending(self, maker: Maker, context: Context) -> Spend | None:
         """How weights get fewer bits where the budget allows; None where they are to keep theirs."""
+        from surgeon_passes.quantizing.halved import why_not
         from surgeon_passes.quantizing.spending import Spending
 
         shared = context.trial or OFFERS in context.kept
-        if maker.static is None or not (shared if self.narrow is None else self.narrow):
+        if not (shared if self.narrow is None else self.narrow):
+            return None
+        why = "only static mode has such" if maker.static is None else why_not(maker.model)
+        if why is not None:
+            context.warn(f"no weights get 4 bits: {why}")
             return None
         return partial(Spending, context=context, memory=self.memory, samples=self.samples)
 
@@ -266,6 +279,10 @@ class Quantize(Pass):
         if not same:
             context.warn(
                 "weights of 4 bits take a byte each in the file: stored otherwise the outputs differ"
+            )
+        if same and (lost := sorted(set(names) - set(done))):
+            context.warn(
+                f"weights of 4 bits that a later pass has changed keep a byte each: {', '.join(lost)}"
             )
         taken = same and stored.ByteSize() < model.ByteSize()
         context.record["halved"] = done if taken else []

@@ -9,7 +9,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from surgeon.graph.weights import data_type, peek
-from surgeon.quantized import spread
+from surgeon.quantized import INTEGERS, spread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,11 +19,6 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
-INTEGERS = tuple(
-    getattr(onnx.TensorProto, name)
-    for name in ("INT2", "UINT2", "INT4", "UINT4", "INT8", "UINT8", "INT16", "UINT16", "INT32")
-    if hasattr(onnx.TensorProto, name)
-)
 _TURNING = frozenset({"Identity", "Transpose", "Cast", "Reshape", "DequantizeLinear"})
 
 

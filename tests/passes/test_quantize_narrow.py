@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper as nh
-from quantizable import context_for, network
+from quantizable import context_for, network, quantized
 
 import surgeon
-from surgeon.errors import GateError
+from surgeon.errors import GateError, UsageError
 from surgeon.graph.load import from_model
 from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
@@ -336,13 +336,18 @@ def test_alone_quantize_keeps_its_bits_unless_asked(files: dict[str, Any], tmp_p
     assert not [e for e in onnx.load(out).graph.initializer if e.data_type == onnx.TensorProto.INT4]
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["known before", "only in the end"])
 def test_what_cannot_be_converted_keeps_a_byte_each(
-    files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
+    """Then nothing is spent on fewer bits, if that is known before."""
+
     def refuse(*_: Any) -> None:
         raise GateError("no converter")
 
     monkeypatch.setattr("surgeon_passes.quantizing.halved.raise_opset", refuse)
+    if late:
+        monkeypatch.setattr("surgeon_passes.quantizing.halved.why_not", lambda _: None)
     report = surgeon.run(
         files["model"],
         "quantize{guard=false narrow=true}",
@@ -353,7 +358,9 @@ def test_what_cannot_be_converted_keeps_a_byte_each(
         destination=tmp_path / "o.onnx",
         force=True,
     ).report
-    assert any("take a byte each in the file: no converter" in each for each in report["warnings"])
+    said = "take a byte each in the file: no converter" if late else "no weights get 4 bits: no converter"
+    assert any(said in each for each in report["warnings"])
+    assert ("narrow" in report["passes"][-1]) == late
     assert "halved" not in report["passes"][-1]
 
 
@@ -375,3 +382,11 @@ def test_a_shared_budget_is_spent_by_both(files: dict[str, Any], tmp_path: Path)
     assert quantize["halved"]
     assert report["after"]["bytes"] == out.stat().st_size < taken["bytes"]
     assert report["after"]["metric"] <= 0.05
+
+
+def test_fewer_bits_need_a_mode_and_a_budget():
+    with pytest.raises(UsageError, match=r"quantize\.narrow: takes static mode"):
+        Quantize(mode="dynamic", narrow=True)
+    model = network()
+    with pytest.raises(UsageError, match="spends what a budget leaves"):
+        quantized(model, context_for(model), mode="static", narrow=True)

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from surgeon.errors import GateError, UnsupportedModelError
 from surgeon.graph.sessions import run, session
 from surgeon_passes.quantizing.blocks import pack
 from surgeon_passes.quantizing.prepare import raise_opset
@@ -68,6 +69,21 @@ def halved(model: onnx.ModelProto, names: Collection[str]) -> tuple[onnx.ModelPr
     del result.graph.node[:]
     result.graph.node.extend([*casts, *nodes])
     return result, fitting
+
+
+def why_not(model: onnx.ModelProto) -> str | None:
+    """Why weights cannot be stored so here, before anything depends on it; None if they can."""
+    value = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.INT8, [2])
+    stored = onnx.helper.make_tensor("w", onnx.TensorProto.INT4, [2], bytes(1), raw=True)
+    cast = onnx.helper.make_node("Cast", ["w"], ["y"], to=onnx.TensorProto.INT8)
+    graph = onnx.helper.make_graph([cast], "g", [], [value], [stored])
+    opset = onnx.helper.make_opsetid("", OPSET)
+    try:
+        session(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=_IR))
+        raise_opset(model, OPSET)
+    except (GateError, UnsupportedModelError) as error:
+        return error.message
+    return None
 
 
 def same_outputs(one: onnx.ModelProto, other: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]]) -> bool:
