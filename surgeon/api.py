@@ -73,7 +73,7 @@ def save(model: Graph | onnx.ModelProto, path: str | os.PathLike[str]) -> None:
     """
     from surgeon.graph.save import save as save_graph
 
-    save_graph(_as_graph(model), Path(path))
+    save_graph(_as_stored(_as_graph(model)), Path(path))
 
 
 def run(
@@ -315,11 +315,25 @@ def _file_of(model: Any) -> Iterator[Path]:
         return
     from surgeon.graph.save import save as save_graph
 
-    graph = _as_graph(model)
+    graph = _as_stored(_as_graph(model))
     with tempfile.TemporaryDirectory(prefix="surgeon-") as folder:
         path = Path(folder) / "model.onnx"
         save_graph(graph, path)
         yield path
+
+
+def _as_stored(graph: Graph) -> Graph:
+    """The graph with weights that its file has as indices and a table stored so again; a copy, if there are any."""
+    from surgeon.graph.copy import copy_of
+    from surgeon.graph.source import source_of
+    from surgeon.stats.encode import encode_again
+
+    source = source_of(graph)
+    if source is None or not source.encoded:
+        return graph
+    result = copy_of(graph)
+    encode_again(result, source.encoded)
+    return result
 
 
 def _hold(graph: Graph) -> None:

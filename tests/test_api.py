@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnx
+import onnx.helper as oh
 import pytest
 import tiny
+from onnx import numpy_helper as nh
 
 import surgeon
 from surgeon.passes import Context, Pass
@@ -290,3 +292,28 @@ def test_sizes_are_not_measured_unasked(model):
     )
     asked = surgeon.run(model, passes=[Halve()], sizes=True).report
     assert asked["before"]["nonzeros"] == asked["after"]["nonzeros"] == 16 * 27 + 24 * 144 + 240
+
+
+def test_encoded_weights_stay_encoded_in_memory_as_in_files(tmp_path):
+    random = np.random.default_rng(0)
+    weights = [
+        nh.from_array(random.standard_normal(s).astype("f"), n) for n, s in (("a", (64, 64)), ("b", (64, 64)))
+    ]
+    nodes = [
+        oh.make_node("MatMul", ["x", "a"], ["h"]),
+        oh.make_node("Relu", ["h"], ["r"]),
+        oh.make_node("MatMul", ["r", "b"], ["y"]),
+    ]
+    ends = [oh.make_tensor_value_info(n, 1, ["N", 64]) for n in "xy"]
+    plain = oh.make_model(
+        oh.make_graph(nodes, "g", ends[:1], ends[1:], weights),
+        opset_imports=[oh.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    path, again, cut = (tmp_path / f"{name}.onnx" for name in ("encoded", "again", "cut"))
+    surgeon.run(plain, "cluster{encode=true}", destination=path)
+    assert path.stat().st_size < 0.2 * plain.ByteSize()
+    surgeon.save(surgeon.load(path), again)
+    assert again.stat().st_size <= path.stat().st_size
+    surgeon.run(onnx.load(path), "prune{ratio=0.5}", destination=cut)
+    assert cut.stat().st_size < path.stat().st_size
