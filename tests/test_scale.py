@@ -45,7 +45,7 @@ finally:
     print(peak(), file=sys.stderr)
 """
 IDLE = """
-import surgeon.job, surgeon.engine, surgeon.verify, surgeon_passes.prune
+import scipy.linalg, surgeon.job, surgeon.engine, surgeon.verify, surgeon_passes.prune
 print(peak(), file=sys.stderr)
 """
 

@@ -159,7 +159,7 @@ class Prune(Pass):
         model = analyse(graph, cut_cache=self.cut_cache)
         cutting = Cutting(self, model, graph, context)
         found = self._cut(cutting, context)
-        note(found, cutting)
+        note(found, cutting, context)
         return found.graph
 
     def _cut(self, cutting: Cutting, context: Context) -> Cut:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from surgeon.errors import GateError, UsageError
+from surgeon.errors import UsageError
 from surgeon.passes import Pass
 from surgeon_passes.factorize import Factorize
 from surgeon_passes.prune import Prune
@@ -67,12 +67,11 @@ class Shrink(Pass):
         Raises:
             GateError: The target cannot be met, or the proof of a cut fails.
         """
-        from surgeon.allocate.candidate import SLACK
         from surgeon.cost import count
         from surgeon.engine import analyse
         from surgeon_passes.factorizing.split import Splitter
         from surgeon_passes.pruning.cutting import Cutting
-        from surgeon_passes.pruning.describe import note
+        from surgeon_passes.shrinking.attempts import Attempts
         from surgeon_passes.training.excluded import excluded_by
         from surgeon_passes.valuing.samples import batches
 
@@ -86,29 +85,11 @@ class Shrink(Pass):
         with context.progress(self.name, None) as advance:
             curves = splitter.measured(advance)
         found, compared = self._cut(cutting, splitter, curves, fraction)
-        note(found, cutting)
+        result = Attempts(self, cutting, splitter, curves, fraction).best(found)
         context.record["compared"] = [{"group": name, **asdict(each)} for name, each in compared.items()]
-        left = count(found.graph).macs / max(before, 1.0)
-        split = left > fraction * (1 + SLACK)
-        try:
-            if split and found.proved is not None:
-                graph = self.factorizing(fraction / left).run(found.graph, context)
-            elif split:
-                with context.progress(self.name, None) as advance:
-                    splitter.split(curves, fraction, advance)
-            else:
-                graph = found.graph
-                splitter.describe(curves, {})
-        except GateError as error:
-            raise GateError(
-                f"at most {fraction:g} of the multiply-accumulates is asked for, and {left:.4f} are left by the cut "
-                f"whose channels cost less than splits; of these {error.message}",
-                where="shrink.macs",
-                hint="ask for less, or let multiple_of or round_to be smaller",
-            ) from error
-        context.record["macs"] = {"before": before, "after": count(graph).macs, "asked": fraction}
-        context.record["changed"] = found.proved is not None or split
-        return graph
+        context.record["macs"] = {"before": before, "after": count(result).macs, "asked": fraction}
+        context.record["changed"] = True
+        return result
 
     def _cut(
         self, cutting: Cutting, splitter: Splitter, curves: Curves, fraction: float

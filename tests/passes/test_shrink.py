@@ -164,6 +164,9 @@ def test_superfluous_channels_go_and_a_layer_of_low_rank_is_split():
     assert first["kept"] == 16
     assert [each["node"] for each in record["split"]] == ["m1"]
     assert record["certificate"]["status"] == "exact"
+    errors = record["attempts"]["errors"]
+    assert record["attempts"]["taken"] == min(errors, key=errors.get) == "cuts and splits"
+    assert set(errors) == {"cuts and splits", "cuts", "splits"}
     wanted = outputs(model)
     assert np.square(outputs(result) - wanted).sum() < 1e-6 * np.square(wanted).sum()
 

@@ -85,8 +85,15 @@ class Splitter:
             elif found:
                 self.left[str(op.node.name or op.node.outputs[0].name)] = found
 
-    def split(self, curves: Curves, fraction: float, progress: Callable[[int], None]) -> None:
-        """Split operators so that the graph has at most a fraction of its multiply-accumulates, and report it.
+    def split(
+        self,
+        curves: Curves,
+        fraction: float,
+        progress: Callable[[int], None],
+        *,
+        context: Context | None = None,
+    ) -> None:
+        """Split operators so that the graph has at most a fraction of its multiply-accumulates, and report it to a run.
 
         Raises:
             GateError: There is nothing to split, or the fraction cannot be met.
@@ -101,13 +108,21 @@ class Splitter:
                 where="factorize.macs",
                 hint="please report this",
             )
-        self.context.record["macs"] = {"before": before, "after": after, "asked": fraction}
-        self.describe(curves, taken, settled)
+        told = context or self.context
+        told.record["macs"] = {"before": before, "after": after, "asked": fraction}
+        self.describe(curves, taken, settled, context=told)
 
-    def describe(self, curves: Curves, taken: Mapping[str, Way], settled: Settled | None = None) -> None:
+    def describe(
+        self,
+        curves: Curves,
+        taken: Mapping[str, Way],
+        settled: Settled | None = None,
+        *,
+        context: Context | None = None,
+    ) -> None:
         """Report what became of the operators; without ``taken`` that all stay whole."""
         every = {name: ways[0] for name, ways in curves.ways.items()} | dict(taken)
-        describe(self.work, every, curves, settled or Settled(), self.context)
+        describe(self.work, every, curves, settled or Settled(), context or self.context)
 
     def measured(self, progress: Callable[[int], None]) -> Curves:
         """What can become of each operator, what is lost by it, and what that counts."""

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 DIGITS = 4
 
 
-def note(found: Cut, cutting: Cutting) -> None:
+def note(found: Cut, cutting: Cutting, context: Context) -> None:
     """Take note of a cut: in the report, in the plan, and in what later passes know."""
-    model, context = cutting.model, cutting.context
+    model = cutting.model
     kept = {name for name, flags in found.choice.kept.items() if not flags.all()}
     context.record["groups"] = _groups(model, kept, found.choice.reasons)
     if found.proved is None:
