@@ -7,7 +7,7 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from surgeon.errors import UsageError
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from surgeon.passes import Context, Graph
     from surgeon.stats.metrics import Metric
     from surgeon.stats.paired import Scores
+
+    Early: TypeAlias = Literal["no", "lost", "clear"]
 
 
 OFFERS = "what is left of the budget buys"  # where the run keeps what later passes offer
@@ -121,13 +123,13 @@ class Judge:
         """The original's metric."""
         return self.original.value
 
-    def measure(self, candidate: Graph | onnx.ModelProto, *, early: bool = False) -> Verdict:
+    def measure(self, candidate: Graph | onnx.ModelProto, *, early: Early = "no") -> Verdict:
         """Run a candidate over the evaluation data.
 
         Args:
             candidate: The model.
-            early: Whether a part of the data will do where that says clearly on which side of the budget the loss is. The metric
-                is then what the original has on all data, less the loss on these.
+            early: Whether a part of the data will do where it says clearly that the loss is beyond the budget (``lost``), or on
+                which side of it (``clear``). The metric is then what the original has on all data, less the loss on these.
         """
         from surgeon.stats.metrics import SLACK
         from surgeon.stats.paired import largest_loss
@@ -163,13 +165,15 @@ class Judge:
         )
         return MEASURED
 
-    def _is_decided(self, found: Scores) -> bool:
+    def _is_enough(self, found: Scores, early: Early) -> bool:
         from surgeon.stats.paired import decided
 
-        up = self.metric.higher_is_better
-        return decided(self.original.first(found.units), found, self.max_drop, higher_is_better=up)
+        before, up = self.original.first(found.units), self.metric.higher_is_better
+        if early == "lost" and self.metric.loss(before.value, found.value) <= self.max_drop:
+            return False
+        return decided(before, found, self.max_drop, higher_is_better=up)
 
-    def _scores(self, candidate: Graph | onnx.ModelProto, *, early: bool) -> tuple[Scores, int]:
+    def _scores(self, candidate: Graph | onnx.ModelProto, *, early: Early) -> tuple[Scores, int]:
         from surgeon.graph.save import save
         from surgeon.graph.sessions import session
         from surgeon.stats.metrics import scores
@@ -178,7 +182,10 @@ class Judge:
         assert evaluation is not None
         compares = self.metric.against == "reference" or not evaluation.has_labels
         reference = session(self.context.source_path, threads=threads) if compares else None
-        enough = self._is_decided if early else lambda _: False
+
+        def enough(found_so_far: Scores) -> bool:
+            return early != "no" and self._is_enough(found_so_far, early)
+
         if hasattr(candidate, "SerializeToString"):
             runner = session(candidate, threads=threads)
             return scores(runner, evaluation, self.metric, reference, enough), candidate.ByteSize()

@@ -200,6 +200,27 @@ class Context:
             self.data = synthetic_dataset(self.inputs, self.seed, SYNTHETIC_SAMPLES)
         return self.data
 
+    def macs_left(self, name: str, own: float | None, default: float) -> float:
+        """Returns the fraction of the multiply-accumulates that a pass may leave: its own, else the run's target, else its default.
+
+        Args:
+            name: Of the pass.
+            own: Its option ``macs``, or None.
+            default: Where the run has no targets.
+
+        Raises:
+            UsageError: The run has targets, and none of multiply-accumulates.
+        """
+        if own is not None:
+            return own
+        if self.targets and "macs" not in self.targets:
+            raise UsageError(
+                f"the run's target is of {', '.join(self.targets)}, and {name} can only aim at multiply-accumulates",
+                where=f"{name}.macs",
+                hint=f"say how many it may leave: {name}{{macs={default:g}}}",
+            )
+        return float(self.targets.get("macs", default))
+
     def note_cut(self, model: Model, plan: Plan, *, lossless: bool = False) -> None:
         """Takes note of a cut: in the plan, in what is left of the file's tensors, and in the reference.
 

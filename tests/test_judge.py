@@ -46,7 +46,7 @@ def tilted(much: float) -> onnx.ModelProto:
 
 @pytest.mark.parametrize(("much", "within"), [(0.0, True), (0.9, False)])
 def test_what_is_clear_is_not_measured_to_the_end(much: float, within: bool, judge: Judge) -> None:
-    early, whole = judge.measure(tilted(much), early=True), judge.measure(tilted(much))
+    early, whole = judge.measure(tilted(much), early="clear"), judge.measure(tilted(much))
     assert early.within == whole.within == within
     assert OFTEN <= early.units < SAMPLES == whole.units
     assert early.part
@@ -57,4 +57,11 @@ def test_what_is_clear_is_not_measured_to_the_end(much: float, within: bool, jud
 
 def test_what_is_not_clear_is_measured_on_all(judge: Judge) -> None:
     much = next(k / 100 for k in range(100) if judge.measure(tilted(k / 100)).loss > 0.05)
-    assert judge.measure(tilted(much), early=True) == judge.measure(tilted(much))
+    assert judge.measure(tilted(much), early="clear") == judge.measure(tilted(much))
+
+
+def test_what_is_not_lost_may_be_measured_to_the_end(judge: Judge) -> None:
+    assert judge.measure(tilted(0.0), early="lost") == judge.measure(tilted(0.0))
+    lost = judge.measure(tilted(0.9), early="lost")
+    assert lost.units < SAMPLES
+    assert not lost.within

@@ -104,9 +104,7 @@ class Drop(Pass):
 
     def fraction(self, context: Context) -> float:
         """The target in force: the pass's own, else the run's, else 0.8."""
-        if self.macs is not None:
-            return self.macs
-        return float(context.targets.get("macs", DEFAULT_TARGET))
+        return context.macs_left(self.name, self.macs, DEFAULT_TARGET)
 
     def _refitted(
         self, repair: Repair, chosen: Sequence[Gap], context: Context, progress: Callable[[int], None]

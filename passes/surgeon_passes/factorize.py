@@ -74,6 +74,4 @@ class Factorize(Pass):
 
     def fraction(self, context: Context) -> float:
         """The target in force: the pass's own, else the run's, else 0.67."""
-        if self.macs is not None:
-            return self.macs
-        return float(context.targets.get("macs", DEFAULT_TARGET))
+        return context.macs_left(self.name, self.macs, DEFAULT_TARGET)

@@ -113,9 +113,7 @@ class Shrink(Pass):
 
     def fraction(self, context: Context) -> float:
         """The target in force: the pass's own, else the run's, else half."""
-        if self.macs is not None:
-            return self.macs
-        return float(context.targets.get("macs", DEFAULT_TARGET))
+        return context.macs_left(self.name, self.macs, DEFAULT_TARGET)
 
     def pruning(self, fraction: float) -> Prune:
         """What deletes."""

@@ -184,14 +184,16 @@ class Scripted:
         self.seen: list[frozenset[str]] = []
         self.first: dict[frozenset[str], bytes] = {}
 
-    def measure(self, model: onnx.ModelProto, *, early: bool = False) -> Verdict:
+    def measure(self, model: onnx.ModelProto, *, early: str = "no") -> Verdict:
         arrays = initializers(model)
         few = frozenset(name for name in self.costs if np.abs(arrays[f"{name}_quantized"]).max() <= 7)
         integers = arrays["w2_quantized"].tobytes()
         again = integers != self.first.setdefault(few, integers)
         self.seen.append(few)
         loss = sum(self.costs[name] for name in few) + (self.anew if again else 0.0)
-        return Verdict(1 - loss, loss, loss, 0.9, loss <= self.max_drop + 1e-12, model.ByteSize(), 1, early)
+        return Verdict(
+            1 - loss, loss, loss, 0.9, loss <= self.max_drop + 1e-12, model.ByteSize(), 1, part=early != "no"
+        )
 
 
 def spender(maker: Maker, judge: Scripted, context: Context) -> Spending:

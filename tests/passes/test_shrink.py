@@ -11,6 +11,7 @@ import pytest
 from onnx import numpy_helper as nh
 from quantizable import context_for, network
 
+import surgeon
 from surgeon.allocate import Candidate
 from surgeon.cost import count
 from surgeon.engine import analyse
@@ -20,6 +21,8 @@ from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
 from surgeon.stats.data import graph_inputs
 from surgeon.stats.synthetic import synthetic
+from surgeon_passes.drop import Drop
+from surgeon_passes.factorize import Factorize
 from surgeon_passes.pruning import cutting
 from surgeon_passes.shrink import Shrink
 from surgeon_passes.shrinking.share import Operator, Sharer
@@ -210,3 +213,10 @@ def test_what_is_out_of_reach_or_no_target_is_refused():
         Shrink(macs=1.5)
     with pytest.raises(UsageError, match=r"shrink\.samples"):
         Shrink(samples=0)
+
+
+@pytest.mark.parametrize("passes", [Shrink(), Factorize(), Drop()])
+def test_a_target_that_a_pass_cannot_aim_at_is_no_other_target(passes):
+    with pytest.raises(UsageError, match=f"target is of size, and {passes.name} can only aim") as caught:
+        surgeon.run(network(), [passes], target={"size": 0.9})
+    assert caught.value.where == f"{passes.name}.macs"

@@ -16,7 +16,7 @@ from surgeon_passes.pruning.choose import OutOfReachError, least_left
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from surgeon.judge import Offer
+    from surgeon.judge import Early, Offer
     from surgeon.passes import Graph, Later
     from surgeon_passes.prune import Prune
     from surgeon_passes.pruning.cutting import Cut, Cutting
@@ -234,7 +234,7 @@ class _Search:
         by, quick = self.cutting.options.by, quick and found.refitted is not None
         if not quick:
             self.final.add(asked)
-        sizes, verdict = _sizes(found.graph), self._verdict(found, early=quick)
+        sizes, verdict = _sizes(found.graph), self._verdict(found, early="lost" if quick else "no")
         self.confidence = min(self.confidence, verdict.confidence)
         left = sizes[by] / max(self.whole[by], 1.0)
         trial = Trial(asked, left, verdict.metric, verdict.within, self._worth(left, verdict))
@@ -264,7 +264,7 @@ class _Search:
         size = verdict.bytes * bytes_left(self.offers, self.judge.max_drop - verdict.bound)
         return size if self.cutting.options.by == "size" else left * size
 
-    def _verdict(self, found: Cut, *, early: bool) -> Verdict:
+    def _verdict(self, found: Cut, *, early: Early) -> Verdict:
         """What is measured of a cut, or of what the later passes make of it."""
         if self.later is None:
             return self.judge.measure(found.graph, early=early)

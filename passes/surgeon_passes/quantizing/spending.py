@@ -102,7 +102,7 @@ class Spending:
         def holds(wide: frozenset[str]) -> bool:
             names = [name for name in order if name not in wide]
             self.seen[frozenset(names)] = self._note(
-                names, self.judge.measure(self._made(names).model, early=True)
+                names, self.judge.measure(self._made(names).model, early="clear")
             )
             return accepts(self.seen[frozenset(names)])
 
