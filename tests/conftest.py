@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# as a run of surgeon does: threads of linear algebra wait for those of onnxruntime and of other processes. Read when numpy is imported
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

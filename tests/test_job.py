@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import onnx
 from onnx import helper
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import surgeon
 from surgeon.passes import Pass
@@ -47,8 +47,11 @@ def _model() -> onnx.ModelProto:
 
 def test_linear_algebra_runs_on_one_thread_during_a_job_and_on_as_many_as_before_after_it() -> None:
     SEEN.clear()
-    surgeon.run(_model(), [Looking()], force=True)
-    after = _threads()
-    assert [1] * len(after) == SEEN
-    assert after == _threads()
-    assert after
+    _threads()  # loads what is to be limited
+    with threadpool_limits(2, "blas"):
+        before = _threads()
+        surgeon.run(_model(), [Looking()], force=True)
+        after = _threads()
+    assert before
+    assert [1] * len(before) == SEEN
+    assert [2] * len(before) == before == after
