@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from surgeon_passes.shrinking.share import Compared
 
 DEFAULT_TARGET = 0.5
+FEWEST = 2  # samples
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,11 @@ class Shrink(Pass):
 
         Raises:
             GateError: The target cannot be met, or the proof of a cut fails.
+            UsageError: There is one sample, and nothing that its outputs could be told from.
         """
         from surgeon.cost import count
         from surgeon.engine import analyse
+        from surgeon.stats.variants import samples_in
         from surgeon_passes.factorizing.split import Splitter
         from surgeon_passes.pruning.cutting import Cutting
         from surgeon_passes.shrinking.attempts import Attempts
@@ -76,6 +79,12 @@ class Shrink(Pass):
         from surgeon_passes.valuing.samples import batches
 
         feeds = batches(context.calibration(), self.samples, graph, context)
+        if sum(map(samples_in, feeds)) < FEWEST:
+            raise UsageError(
+                "errors count by how far the outputs of samples are apart, and there is one sample",
+                where="pass shrink",
+                hint="give some more, or use prune or factorize",
+            )
         fraction = self.fraction(context)
         before = count(graph).macs
         cutting = Cutting(self.pruning(fraction), analyse(graph), graph, context)

@@ -135,7 +135,7 @@ def filled_up(
         seed: Seed of the variants.
         threads: Threads for onnxruntime.
     """
-    count = sum(map(_samples, feeds))
+    count = sum(map(samples_in, feeds))
     missing = samples - count
     if missing <= 0 or not feeds:
         return list(feeds)
@@ -151,11 +151,12 @@ def filled_up(
         if missing <= 0:
             break
         result.append(batch)
-        missing -= _samples(batch)
+        missing -= samples_in(batch)
     return result
 
 
-def _samples(batch: Feeds) -> int:
+def samples_in(batch: Feeds) -> int:
+    """How many samples a batch holds: the largest first dimension of its arrays."""
     return max((len(array) for array in batch.values() if np.ndim(array)), default=1)
 
 

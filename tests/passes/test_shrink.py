@@ -220,3 +220,10 @@ def test_a_target_that_a_pass_cannot_aim_at_is_no_other_target(passes):
     with pytest.raises(UsageError, match=f"target is of size, and {passes.name} can only aim") as caught:
         surgeon.run(network(), [passes], target={"size": 0.9})
     assert caught.value.where == f"{passes.name}.macs"
+
+
+def test_one_sample_is_too_few_to_compare_by():
+    model = perceptron(*drawn())
+    one = {"x": np.ones((1, WIDTHS[0]), np.float32)}
+    with pytest.raises(UsageError, match="there is one sample"):
+        surgeon.run(model, [Shrink()], data=lambda: iter([one]))
