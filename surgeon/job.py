@@ -95,10 +95,11 @@ def execute(job: Job) -> Finished:
     from threadpoolctl import threadpool_limits
 
     from surgeon.graph.collecting import seldom_collected
+    from surgeon.stats.blocks import workers
 
     # BLAS on several threads waits for onnxruntime's, and for those of any other process: the small products of the
     # closed forms took 10 to 60 times as long with two threads as with one, and only the largest ones gain from them
-    with seldom_collected(), threadpool_limits(1, user_api="blas"):
+    with seldom_collected(), threadpool_limits(1, user_api="blas"), workers(job.threads):
         return _execute(job)
 
 

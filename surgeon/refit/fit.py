@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from surgeon.refit.definite import inverses
 from surgeon.refit.support import solved_on
+from surgeon.stats.blocks import moments, product
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,8 +114,7 @@ def _fit(sample: Sample, start: Matrix, effort: Effort, support: Flags | None) -
     if not fitted.any() or not np.isfinite(before):
         return _Solved(start, 0.0, 0.0, 0.0)
     x, t = sample.x[fitted], sample.target[fitted]
-    gram = (x.T @ x).astype(np.float64)
-    right = (x.T @ t).astype(np.float64)
+    gram, right = moments(x, x), moments(x, t)
     if not np.isfinite(right).all():
         return _Solved(start, before, before, judge.energy)
     found = _strongest(gram, right, start, judge, effort.strengths, support)
@@ -125,10 +126,10 @@ def _fit(sample: Sample, start: Matrix, effort: Effort, support: Flags | None) -
     if sample.through is not None:
         other = None if sample.other is None else sample.other[fitted]
         for _ in range(effort.steps):
-            towards = _towards(sample.through, x @ weights.astype(np.float32), t, other)
+            towards = _towards(sample.through, product(x, weights.astype(np.float32)), t, other)
             if not np.isfinite(towards).all():
                 break
-            weights = ridge.solve((x.T @ towards).astype(np.float64), start)
+            weights = ridge.solve(moments(x, towards), start)
             error = judge.error(weights)
             enough = error > least * (1 - ENOUGH)
             if error < least:
@@ -191,7 +192,7 @@ class _Ridge:
         if support is not None:
             return _Ridge(gram + np.diag(penalty), penalty, support)
         try:
-            inverse = np.asarray(np.linalg.inv(gram + np.diag(penalty)), np.float64)
+            inverse = np.asarray(inverses((gram + np.diag(penalty))[None])[0], np.float64)
         except np.linalg.LinAlgError:
             return None
         return _Ridge(inverse, penalty) if np.isfinite(inverse).all() else None
@@ -223,7 +224,7 @@ class _Judge:
         self.energy = float(np.square(self.wanted - mean, dtype=np.float64).sum())
 
     def error(self, weights: Matrix) -> float:
-        difference = self._seen(self.x @ weights.astype(np.float32)) - self.wanted
+        difference = self._seen(product(self.x, weights.astype(np.float32))) - self.wanted
         return float(np.einsum("ij,ij->", difference, difference, dtype=np.float64))
 
     def _seen(self, values: Floats) -> Floats:

@@ -9,11 +9,13 @@ Newton). What does best on held-out places is kept.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from surgeon.refit.definite import inverses
 from surgeon.refit.fit import BIAS_STRENGTH, Effort, Sample, fit, scale_of
+from surgeon.stats.blocks import moments, product
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -124,7 +126,7 @@ class _Search:
 
     def _product(self, rows: Floats) -> Floats:
         weights = self.second.astype(np.float32)
-        return np.asarray(rows @ weights[:, :-1] + weights[:, -1:], np.float32)
+        return np.asarray(product(rows, weights[:, :-1]) + weights[:, -1:], np.float32)
 
     def _seen(self, values: Floats) -> Floats:
         if self.wanted.through is None:
@@ -155,7 +157,7 @@ class _Search:
     def step(self) -> bool:
         """One step of the first weights; False where there is nowhere to go."""
         residual = self._residual()
-        back = (residual @ self.second[:, :-1].transpose(0, 2, 1).astype(np.float32)).astype(np.float32)
+        back = product(residual, self.second[:, :-1].transpose(0, 2, 1).astype(np.float32))
         slope = self._slope()
         groups = len(self.first)
         gradient = self.linked.first_gradient(self.linked.scattered(back) * slope, groups)
@@ -167,7 +169,7 @@ class _Search:
         self.direction, self.gradient = downhill, gradient
         self.length = max(float((gradient * (self.inverse @ gradient)).sum()), TINY)
         moved = self.linked.gathered(slope * self.linked.hidden(downhill))
-        change = np.asarray(moved @ self.second[:, :-1].astype(np.float32))
+        change = product(moved, self.second[:, :-1].astype(np.float32))
         change[:, self.wanted.held_out] = 0
         energy = float(np.square(change, dtype=np.float64).sum())
         size = -float(np.einsum("gpo,gpo->", residual, change, dtype=np.float64)) / max(energy, TINY)
@@ -203,9 +205,9 @@ class _Search:
 
 def _inverse(x: Floats) -> Matrix:
     """The inverse of the damped second moments of each group ``[groups, inputs + 1, inputs + 1]``."""
-    gram: Any = (x.transpose(0, 2, 1) @ x).astype(np.float64)
+    gram = moments(x, x)
     for k, each in enumerate(gram):
         damping = np.full(len(each), DAMPING * scale_of(each))
         damping[-1] = BIAS_STRENGTH * max(each[-1, -1], 1.0)
         gram[k] = each + np.diag(damping)
-    return np.asarray(np.linalg.inv(gram), np.float64)
+    return np.asarray(inverses(gram), np.float64)

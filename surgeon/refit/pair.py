@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from surgeon.refit.through import Activation, activation_after
+from surgeon.stats.blocks import moments, product
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -181,7 +182,7 @@ class Linked:
 
     def hidden(self, weights: NDArray[np.float64]) -> Floats:
         """The first operator's results ``[places, channels]`` with these weights ``[groups, inputs + 1, outputs]``."""
-        found = self.x @ weights.astype(np.float32)
+        found = product(self.x, weights.astype(np.float32))
         return np.ascontiguousarray(found.transpose(1, 0, 2)).reshape(found.shape[1], self.channels)
 
     def gathered(self, hidden: Floats) -> Floats:
@@ -197,4 +198,4 @@ class Linked:
     def first_gradient(self, gradient: Floats, groups: int) -> NDArray[np.float64]:
         """The gradient of the first weights ``[groups, inputs + 1, outputs]``, given that of `hidden`."""
         split = gradient.reshape(len(gradient), groups, self.channels // groups).transpose(1, 0, 2)
-        return (self.x.transpose(0, 2, 1) @ split).astype(np.float64)
+        return moments(self.x, split)
