@@ -13,7 +13,7 @@ import numpy as np
 
 from surgeon.refit.definite import inverses
 from surgeon.refit.support import solved_on
-from surgeon.stats.blocks import moments, product
+from surgeon.stats.blocks import moments, product, rowwise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,10 +126,10 @@ def _fit(sample: Sample, start: Matrix, effort: Effort, support: Flags | None) -
     if sample.through is not None:
         other = None if sample.other is None else sample.other[fitted]
         for _ in range(effort.steps):
-            towards = _towards(sample.through, product(x, weights.astype(np.float32)), t, other)
-            if not np.isfinite(towards).all():
+            aim = towards(sample.through, product(x, weights.astype(np.float32)), t, other)
+            if not np.isfinite(aim).all():
                 break
-            weights = ridge.solve(moments(x, towards), start)
+            weights = ridge.solve(moments(x, aim), start)
             error = judge.error(weights)
             enough = error > least * (1 - ENOUGH)
             if error < least:
@@ -168,10 +168,11 @@ def _strongest(
     return tried.get(best)
 
 
-def _towards(through: Activation, prediction: Floats, target: Floats, other: Floats | None) -> Floats:
+def towards(through: Activation, prediction: Floats, target: Floats, other: Floats | None) -> Floats:
+    """What a least-squares step aims at, where ``other`` is added to the result before the activation."""
     if other is None:
-        return through.towards(prediction, target)
-    return through.towards(prediction + other, target + other) - other
+        return rowwise(through.towards, prediction, target)
+    return rowwise(lambda p, t, o: through.towards(p + o, t + o) - o, prediction, target, other)
 
 
 @dataclass(frozen=True)
@@ -230,4 +231,4 @@ class _Judge:
     def _seen(self, values: Floats) -> Floats:
         if self.through is None:
             return values
-        return self.through.function(values if self.other is None else values + self.other)
+        return rowwise(self.through.function, values if self.other is None else values + self.other)

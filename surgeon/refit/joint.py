@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from surgeon.refit.definite import inverses
-from surgeon.refit.fit import BIAS_STRENGTH, Effort, Sample, fit, scale_of
-from surgeon.stats.blocks import moments, product
+from surgeon.refit.fit import BIAS_STRENGTH, Effort, Sample, fit, scale_of, towards
+from surgeon.stats.blocks import moments, product, rowwise
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -121,7 +121,7 @@ class _Search:
 
     def _evaluate(self) -> None:
         self.before = self.linked.hidden(self.first)
-        self.rows = self.linked.gathered(self.between.function(self.before))
+        self.rows = self.linked.gathered(rowwise(self.between.function, self.before))
         self.result = self._product(self.rows)
 
     def _product(self, rows: Floats) -> Floats:
@@ -131,9 +131,8 @@ class _Search:
     def _seen(self, values: Floats) -> Floats:
         if self.wanted.through is None:
             return values
-        return self.wanted.through.function(
-            values if self.wanted.other is None else values + self.wanted.other
-        )
+        seen = values if self.wanted.other is None else values + self.wanted.other
+        return rowwise(self.wanted.through.function, seen)
 
     def state(self) -> Both:
         difference = (self._seen(self.result) - self.truth)[:, self.wanted.held_out]
@@ -189,18 +188,15 @@ class _Search:
         wanted = self.wanted
         target = wanted.target
         if wanted.through is not None:
-            if wanted.other is None:
-                target = wanted.through.towards(self.result, target)
-            else:
-                target = wanted.through.towards(self.result + wanted.other, target + wanted.other)
-                target = target - wanted.other
+            target = towards(wanted.through, self.result, target, wanted.other)
         residual = self.result - target
         residual[:, wanted.held_out] = 0
         return np.asarray(residual, np.float32)
 
     def _slope(self) -> Floats:
-        function, x, width = self.between.function, self.before, np.float32(WIDTH)
-        return np.asarray((function(x + width) - function(x - width)) / (2 * width), np.float32)
+        function, width = self.between.function, np.float32(WIDTH)
+        slope = rowwise(lambda x: (function(x + width) - function(x - width)) / (2 * width), self.before)
+        return np.asarray(slope, np.float32)
 
 
 def _inverse(x: Floats) -> Matrix:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from surgeon.refit.through import Activation, activation_after
-from surgeon.stats.blocks import moments, product
+from surgeon.stats.blocks import moments, product, rowwise, scattered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -172,13 +172,15 @@ class Linked:
     def joined(parts: Sequence[Linked]) -> Linked:
         """Several batches as one."""
         total = sum(part.hidden_values for part in parts)
-        links, start = [], 0
+        links = np.concatenate([part.links for part in parts], axis=1)
+        place = start = 0
         for part in parts:
-            padded = part.links == part.hidden_values
-            links.append(np.where(padded, total, part.links + start))
-            start += part.hidden_values
-        x = np.concatenate([part.x for part in parts], axis=1)
-        return Linked(x, np.concatenate(links, axis=1), parts[0].channels)
+            here = links[:, place : place + part.links.shape[1]]
+            padded = here == part.hidden_values
+            here += start
+            here[padded] = total
+            place, start = place + part.links.shape[1], start + part.hidden_values
+        return Linked(np.concatenate([part.x for part in parts], axis=1), links, parts[0].channels)
 
     def hidden(self, weights: NDArray[np.float64]) -> Floats:
         """The first operator's results ``[places, channels]`` with these weights ``[groups, inputs + 1, outputs]``."""
@@ -187,12 +189,13 @@ class Linked:
 
     def gathered(self, hidden: Floats) -> Floats:
         """What the second operator multiplies, given values ``[places, channels]``; a 0 where it pads."""
-        return np.append(hidden.reshape(-1), np.float32(0))[self.links]
+        values = np.append(hidden.reshape(-1), np.float32(0))
+        return rowwise(values.take, self.links)
 
     def scattered(self, gradient: Floats) -> Floats:
         """The transpose of `gathered`."""
         size = self.hidden_values
-        summed = np.bincount(self.links.ravel(), gradient.ravel(), size + 1)[:size]
+        summed = scattered(gradient, self.links, size + 1)[:size]
         return summed.astype(np.float32).reshape(-1, self.channels)
 
     def first_gradient(self, gradient: Floats, groups: int) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Products of tall matrices, block by block of their rows, on as many threads as a run has.
+"""Work on tall matrices, products above all, block by block of their rows, on as many threads as a run has.
 
 The linear algebra underneath runs on one thread (see `surgeon.job`): threads of its own wait for one another at every product, in
 vain where other threads or processes want the processors as well. Here each block is a product of its own, and nobody waits but
@@ -64,8 +64,26 @@ def moments(x: Array, y: Array) -> Array:
     return total
 
 
-def _each(work: Callable[[slice], Any], rows: int) -> list[Any]:
+def rowwise(function: Callable[..., Array], *arrays: Array) -> Array:
+    """A function of arrays ``[..., rows, columns]`` whose rows do not depend on one another."""
+    return np.concatenate(
+        _each(lambda rows: function(*(array[..., rows, :] for array in arrays)), arrays[0].shape[-2]), axis=-2
+    )
+
+
+def scattered(values: Array, places: NDArray[np.int64], size: int) -> Array:
+    """The sum of all values for each of ``size`` places, in double precision; both arrays are ``[..., rows, columns]``."""
+    half = -(-places.shape[-2] // 2)  # a sum takes as much room as what is summed
+    parts = _each(
+        lambda rows: np.bincount(places[..., rows, :].ravel(), values[..., rows, :].ravel(), size),
+        places.shape[-2],
+        max(half, ROWS),
+    )
+    return np.asarray(sum(parts[1:], parts[0]))
+
+
+def _each(work: Callable[[slice], Any], rows: int, block: int = ROWS) -> list[Any]:
     """What comes of every block, in order; there is one even without rows."""
-    blocks = [slice(start, start + ROWS) for start in range(0, max(rows, 1), ROWS)]
+    blocks = [slice(start, start + block) for start in range(0, max(rows, 1), block)]
     pool = _POOL.get()
     return list((map if pool is None or len(blocks) == 1 else pool.map)(work, blocks))
