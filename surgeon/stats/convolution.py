@@ -179,12 +179,12 @@ def _patches(x: Array, tables: list[Places], places: Places, groups: int) -> Arr
     first, *where = np.unravel_index(places, (samples, *map(len, tables)))
     index, inside = first[:, None], np.ones((len(places), 1), bool)
     for table, at, size in zip(tables, where, sizes, strict=True):
-        here = table[at][:, None, :]
-        index = (index[:, :, None] * size + here).reshape(len(places), -1)
-        inside = (inside[:, :, None] & (here >= 0)).reshape(len(places), -1)
+        here, taps = table[at][:, None, :], index.shape[1] * table.shape[1]
+        index = (index[:, :, None] * size + here).reshape(len(places), taps)
+        inside = (inside[:, :, None] & (here >= 0)).reshape(len(places), taps)
     seen = _pixels(x.reshape(samples, channels, -1), index, inside)
     split = seen.reshape(len(places), index.shape[1], groups, channels // groups)
-    return split.transpose(2, 0, 3, 1).reshape(groups, len(places), -1)
+    return split.transpose(2, 0, 3, 1).reshape(groups, len(places), channels // groups * index.shape[1])
 
 
 def _pixels(x: Array, index: Places, inside: NDArray[np.bool_]) -> Array:
