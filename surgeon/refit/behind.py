@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -13,13 +13,16 @@ from surgeon.graph.shapes import infer
 from surgeon.stats.replay import Replay
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from surgeon.analysis import Analysis
+    from surgeon.axes import Axis
     from surgeon.ops import Op
     from surgeon.stats.linear import Linear
+
+    Array = NDArray[Any]
 
 
 def changed(analysis: Analysis, keep: Keep) -> set[str]:
@@ -69,6 +72,15 @@ def kept_weight(analysis: Analysis, view: Linear, keep: Keep) -> NDArray[np.bool
     for k, axis in enumerate(axes):
         flags &= np.expand_dims(mask(axis, keep), [j for j in range(len(axes)) if j != k])
     return np.asarray(view.matrices(view.op.node, flags))
+
+
+def kept_part(array: Array, axes: Sequence[Axis], keep: Keep) -> Array:
+    """What a cut leaves of an array of the original, given the axes of its tensor."""
+    for k, axis in enumerate(axes):
+        kept = mask(axis, keep)
+        if not kept.all() and array.shape[k] == len(kept):
+            array = np.compress(kept, array, axis=k)
+    return array
 
 
 def _own(graph: gs.Graph, analysis: Analysis, names: set[str], dtypes: Mapping[str, int]) -> set[str]:

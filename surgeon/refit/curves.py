@@ -9,7 +9,7 @@ import numpy as np
 
 from surgeon.refit.behind import beside, kept_weight, touched
 from surgeon.refit.dimensions import dimension_problems
-from surgeon.refit.eliminate import Elimination, eliminate
+from surgeon.refit.eliminate import Elimination, eliminate, inverted
 from surgeon.refit.sampling import Draw, Places
 from surgeon.refit.target import sums_into
 from surgeon.stats.linear import Linear, contracted_coordinates, linear_views
@@ -159,6 +159,7 @@ class _Walk:
         result: dict[str, Curve] = {}
         for view in self.consumers:
             grams, weights, energy = self._measure(view)
+            inverses = [inverted(gram) for gram in grams]
             for name in self._streams(view):
                 self.old.release(name)
             for name in view.reads:
@@ -168,8 +169,8 @@ class _Walk:
                     if use.view is not view:
                         continue
                     problems[group.atom] += [
-                        (Elimination.start(gram, w, block), energy)
-                        for gram, w, block in zip(grams, weights, use.blocks, strict=True)
+                        (Elimination.among(inverse, w, block), energy)
+                        for inverse, w, block in zip(inverses, weights, use.blocks, strict=True)
                         if block is not None
                     ]
                     if use is self.uses[group.atom][-1]:

@@ -37,10 +37,13 @@ class Problem(Protocol):
 class Elimination:
     """The inputs of one product, removed block by block, the rest compensating.
 
+    What a removal costs follows from the rows that may go and from their part of the inverse; the others move as well, but
+    nobody asks for them. So the work depends on how many may go, and not on how many there are.
+
     Attributes:
-        blocks: ``[indices, block]`` rows of the product that belong to each removable index.
-        inverse: ``[inputs + 1, inputs + 1]``, the inverse of the damped second moments of what is left.
-        w: ``[inputs + 1, outputs]``, the weights of what is left; the bias is the last row and never goes.
+        blocks: ``[indices, block]`` rows of ``w`` that belong to each removable index.
+        inverse: ``[rows, rows]``, the part of the inverse of the damped second moments of what is left.
+        w: ``[rows, outputs]``, their weights.
     """
 
     blocks: NDArray[np.int64]
@@ -54,11 +57,16 @@ class Elimination:
         Args:
             gram: ``[inputs + 1, inputs + 1]``, the sum of ``x x'`` with a 1 appended to every x.
             w: ``[inputs + 1, outputs]``, the present weights.
-            blocks: ``[indices, block]``, see above.
+            blocks: ``[indices, block]`` rows of the product that belong to each removable index.
             strength: Damping, relative to the mean square of the inputs.
         """
-        damped = gram + np.diag(np.full(len(gram), strength * scale_of(gram)))
-        return Elimination(blocks, np.asarray(np.linalg.inv(damped), dtype=np.float64), w.copy())
+        return Elimination.among(inverted(gram, strength), w, blocks)
+
+    @staticmethod
+    def among(inverse: Matrix, w: Matrix, blocks: NDArray[np.int64]) -> Elimination:
+        """Nothing removed yet, where several eliminations of one product share the inverse; see `start` and `inverted`."""
+        rows, places = np.unique(blocks, return_inverse=True)
+        return Elimination(places.reshape(blocks.shape), inverse[np.ix_(rows, rows)], w[rows])
 
     def costs(self, alive: NDArray[np.int64]) -> NDArray[np.float64]:
         """The increase of the squared error if one more of the indices ``alive`` is removed, for each."""
@@ -81,6 +89,12 @@ class Elimination:
         self.inverse[rows, :] = 0
         self.inverse[:, rows] = 0
         self.inverse[rows, rows] = 1.0  # keeps the block solvable; it is never asked for again
+
+
+def inverted(gram: Matrix, strength: float = DAMPING) -> Matrix:
+    """The inverse of damped second moments; see `Elimination.start`."""
+    damped = gram + np.diag(np.full(len(gram), strength * scale_of(gram)))
+    return np.asarray(np.linalg.inv(damped), dtype=np.float64)
 
 
 def eliminate(

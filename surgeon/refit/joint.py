@@ -106,10 +106,10 @@ class _Search:
         second: Matrix,
         supports: Supports,
     ) -> None:
-        self.supports = supports
+        self.supports = supports[0], None if supports[1] is None else linked.arranged(supports[1])
         self.linked, self.between, self.wanted = linked, between, wanted
-        self.first, self.second = first, second
-        self.ones = np.full((*linked.links.shape[:2], 1), wanted.biased, np.float32)
+        self.first, self.second = first, linked.arranged(second)  # as what it multiplies is fetched
+        self.ones = np.full((len(second), linked.places, 1), wanted.biased, np.float32)
         self.inverse = _inverse(linked.x)
         self.truth = self._seen(wanted.target)
         spread = (self.truth - self.truth.mean(axis=1, keepdims=True))[:, wanted.held_out]
@@ -117,11 +117,11 @@ class _Search:
         self.direction: Matrix | None = None
         self.gradient = np.zeros_like(first)
         self.length = 1.0
-        self._evaluate()
+        self._evaluate(linked.hidden(first))
 
-    def _evaluate(self) -> None:
-        self.before = self.linked.hidden(self.first)
-        self.rows = self.linked.gathered(rowwise(self.between.function, self.before))
+    def _evaluate(self, before: Floats) -> None:
+        self.before = before
+        self.rows = self.linked.gathered(rowwise(self.between.function, before))
         self.result = self._product(self.rows)
 
     def _product(self, rows: Floats) -> Floats:
@@ -137,7 +137,7 @@ class _Search:
     def state(self) -> Both:
         difference = (self._seen(self.result) - self.truth)[:, self.wanted.held_out]
         error = float(np.einsum("gpo,gpo->", difference, difference, dtype=np.float64)) / self.energy
-        return Both(self.first, self.second, error if np.isfinite(error) else np.inf)
+        return Both(self.first, self.linked.restored(self.second), error if np.isfinite(error) else np.inf)
 
     def solve_second(self) -> None:
         """The best second weights for what is between the operators now."""
@@ -167,15 +167,15 @@ class _Search:
             downhill = downhill + max(turn, 0.0) * self.direction
         self.direction, self.gradient = downhill, gradient
         self.length = max(float((gradient * (self.inverse @ gradient)).sum()), TINY)
-        moved = self.linked.gathered(slope * self.linked.hidden(downhill))
-        change = product(moved, self.second[:, :-1].astype(np.float32))
+        moved = self.linked.hidden(downhill)
+        change = product(self.linked.gathered(slope * moved), self.second[:, :-1].astype(np.float32))
         change[:, self.wanted.held_out] = 0
         energy = float(np.square(change, dtype=np.float64).sum())
         size = -float(np.einsum("gpo,gpo->", residual, change, dtype=np.float64)) / max(energy, TINY)
         if not np.isfinite(size) or size <= 0:
             return False
         self.first = self.first + size * downhill
-        self._evaluate()
+        self._evaluate(self.before + np.float32(size) * moved)  # which is linear in the weights
         return True
 
     def _supported(self, weights: Matrix) -> Matrix:

@@ -72,6 +72,20 @@ def refit_norm(node: gs.Node, inputs: Sequence[Array], targets: Sequence[Array])
     return float(before.sum()) / energy, float(np.minimum(before, after).sum()) / energy
 
 
+def thinned(array: Array, every: int, batch: int) -> Array:
+    """Every so many positions ``[samples, channels, positions]`` of one batch; of other batches, others.
+
+    A channel has two numbers to find, for which the places of all samples are far more than it takes.
+
+    Args:
+        array: ``[samples, channels, ...]``.
+        every: One position in so many is taken.
+        batch: The number of the batch.
+    """
+    flat = array.reshape(*array.shape[:2], -1)
+    return flat[:, :, batch % min(every, flat.shape[2]) :: every] if flat.shape[2] else flat
+
+
 def _moments(inputs: Sequence[Array], targets: Sequence[Array], held_out: bool) -> tuple[Any, ...]:
     """Number of places and, per channel, the sums of x, t, x², xt and t² over the samples of one part."""
     count: int = 0

@@ -14,13 +14,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from surgeon.axes import Keep, mask
-from surgeon.refit.behind import beside, changed, kept_weight, touched
+from surgeon.refit.behind import beside, changed, kept_part, kept_weight, touched
 from surgeon.refit.carry import get_weight, set_weight
 from surgeon.refit.fit import Effort, Sample
 from surgeon.refit.joint import Wanted, fit_both
 from surgeon.refit.keeping import Promised, best
 from surgeon.refit.merge import Folding, Merges
-from surgeon.refit.norms import is_norm, refit_norm
+from surgeon.refit.norms import is_norm, refit_norm, thinned
 from surgeon.refit.pair import Layout, Linked, Pair, pair_before
 from surgeon.refit.project import Outcome, Projections
 from surgeon.refit.sampling import Draw, Places, gather
@@ -372,14 +372,13 @@ class Sweep:
         whole = view.target(view.op.node, lambda name: self.old.get(name, batch), places)
         return whole[:, :, outputs].astype(np.float32)
 
-    def _kept(self, name: str, batch: int) -> Array:
-        """A tensor of the original without what was removed."""
-        array = self.old.get(name, batch)
-        for k, axis in enumerate(self.analysis.axes[name] or []):
-            kept = mask(axis, self.keep)
-            if not kept.all() and array.shape[k] == len(kept):
-                array = np.compress(kept, array, axis=k)
-        return array
+    def _kept(self, name: str, batch: int, every: int = 0) -> Array:
+        """A tensor of the original without what was removed; of every so many positions if asked, see `thinned`."""
+        array, axes = self.old.get(name, batch), self.analysis.axes[name] or []
+        if every and all(mask(axis, self.keep).all() for k, axis in enumerate(axes) if k != 1):
+            return kept_part(thinned(array, every, batch), axes[:2], self.keep)
+        array = kept_part(array, axes, self.keep)
+        return thinned(array, every, batch) if every else array
 
     def _refit_norm(self, op: Op) -> tuple[float, float]:
         node, output = self.nodes[op.node.outputs[0].name], op.node.outputs[0].name
@@ -388,10 +387,12 @@ class Sweep:
         self.old.advance([output])
         self.new.advance([source])
         batches = range(self.draw.batches)
+        places = sum(self.new.get(source, batch)[:, :1].size for batch in batches)
+        every = max(1, places // self.draw.places.fewest)
         errors = refit_norm(
             node,
-            [self.new.get(source, batch) for batch in batches],
-            [self._kept(output, batch) for batch in batches],
+            [thinned(self.new.get(source, batch), every, batch) for batch in batches],
+            [self._kept(output, batch, every) for batch in batches],
         )
         self.new.release(source)
         return errors

@@ -71,19 +71,8 @@ def rowwise(function: Callable[..., Array], *arrays: Array) -> Array:
     )
 
 
-def scattered(values: Array, places: NDArray[np.int64], size: int) -> Array:
-    """The sum of all values for each of ``size`` places, in double precision; both arrays are ``[..., rows, columns]``."""
-    half = -(-places.shape[-2] // 2)  # a sum takes as much room as what is summed
-    parts = _each(
-        lambda rows: np.bincount(places[..., rows, :].ravel(), values[..., rows, :].ravel(), size),
-        places.shape[-2],
-        max(half, ROWS),
-    )
-    return np.asarray(sum(parts[1:], parts[0]))
-
-
-def _each(work: Callable[[slice], Any], rows: int, block: int = ROWS) -> list[Any]:
+def _each(work: Callable[[slice], Any], rows: int) -> list[Any]:
     """What comes of every block, in order; there is one even without rows."""
-    blocks = [slice(start, start + block) for start in range(0, max(rows, 1), block)]
+    blocks = [slice(start, start + ROWS) for start in range(0, max(rows, 1), ROWS)]
     pool = _POOL.get()
     return list((map if pool is None or len(blocks) == 1 else pool.map)(work, blocks))

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
     Places = NDArray[np.int64]
 
+MANY = 2  # below, fetching pixels channel by channel takes less time than laying out all of them
+
 
 @dataclass(frozen=True)
 class Convolution:
@@ -171,18 +173,33 @@ def _head(total: int, *, upper: bool) -> int:
 def _patches(x: Array, tables: list[Places], places: Places, groups: int) -> Array:
     """Gathers ``[groups, places, channels * taps]`` from ``[N, groups * channels, spatial]``.
 
-    Pixels are rows of all channels, so that a tap is one copy; padding is one more row, of zeros.
+    Padding is zeros.
     """
     samples, channels, *sizes = x.shape
-    total = samples * int(np.prod(sizes))
     first, *where = np.unravel_index(places, (samples, *map(len, tables)))
     index, inside = first[:, None], np.ones((len(places), 1), bool)
     for table, at, size in zip(tables, where, sizes, strict=True):
-        here = table[at][:, None, :]
-        index = (index[:, :, None] * size + here).reshape(len(places), -1)
-        inside = (inside[:, :, None] & (here >= 0)).reshape(len(places), -1)
-    pixels = np.zeros((total + 1, channels), x.dtype)
-    pixels[:-1].reshape(samples, *sizes, channels)[...] = np.moveaxis(x, 1, -1)
-    seen = pixels[np.where(inside, index, total)]
+        here, taps = table[at][:, None, :], index.shape[1] * table.shape[1]
+        index = (index[:, :, None] * size + here).reshape(len(places), taps)
+        inside = (inside[:, :, None] & (here >= 0)).reshape(len(places), taps)
+    seen = _pixels(x.reshape(samples, channels, -1), index, inside)
     split = seen.reshape(len(places), index.shape[1], groups, channels // groups)
-    return split.transpose(2, 0, 3, 1).reshape(groups, len(places), -1)
+    return split.transpose(2, 0, 3, 1).reshape(groups, len(places), channels // groups * index.shape[1])
+
+
+def _pixels(x: Array, index: Places, inside: NDArray[np.bool_]) -> Array:
+    """All channels ``[places, taps, channels]`` of pixels of ``x [samples, channels, positions]``, zeros where they are outside.
+
+    A few pixels are fetched channel by channel. For many, all become rows of all channels first, so that each is one copy;
+    what is outside is one more row.
+    """
+    samples, channels, positions = x.shape
+    total = samples * positions
+    if MANY * index.size < total:
+        sample, position = np.divmod(np.where(inside, index, 0), positions)
+        found = x[sample, :, position]
+        found[~inside] = 0
+        return found
+    pixels = np.zeros((total + 1, channels), x.dtype)
+    pixels[:-1].reshape(samples, positions, channels)[...] = np.moveaxis(x, 1, -1)
+    return np.asarray(pixels[np.where(inside, index, total)])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from refit.products import extended, problem
 
-from surgeon.refit.eliminate import Elimination, eliminate
+from surgeon.refit.eliminate import Elimination, eliminate, inverted
 
 
 def gram_of(x):
@@ -66,9 +66,9 @@ def test_what_is_left_has_the_weights_of_a_refit(seed):
     elimination = Elimination.start(gram_of(x), w, np.arange(8).reshape(4, 2))
     for gone in (2, 0):
         elimination.remove(gone)
-    free = [2, 3, 6, 7, 8]
+    free = [2, 3, 6, 7, 8]  # the bias among them, which never goes and is not asked for
     expected = np.linalg.solve(hessian[np.ix_(free, free)], hessian[free] @ w)
-    np.testing.assert_allclose(elimination.w[free], expected, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(elimination.w[free[:-1]], expected[:-1], rtol=1e-6, atol=1e-9)
     assert not elimination.w[[0, 1, 4, 5]].any()
 
 
@@ -86,11 +86,26 @@ def test_indices_that_are_gone_are_as_if_they_had_never_been(seed):
     assert alive.tolist() == [1, 3, 4]
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_some_of_the_rows_cost_what_they_cost_beside_the_others(seed):
+    """A group has a few rows of a product: the others are free to make up for it, but are not worked with."""
+    x, _, w = problem(seed, inputs=8)
+    gram, blocks = gram_of(x), np.array([[6, 1], [3, 4]])
+    hessian, inverse = damped(gram, 1e-3), inverted(gram)
+    elimination = Elimination.among(inverse, w, blocks)
+    assert elimination.w.shape == (4, w.shape[1])
+    order, steps = eliminate([(elimination, 1.0)], np.arange(2))
+    for count in (1, 2):
+        cost = refit_cost(hessian, w, blocks[order[:count]].ravel())
+        assert sum(steps[:count]) == pytest.approx(cost, rel=1e-6)
+    np.testing.assert_array_equal(inverse, inverted(gram))
+
+
 def test_nothing_to_remove_is_no_step():
     x, _, w = problem(0)
     elimination = Elimination.start(gram_of(x), w, np.arange(6)[:, None])
     assert eliminate([(elimination, 1.0)], np.array([], np.int64)) == ([], [])
-    np.testing.assert_array_equal(elimination.w, w)
+    np.testing.assert_array_equal(elimination.w, w[:6])
 
 
 def test_the_start_is_not_changed():

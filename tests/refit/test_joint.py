@@ -26,6 +26,9 @@ RANDOM = np.random.default_rng(0)
 PAIRS = {
     "convolutions": ("float[N,3,7,6] x", "h = Conv <pads=[1,1,1,1]> (x, w1, b1) r = Relu (h) y = Conv <strides=[2,1], pads=[1,0,1,2]> (r, w2)",
                      {"w1": (8, 3, 3, 3), "b1": (8,), "w2": (5, 8, 3, 3)}),
+    "crossed": ("float[N,4,6] x", "h = MatMul (x, w1) r = Relu (h) y = MatMul (w2, r)", {"w1": (6, 8), "w2": (3, 4)}),
+    "strided": ("float[N,3,3,3] x", "h = Conv (x, w1) r = Relu (h) y = Conv <strides=[3,3], pads=[3,3,0,0]> (r, w2)",
+                {"w1": (8, 3, 1, 1), "w2": (5, 8, 3, 3)}),
     "groups": ("float[N,4,7,6] x", "h = Conv <group=2> (x, w1) r = Clip (h, low, high) y = Conv <group=4, dilations=[2,2]> (r, w2, b2)",
                {"w1": (8, 2, 1, 1), "w2": (4, 2, 3, 3), "b2": (4,), "low": np.float32(0), "high": np.float32(6)}),
     "depthwise first": ("float[N,6,7,6] x", "h = Conv <group=6> (x, w1) r = Relu (h) y = Conv (r, w2)",
@@ -73,17 +76,45 @@ def test_linked_places_compute_what_the_model_does(name):
         rows = linked.gathered(pair.through.function(linked.hidden(first)))
         at = np.arange(rows.shape[1]) if places is None else places
         expected = pair.second.results(arrays[pair.second.output], at, len(second))
-        np.testing.assert_allclose(rows @ second[:, :-1] + second[:, -1:], expected, rtol=1e-4, atol=1e-4)
+        found = rows @ linked.arranged(second)[:, :-1] + second[:, -1:]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_scattering_is_the_transpose_of_gathering(name):
     linked = linked_of(*prepared(name))
     values = RANDOM.standard_normal((linked.x.shape[1], linked.channels)).astype(np.float32)
-    gradient = RANDOM.standard_normal(linked.links.shape).astype(np.float32)
+    gradient = RANDOM.standard_normal(linked.gathered(values).shape).astype(np.float32)
     left = float((linked.gathered(values) * gradient).sum(dtype=np.float64))
     right = float((values * linked.scattered(gradient)).sum(dtype=np.float64))
     assert left == pytest.approx(right, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_places_are_fetched_whole_where_all_of_their_channels_are_read(name):
+    linked = linked_of(*prepared(name))
+    assert linked.width == (1 if name == "crossed" else linked.channels)
+    single = linked.singly()
+    values = RANDOM.standard_normal((linked.x.shape[1], linked.channels)).astype(np.float32)
+    rows = linked.gathered(values)
+    natural = np.empty_like(rows)
+    np.put_along_axis(natural, np.broadcast_to(linked.order[:, None], rows.shape), rows, axis=2)
+    np.testing.assert_array_equal(single.gathered(values), natural)
+    np.testing.assert_allclose(linked.scattered(rows), single.scattered(natural), rtol=1e-5, atol=1e-5)
+    weights = RANDOM.standard_normal((*linked.order.shape, 3))
+    weights = np.concatenate([weights, weights[:, :1]], axis=1)
+    np.testing.assert_array_equal(linked.restored(linked.arranged(weights)), weights)
+
+
+def test_batches_that_are_fetched_in_different_ways_are_joined():
+    """As one may be that has nothing but padding, where nothing says of which channel an input is."""
+    pair, nodes, arrays = prepared("strided")
+    parts = [linked_of(pair, nodes, arrays, np.array(each)) for each in ([1, 2], [0])]
+    parts += [parts[0].singly()]
+    first = get_weight(pair.first, nodes)
+    joined = Linked.joined(parts)
+    expected = np.concatenate([part.singly().gathered(part.hidden(first)) for part in parts], axis=1)
+    np.testing.assert_array_equal(joined.gathered(joined.hidden(first)), expected)
 
 
 def test_joined_batches_keep_their_links():
@@ -91,8 +122,8 @@ def test_joined_batches_keep_their_links():
     parts = [linked_of(pair, nodes, arrays, np.arange(k, k + 4)) for k in (0, 7)]
     first = get_weight(pair.first, nodes)
     joined = Linked.joined(parts)
-    expected = np.concatenate([part.gathered(part.hidden(first)) for part in parts], axis=1)
-    np.testing.assert_array_equal(joined.gathered(joined.hidden(first)), expected)
+    expected = np.concatenate([part.singly().gathered(part.hidden(first)) for part in parts], axis=1)
+    np.testing.assert_array_equal(joined.singly().gathered(joined.hidden(first)), expected)
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -101,8 +132,8 @@ def test_the_gradient_of_the_first_weights(name):
     pair, nodes, arrays = prepared(name)
     pair = replace(pair, through=Activation(np.tanh))
     linked = linked_of(pair, nodes, arrays)
-    first, second = get_weight(pair.first, nodes), get_weight(pair.second, nodes)
-    target = RANDOM.standard_normal((len(second), linked.links.shape[1], second.shape[2])).astype(np.float32)
+    first, second = get_weight(pair.first, nodes), linked.arranged(get_weight(pair.second, nodes))
+    target = RANDOM.standard_normal((len(second), linked.places, second.shape[2])).astype(np.float32)
 
     def result(weights):
         rows = linked.gathered(pair.through.function(linked.hidden(weights))).astype(np.float64)
@@ -129,7 +160,7 @@ def test_the_best_is_never_worse_than_the_start(name, behind):
     pair, nodes, arrays = prepared(name)
     linked = linked_of(pair, nodes, arrays)
     first, second = get_weight(pair.first, nodes), get_weight(pair.second, nodes)
-    target = pair.second.results(arrays[pair.second.output], np.arange(linked.links.shape[1]), len(second))
+    target = pair.second.results(arrays[pair.second.output], np.arange(linked.places), len(second))
     other = RANDOM.standard_normal(target.shape).astype(np.float32) if behind else None
     relu = activation_after(
         from_model(build("float[N] x", "float[N] y", "h = Neg (x) y = Relu (h)", {})).nodes[0].outputs[0]

@@ -10,7 +10,8 @@ from refit import networks
 from refit.test_sweep import every_second, refitted
 from stats.products import analysed, operator
 
-from surgeon.refit.norms import EVERY, is_norm, refit_norm
+from surgeon.refit.norms import EVERY, is_norm, refit_norm, thinned
+from surgeon.refit.sampling import Places
 
 CHANNELS, EPSILON = 4, 1e-3
 BODY = f"y = BatchNormalization <epsilon={EPSILON}> (x, s, b, m, v)"
@@ -149,6 +150,17 @@ def test_types_and_names_of_constants_stay(kind):
     assert {tensor.values.dtype for tensor in node.inputs[1:]} == {np.dtype(kind)}
 
 
+@pytest.mark.parametrize("shape", [(), (5,), (3, 2)])
+@pytest.mark.parametrize("every", [1, 4, 100])
+def test_batches_together_have_every_position_once(shape, every):
+    array = np.random.default_rng(0).standard_normal((3, CHANNELS, *shape))
+    flat = array.reshape(3, CHANNELS, -1)
+    parts = [thinned(array, every, batch) for batch in range(min(every, flat.shape[2]))]
+    found = np.concatenate([part.reshape(-1) for part in parts])
+    np.testing.assert_array_equal(np.sort(found), np.sort(flat.ravel()))
+    np.testing.assert_array_equal(parts[-1], flat[:, :, len(parts) - 1 :: every])
+
+
 CASES = {
     "as in inference": (BODY, True),
     "in training mode": (BODY.replace("<", "<training_mode=1, ").replace("y =", "y, rm, rv ="), False),
@@ -220,3 +232,16 @@ def test_a_norm_alone_behind_a_cut_is_refitted():
     assert list(result.errors) == ["y"]  # the weight is shared, and stays one
     assert result.errors["y"][1] < result.errors["y"][0]
     assert networks.relative_error(model, after, x[300:]) < networks.relative_error(model, before, x[300:])
+
+
+def test_some_places_say_what_all_of_them_do():
+    """Two numbers for each channel: a tenth of the places finds them as well, up to their noise."""
+    model = unfused()
+    outcomes = [
+        refitted(model, every_second, places=Places(per_input=10**6, fewest=fewest))
+        for fewest in (10**6, 200 * 36 // 9)
+    ]
+    unseen = networks.images(100, seed=9)
+    errors = [networks.relative_error(model, after, unseen) for _, after, _ in outcomes]
+    assert errors[1] != errors[0]
+    assert errors[1] == pytest.approx(errors[0], rel=0.05)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surgeon.stats.blocks import ROWS, moments, product, rowwise, scattered, workers
+from surgeon.stats.blocks import ROWS, moments, product, rowwise, workers
 
 LEADING = st.sampled_from([(), (1,), (3,)])
 LENGTHS = st.sampled_from([0, 1, ROWS - 1, ROWS, ROWS + 1, 3 * ROWS + 5])
@@ -24,10 +24,6 @@ def test_blocks_are_as_good_as_one_piece(
         np.testing.assert_allclose(product(x, weights), x @ weights, rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(moments(x, y), np.swapaxes(x, -1, -2) @ y, rtol=1e-10, atol=1e-9)
         np.testing.assert_array_equal(rowwise(np.hypot, x, x[..., :1]), np.hypot(x, x[..., :1]))
-        places = random.integers(0, 50, y.shape)
-        np.testing.assert_allclose(
-            scattered(y, places, 60), np.bincount(places.ravel(), y.ravel(), 60), rtol=1e-10, atol=1e-9
-        )
 
 
 def test_single_precision_stays_so_and_is_summed_in_double() -> None:

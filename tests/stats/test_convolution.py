@@ -127,6 +127,9 @@ def test_patches_tap_by_tap(kind, attributes, weight):
     places = np.arange(view.count(known.__getitem__))
     expected = naive(kind, node.attrs, weight, x, known["y"].shape, groups)
     np.testing.assert_array_equal(view.rows(node, known.__getitem__, places), expected.astype(np.float32))
+    for place in places:  # few are fetched in another way than many
+        alone = view.rows(node, known.__getitem__, np.array([place]))
+        np.testing.assert_array_equal(alone, expected[:, place : place + 1].astype(np.float32))
 
 
 @pytest.mark.parametrize("kind", ["Conv", "ConvTranspose"])
