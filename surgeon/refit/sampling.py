@@ -37,8 +37,8 @@ class Places:
     """
 
     per_input: int = 60
-    fewest: int = 80_000
-    entries: int = 12_000_000
+    fewest: int = 120_000
+    entries: int = 18_000_000
     limit_bytes: int = 2**29
 
     def wanted(self, groups: int, inputs: int, outputs: int) -> int:
