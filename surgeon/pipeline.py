@@ -68,7 +68,8 @@ def check_facts(passes: Sequence[Pass], graph: Graph) -> None:
 
 def _makers(fact: str, facts: frozenset[str]) -> list[str]:
     """Names of installed passes that could run now and would make ``fact`` true."""
-    from surgeon.plugins import PASSES, available, load_pass
+    from surgeon.entries import PASSES, available
+    from surgeon.plugins import load_pass
 
     installed = []
     for name in available(PASSES):

@@ -1,90 +1,13 @@
-"""Finds what is installed: passes, operator rules, metrics, scores and reductions, by entry point.
-
-Nothing is imported until it is asked for by name, so a broken plugin harms only those who use it.
-"""
+"""Passes and operator rules that are installed, loaded and checked."""
 
 from __future__ import annotations
 
 import functools
-import importlib.metadata
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from importlib.metadata import EntryPoint
-from typing import TypeVar
+from collections.abc import Callable
 
-from surgeon.errors import PluginError, UsageError
+from surgeon.entries import OPS, PASSES, available, find
+from surgeon.errors import PluginError
 from surgeon.passes import Pass
-from surgeon.suggest import did_you_mean
-
-PASSES = "surgeon.passes"
-OPS = "surgeon.ops"
-METRICS = "surgeon.metrics"
-SCORES = "surgeon.scores"
-REDUCTIONS = "surgeon.reductions"
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Plugin:
-    """One entry point and the distribution it comes from."""
-
-    name: str
-    group: str
-    entry: EntryPoint
-    distribution: str
-    version: str
-
-    @property
-    def origin(self) -> str:
-        """The distribution and its version, as shown to people."""
-        return f"{self.distribution} {self.version}".strip()
-
-    def load(self) -> object:
-        """Imports the object.
-
-        Raises:
-            PluginError: The import failed; the distribution is named.
-        """
-        try:
-            return self.entry.load()
-        except Exception as error:  # whatever a third party's module does while it is imported
-            message = f"{self.group} plugin {self.name!r} cannot be imported: {type(error).__name__}: {error}"
-            hint = f"reinstall or remove {self.distribution}"
-            raise PluginError(message, where=self.origin, hint=hint) from error
-
-
-def available(group: str) -> dict[str, tuple[Plugin, ...]]:
-    """Lists the entry points of a group by name; more than one under a name is a conflict.
-
-    The same distribution seen twice on the path (an editable install and its source folder) counts once.
-    """
-    found: dict[str, dict[tuple[str, str], Plugin]] = {}
-    for entry in importlib.metadata.entry_points(group=group):
-        distribution = entry.dist
-        name, version = (distribution.name, distribution.version) if distribution else ("unknown", "")
-        key = (name.lower().replace("_", "-"), entry.value)
-        found.setdefault(entry.name, {}).setdefault(key, Plugin(entry.name, group, entry, name, version))
-    return {name: tuple(plugins.values()) for name, plugins in sorted(found.items())}
-
-
-def find(group: str, name: str, *, what: str = "pass") -> Plugin:
-    """Returns the one plugin of that name.
-
-    Raises:
-        UsageError: There is none.
-        PluginError: Several distributions provide it.
-    """
-    known = available(group)
-    if name not in known:
-        hint = did_you_mean(
-            name, known, what=f"installed {what}es" if what == "pass" else f"installed {what}s"
-        )
-        raise UsageError(f"no such {what}", where=name, hint=hint)
-    if len(known[name]) > 1:
-        origins = " and ".join(plugin.origin for plugin in known[name])
-        raise PluginError(f"{what} {name!r} is provided twice", where=origins, hint="uninstall one of them")
-    return known[name][0]
 
 
 @functools.cache
@@ -100,28 +23,6 @@ def load_pass(name: str) -> type[Pass]:
     fault = _fault(loaded, name)
     if fault or not isinstance(loaded, type):
         raise PluginError(f"pass {name!r}: {plugin.entry.value} {fault}", where=plugin.origin)
-    return loaded
-
-
-def load_function(group: str, name: str, own: Mapping[str, T], *, what: str) -> T | Callable[..., object]:
-    """Returns a function by name: one of our ``own``, or one that a plugin registers in ``group``.
-
-    Raises:
-        UsageError: There is none of that name.
-        PluginError: It is provided twice, cannot be imported or cannot be called.
-    """
-    registered = available(group).get(name, ())
-    if name in own:
-        if registered:
-            origins = " and ".join(["onnx-surgeon", *(plugin.origin for plugin in registered)])
-            raise PluginError(
-                f"{what} {name!r} is provided twice", where=origins, hint="uninstall one of them"
-            )
-        return own[name]
-    plugin = find(group, name, what=what)
-    loaded = plugin.load()
-    if not callable(loaded):
-        raise PluginError(f"{what} {name!r}: {plugin.entry.value} cannot be called", where=plugin.origin)
     return loaded
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from distributions import announce, install
 
-from surgeon import plugins
+from surgeon import entries, plugins
 from surgeon.errors import PluginError, UsageError
 from surgeon.passes import Pass
 from surgeon.recipe import instantiate
@@ -73,12 +73,12 @@ def site(tmp_path, monkeypatch):
 
 
 def announce_pass(site: Path, name: str, target: str, distribution: str = "third-party") -> None:
-    announce(site, distribution, {plugins.PASSES: {name: target}})
+    announce(site, distribution, {entries.PASSES: {name: target}})
 
 
 def test_a_third_partys_pass_is_found_with_its_options(site):
     install(PROJECT, site)
-    plugin = plugins.find(plugins.PASSES, "flush")
+    plugin = entries.find(entries.PASSES, "flush")
     assert plugin.origin == "surgeon-example-plugin 1.2.0"
     made = instantiate(parse_passes("flush{below=1e-9 keep=[a*]}")[0])
     assert isinstance(made, Pass)
@@ -116,7 +116,7 @@ def test_unknown_pass_is_suggested(site):
 def test_a_broken_plugin_is_named_and_harms_nobody_else(site):
     install(PROJECT, site)
     announce_pass(site, "wrong", "no_such_module:Wrong")
-    assert "wrong" in plugins.available(plugins.PASSES)
+    assert "wrong" in entries.available(entries.PASSES)
     assert plugins.load_pass("flush").name == "flush"
     with pytest.raises(PluginError, match=r"third-party 0\.0\.1.*cannot be imported") as error:
         plugins.load_pass("wrong")
@@ -143,7 +143,7 @@ def test_what_is_not_a_pass(site, name, target, said):
 def test_a_name_provided_twice_is_an_error_when_it_is_used(site):
     install(PROJECT, site)
     announce_pass(site, "flush", "some_module:Other", "rival")
-    assert len(plugins.available(plugins.PASSES)["flush"]) == 2
+    assert len(entries.available(entries.PASSES)["flush"]) == 2
     with pytest.raises(PluginError, match="provided twice") as error:
         plugins.load_pass("flush")
     assert "rival 0.0.1" in str(error.value)
@@ -156,12 +156,12 @@ def test_the_same_distribution_twice_on_the_path_is_no_conflict(site, tmp_path, 
     again.mkdir()
     install(PROJECT, again)
     monkeypatch.syspath_prepend(str(again))
-    assert len(plugins.available(plugins.PASSES)["flush"]) == 1
+    assert len(entries.available(entries.PASSES)["flush"]) == 1
     assert plugins.load_pass("flush").name == "flush"
 
 
 def test_broken_operator_rules_cost_a_warning(site):
-    announce(site, "bad-rules", {plugins.OPS: {"bad": "no_such_module"}})
+    announce(site, "bad-rules", {entries.OPS: {"bad": "no_such_module"}})
     said: list[str] = []
     plugins.load_rules(said.append)
     assert any("bad-rules 0.0.1" in text and "left as they are" in text for text in said)
@@ -205,7 +205,7 @@ def test_a_third_partys_derivative_lets_gradients_through(site):
     assert "x" in gradient(graph, loss, ["x"]).stopped
     text = "import surgeon\n\n@surgeon.derivative('Floor')\ndef straight(op, x):\n    return [op.dy()]\n"
     (site / "straight_through.py").write_text(text)
-    announce(site, "straight", {plugins.OPS: {"straight": "straight_through"}})
+    announce(site, "straight", {entries.OPS: {"straight": "straight_through"}})
     plugins.forget()
     plugins.load_rules(lambda _: None)
     assert gradient(graph, loss, ["x"]).stopped == {}

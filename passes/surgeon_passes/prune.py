@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from surgeon import plugins
+from surgeon import entries
 from surgeon.errors import UsageError
 from surgeon.passes import Pass
 from surgeon.suggest import did_you_mean
@@ -142,8 +142,8 @@ class Prune(Pass):
         for option in ("keep", "drop"):
             for entry in getattr(self, option):
                 parse(entry, f"prune.{option}")
-        check_named(self.score, SCORES, plugins.SCORES, "score")
-        check_named(self.reduce, REDUCTIONS, plugins.REDUCTIONS, "reduce")
+        check_named(self.score, SCORES, entries.SCORES, "score")
+        check_named(self.reduce, REDUCTIONS, entries.REDUCTIONS, "reduce")
 
     def run(self, graph: Graph, context: Context) -> Graph:
         """Cut ``graph`` and prove the cut.
@@ -216,7 +216,7 @@ def check_named(name: str, known: tuple[str, ...], group: str, option: str) -> N
     """
     if name in known:
         return
-    others = plugins.available(group)
+    others = entries.available(group)
     if name not in others:
         every = [*known, *others]
         raise UsageError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from surgeon import plugins
+from surgeon import entries, plugins
 from surgeon.errors import PluginError
 from surgeon.options import options_of, type_name
 
@@ -13,7 +13,7 @@ from surgeon.options import options_of, type_name
 def describe_all() -> list[dict[str, Any]]:
     """Describes every installed pass; a broken or doubled one has ``error`` in place of its options."""
     described = []
-    for name, found in plugins.available(plugins.PASSES).items():
+    for name, found in entries.available(entries.PASSES).items():
         try:
             described.append(describe_one(name))
         except PluginError as error:
@@ -29,7 +29,7 @@ def describe_one(name: str) -> dict[str, Any]:
         UsageError: There is no such pass.
         PluginError: It is broken or provided twice.
     """
-    plugin = plugins.find(plugins.PASSES, name)
+    plugin = entries.find(entries.PASSES, name)
     loaded = plugins.load_pass(name)
     summary, _, details = inspect.cleandoc(loaded.__doc__ or "").partition("\n")
     options = [

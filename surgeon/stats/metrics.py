@@ -4,27 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from surgeon.errors import DataError, PluginError, UsageError
+from surgeon import entries
+from surgeon.errors import DataError, UsageError
 from surgeon.graph import sessions
 from surgeon.stats import sources
 from surgeon.stats.chunks import Array
 from surgeon.stats.data import Dataset, runnable
 from surgeon.stats.paired import Scores
-from surgeon.suggest import did_you_mean
 
 Outputs = Sequence[Array]
 Score = Array | float | tuple[Array | float, Array | float]
 """What a metric makes of one batch: values per sample, one value for the batch, or (sums, weights)."""
 
-ENTRY_POINTS = "surgeon.metrics"
 OFTEN = 500  # units after which it is asked whether that is enough
 SLACK = 1e-9
 
@@ -144,31 +141,12 @@ BUILT_IN = {
 }
 
 
-@cache
-def installed() -> dict[str, Metric]:
-    """Returns all metrics by name: the built-in ones and those of the entry points ``surgeon.metrics``.
-
-    Raises:
-        PluginError: A plugin does not load or takes a name that is taken.
-    """
-    metrics = dict(BUILT_IN)
-    for entry in entry_points(group=ENTRY_POINTS):
-        owner = entry.dist.name if entry.dist else "unknown distribution"
-        if entry.name in metrics:
-            raise PluginError(f"a second metric named {entry.name!r}", where=owner)
-        try:
-            loaded = entry.load()
-        except Exception as error:  # a foreign module may raise anything
-            raise PluginError(f"metric {entry.name!r} does not load: {error}", where=owner) from error
-        metrics[entry.name] = _wrap(entry.name, loaded)
-    return metrics
-
-
 def find_metric(name: str | Metric) -> Metric:
-    """Finds a metric by name, or in ``file.py:function``.
+    """Finds a metric by name, ours or of an entry point ``surgeon.metrics``, or in ``file.py:function``.
 
     Raises:
         UsageError: There is none of that name.
+        PluginError: It is provided twice or cannot be imported.
     """
     if isinstance(name, Metric):
         return name
@@ -178,11 +156,7 @@ def find_metric(name: str | Metric) -> Metric:
             raise UsageError("no such file", where=path)
         script = Path(path)
         return _wrap(name, sources.find_name(sources.load_script(script), function, script))
-    known = installed()
-    if name not in known:
-        hint = did_you_mean(name, known, what="metrics")
-        raise UsageError(f"unknown metric {name!r}", where="--metric", hint=hint)
-    return known[name]
+    return _wrap(name, entries.load_one(entries.METRICS, name, BUILT_IN, what="metric"))
 
 
 def evaluate(

@@ -8,6 +8,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -81,9 +82,8 @@ def load_script(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses and pickles of the script look themselves up there
     sys.path.insert(0, str(path.parent.resolve()))
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's own code may raise anything
-        raise DataError(f"cannot be imported: {_said(error)}", where=str(path)) from error
+        with _told_as_theirs("cannot be imported:", str(path)):
+            spec.loader.exec_module(module)
     finally:
         sys.path.pop(0)
     return module
@@ -96,6 +96,17 @@ def find_name(module: ModuleType, name: str, path: Path) -> Any:
     public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
     hint = did_you_mean(name, public, what="it has")
     raise UsageError(f"no function named {name!r}", where=str(path), hint=hint)
+
+
+@contextmanager
+def _told_as_theirs(what: str, where: str) -> Iterator[None]:
+    """Whatever the user's own code raises becomes a DataError that says where it came from."""
+    try:
+        yield
+    except DataError:  # says so already
+        raise
+    except Exception as error:  # code that is not ours may raise anything; the cause is kept
+        raise DataError(f"{what} {_said(error)}", where=where) from error
 
 
 def _said(error: BaseException) -> str:
@@ -123,15 +134,11 @@ def _checked(augment: Any, where: str) -> Augment:
         raise DataError("is not a function", where=where, hint="define augment(feeds, random)")
 
     def varied(feeds: Mapping[str, Array], random: np.random.Generator) -> dict[str, Array]:
-        try:
+        with _told_as_theirs("raised", where):
             found = augment(dict(feeds), random=random)
             if not isinstance(found, Mapping):
                 raise DataError(f"returns {type(found).__name__}, not a dict of arrays", where=where)
             arrays = {str(name): np.asarray(value) for name, value in found.items()}
-        except DataError:
-            raise
-        except Exception as error:  # the user's own code may raise anything
-            raise DataError(f"raised {_said(error)}", where=where) from error
         for name, array in arrays.items():
             if name not in feeds:
                 raise DataError(f"returns {name!r}, which it was not given", where=where)
@@ -147,16 +154,12 @@ def _checked(augment: Any, where: str) -> Augment:
 
 
 def _read_callable(produce: Any, where: str, inputs: Sequence[Input]) -> Iterator[Chunk]:
-    try:
+    with _told_as_theirs("raised", where):
         produced = produce() if callable(produce) else produce
         for item in [produced] if isinstance(produced, Mapping) else iter(produced):
             if not isinstance(item, Mapping):
                 raise DataError(f"yields {type(item).__name__}, not dicts of arrays", where=where)
             yield _chunk({str(key): np.asarray(value) for key, value in item.items()}, inputs)
-    except DataError:
-        raise
-    except Exception as error:  # the user's own code may raise anything
-        raise DataError(f"raised {_said(error)}", where=where) from error
 
 
 def _chunk(arrays: dict[str, Array], inputs: Sequence[Input]) -> Chunk:

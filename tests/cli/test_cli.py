@@ -16,7 +16,7 @@ import pytest
 import tiny
 from distributions import announce
 
-from surgeon import cli, plugins
+from surgeon import cli, entries
 
 
 @pytest.fixture
@@ -335,7 +335,7 @@ def test_passes(surgeon):
 def test_a_broken_pass_is_listed_and_the_others_work(surgeon, model, tmp_path, monkeypatch):
     site = tmp_path / "site"
     site.mkdir()
-    announce(site, "bad-thing", {plugins.PASSES: {"wrong": "no_such_module:Wrong"}})
+    announce(site, "bad-thing", {entries.PASSES: {"wrong": "no_such_module:Wrong"}})
     monkeypatch.syspath_prepend(str(site))
     code, out, _ = surgeon("passes")
     assert code == 0

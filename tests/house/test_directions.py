@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 # A module may import its own layer and those above it in this list. New modules belong into one of them.
 LAYERS = [
-    {"errors", "suggest"},
+    {"errors", "suggest", "entries"},
     {"axes"},
     {"graph"},
     {"ops"},

@@ -19,6 +19,7 @@ import pytest
 import surgeon
 from surgeon.axes import Atom
 from surgeon.cli.parser import build_parser
+from surgeon.entries import PASSES, available
 from surgeon.grad import Step, Tape
 from surgeon.grad import registry as derivatives
 from surgeon.graph import sessions
@@ -26,7 +27,7 @@ from surgeon.graph.save import to_model
 from surgeon.graph.shapes import Shapes
 from surgeon.ops import Op, registry
 from surgeon.options import options_of
-from surgeon.plugins import PASSES, available, load_pass
+from surgeon.plugins import load_pass
 from surgeon.stats.data import open_data
 
 REPOSITORY = Path(__file__).resolve().parents[2]

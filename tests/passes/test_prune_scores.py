@@ -8,7 +8,7 @@ import prunable
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from surgeon import plugins
+from surgeon import entries, plugins
 from surgeon.errors import PluginError, UsageError
 from surgeon.graph.sessions import run, session, with_outputs
 from surgeon.scores import SCORES
@@ -313,8 +313,8 @@ def third_party(tmp_path, monkeypatch):
     scores = {name: f"their_scores:{name}" for name in ("first", "of_data", "wrong", "number")} | {
         "l1": "their_scores:first"
     }
-    entries = {plugins.SCORES: scores, plugins.REDUCTIONS: {"least": "their_scores:least"}}
-    distributions.announce(tmp_path, "their-scores", entries)
+    provided = {entries.SCORES: scores, entries.REDUCTIONS: {"least": "their_scores:least"}}
+    distributions.announce(tmp_path, "their-scores", provided)
     monkeypatch.syspath_prepend(str(tmp_path))
     plugins.forget()
     yield

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from surgeon import plugins
+from surgeon import entries
 from surgeon.allocate import prices
 from surgeon.axes import atoms_of
 from surgeon.errors import PluginError
@@ -98,7 +98,7 @@ def _magnitudes(
     name: str, options: Prune, model: Model, groups: Sequence[Group], context: Context
 ) -> dict[str, Floats]:
     """Scores of each group that average about 1."""
-    join = plugins.load_function(plugins.REDUCTIONS, options.reduce, REDUCTIONS, what="reduction")
+    join = entries.load_function(entries.REDUCTIONS, options.reduce, REDUCTIONS, what="reduction")
     found = _evidence(_score(name), model, groups, context)
     missing = [group for group in groups if not found[group.id]]
     if missing and name != FALLBACK:
@@ -183,8 +183,8 @@ def _completed(
 
 def _score(name: str) -> Score:
     """The score of that name; a plain function of a plugin looks at weights."""
-    loaded = plugins.load_function(plugins.SCORES, name, SCORES, what="score")
-    return loaded if isinstance(loaded, Score) else Score(loaded)  # type: ignore[arg-type]  # what it returns is checked
+    loaded = entries.load_function(entries.SCORES, name, SCORES, what="score")
+    return loaded if isinstance(loaded, Score) else Score(loaded)
 
 
 def _checked(scores: object, size: int, name: str) -> Floats:
