@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from surgeon.refit.definite import inverses
 from surgeon.refit.fit import scale_of
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Elimination:
 def inverted(gram: Matrix, strength: float = DAMPING) -> Matrix:
     """The inverse of damped second moments; see `Elimination.start`."""
     damped = gram + np.diag(np.full(len(gram), strength * scale_of(gram)))
-    return np.asarray(np.linalg.inv(damped), dtype=np.float64)
+    return np.asarray(inverses(damped[None])[0], dtype=np.float64)
 
 
 def eliminate(
