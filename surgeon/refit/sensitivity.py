@@ -25,7 +25,7 @@ from surgeon.stats.sequences import named_sequences
 from surgeon.surgery import cut
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     Feeds = Sequence[Mapping[str, Array]]
 
 RATIO = 0.6  # of a group is removed
+FREE = 1e-6  # of the error without the whole group is nothing
+NOTHING = 1e-9  # of the outputs' variance: rounding
 PROBES = 16  # groups that are tried; what others do is foretold from them
 PLACES = Places(per_input=6, fewest=3000, limit_bytes=2**27)
 EFFORT = Effort(strengths=(1e-2,), steps=0, joint=0)
@@ -112,10 +114,16 @@ def sensitivities(
     return result
 
 
-def trial(group: Group, curve: Curve) -> tuple[int, float]:
-    """How many indices of a group are removed to try it, and what its curve says of that."""
-    removed = min(max(1, round(group.size * RATIO)), group.size - 1)
-    return removed, sum(max(step, 0.0) for step in curve.steps[:removed])
+def trials(group: Group, curve: Curve) -> Iterator[tuple[int, float]]:
+    """How many indices of a group are removed to try it, and what its curve says of that; more and more.
+
+    Those that cost next to nothing go besides: what they do to the outputs says nothing of what the others would.
+    """
+    steps = np.maximum(curve.steps, 0.0)
+    removed = int((np.cumsum(steps) <= FREE * steps.sum()).sum())
+    while removed < group.size - 1:
+        removed = min(max(1, removed + round((group.size - removed) * RATIO)), group.size - 1)
+        yield removed, float(steps[:removed].sum())
 
 
 def in_order(analysis: Analysis, groups: Sequence[Group]) -> list[Group]:
@@ -133,9 +141,23 @@ def in_order(analysis: Analysis, groups: Sequence[Group]) -> list[Group]:
 
 
 def _probe(analysis: Analysis, group: Group, curve: Curve, original: Replay, seed: int) -> Probe | None:
-    removed, local = trial(group, curve)
+    """Cut a group, more of it as long as the outputs do not mind."""
+    found = None
+    for removed, local in trials(group, curve):
+        outputs = _divergence(analysis, group, curve.order[:removed], original, seed)
+        if outputs is None or not np.isfinite(outputs):
+            break
+        found = Probe(removed, local, max(outputs, TINY))
+        if outputs > NOTHING:
+            break
+    return found
+
+
+def _divergence(
+    analysis: Analysis, group: Group, removed: Sequence[int], original: Replay, seed: int
+) -> float | None:
     flags = np.ones(group.size, bool)
-    flags[list(curve.order[:removed])] = False
+    flags[list(removed)] = False
     keep = {group.atom: flags}
     smaller = cut(analysis, keep)
     batches = max(1, original.batches // 2)
@@ -145,7 +167,4 @@ def _probe(analysis: Analysis, group: Group, curve: Curve, original: Replay, see
     for name in judged:
         sweep.new.hold(name)
     sweep.run(lambda _: None)
-    outputs = sweep.divergence(judged, range(batches if original.batches > 1 else 0, original.batches))
-    if outputs is None or not np.isfinite(outputs):
-        return None
-    return Probe(removed, local, max(outputs, TINY))
+    return sweep.divergence(judged, range(batches if original.batches > 1 else 0, original.batches))

@@ -241,3 +241,27 @@ def test_a_model_that_takes_many_samples_at_a_time_is_probed_with_two_batches():
     x = np.random.default_rng(0).standard_normal((900, 12)).astype(np.float32)
     record = networks.pruned(model, "prune{ratio=0.5}", {"x": x}).report["passes"][-1]
     assert record["reconstruct"]["operators"]
+
+
+def test_channels_that_never_fire_say_nothing_of_those_that_do():
+    """Nine tenths of each layer are dead: all of it goes before anything that is alive, and the last layer is not emptied."""
+    random = np.random.default_rng(0)
+    weights = {
+        name: random.standard_normal(shape).astype(np.float32) / 2
+        for name, shape in {"w1": (8, 40), "w2": (40, 80), "w3": (80, 3)}.items()
+    }
+    weights |= {"b1": np.zeros(40, np.float32), "b2": np.zeros(80, np.float32)}
+    weights["b1"][8:], weights["b2"][8:] = -100, -1000
+    body = """
+        a = Gemm (x, w1, b1) r = Relu (a)
+        c = Gemm (r, w2, b2) s = Relu (c)
+        y = MatMul (s, w3)
+    """
+    model = build("float[N,8] x", "float[N,3] y", body, weights)
+    x = random.standard_normal((96, 8)).astype(np.float32)
+    result = networks.pruned(model, "prune{macs=0.033 multiple_of=1}", {"x": x})
+    curves = result.report["passes"][-1]["curves"]
+    assert all(curve["sensitivity"]["outputs"] > 1e-4 for curve in curves.values())
+    left = {group.size: group.kept for group in result.plan.groups}
+    assert max(left[40]) < 8 and max(left[80]) < 8
+    assert len(left[40]) >= 5 and len(left[80]) >= 5

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from surgeon.refit.curves import Curve, error_curves
-from surgeon.refit.sensitivity import PROBES, Probe, in_order, sensitivities, trial
+from surgeon.refit.sensitivity import PROBES, Probe, in_order, sensitivities, trials
 from surgeon_passes.pruning.heights import between
 from surgeon_passes.pruning.influence import influences
 
@@ -111,10 +111,17 @@ class Eliminator:
         result = {}
         for group in groups:
             if group.id in found:
-                removed, _ = trial(group, self.curves[group.id])
+                removed, _ = self._trial(group)
                 first = list(self.curves[group.id].order[:removed])
                 result[group.id] = float(found[group.id].squares[first].sum() / found[group.id].count)
         return result
+
+    def _trial(self, group: Group) -> tuple[int, float]:
+        """How many indices went where a group was tried, or would go, and what its curve says of that."""
+        probe = self.probes.get(group.id)
+        if probe is not None:
+            return probe.removed, probe.local
+        return next(trials(group, self.curves[group.id]), (0, 0.0))
 
     def _sample(self, groups: int) -> Dataset:
         """Two batches or more, as many samples as time and memory allow."""
@@ -136,7 +143,7 @@ class Eliminator:
         tried = [k for k, group in enumerate(ordered) if group.id in self.probes]
         if not tried:
             return dict.fromkeys((group.id for group in ordered), 1.0)
-        local = [trial(group, self.curves[group.id])[1] for group in ordered]
+        local = [self._trial(group)[1] for group in ordered]
         errors = SLOPE * np.log(np.maximum(local, TINY))
         outputs = np.log([self.probes[ordered[k].id].outputs for k in tried])
         slopes = [self.slopes.get(group.id, 0.0) for group in ordered]
