@@ -5,6 +5,7 @@ That is what re-estimating its statistics aims at: least squares also sees which
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def refit_norm(node: gs.Node, inputs: Sequence[Array], targets: Sequence[Array])
 
 
 def thinned(array: Array, every: int, batch: int) -> Array:
-    """Every so many positions ``[samples, channels, positions]`` of one batch; of other batches, others.
+    """One position in so many ``[samples, channels, positions]`` of one batch, at random; of other batches, others.
 
     A channel has two numbers to find, for which the places of all samples are far more than it takes.
 
@@ -83,7 +84,14 @@ def thinned(array: Array, every: int, batch: int) -> Array:
         batch: The number of the batch.
     """
     flat = array.reshape(*array.shape[:2], -1)
-    return flat[:, :, batch % min(every, flat.shape[2]) :: every] if flat.shape[2] else flat
+    return flat[:, :, _positions(flat.shape[2], every, batch % every)] if every > 1 else flat
+
+
+@lru_cache(maxsize=64)
+def _positions(count: int, every: int, turn: int) -> NDArray[np.int64]:
+    """Some of so many positions, ascending; all of them in as many turns, none of which is empty."""
+    order = np.random.default_rng(count).permutation(count)
+    return np.sort(order[turn % max(min(every, count), 1) :: every])
 
 
 def _moments(inputs: Sequence[Array], targets: Sequence[Array], held_out: bool) -> tuple[Any, ...]:

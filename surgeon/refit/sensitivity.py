@@ -9,9 +9,11 @@ Cut without the refit, early groups look several times worse than they are, and 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 
 from surgeon.axes import atoms_of
 from surgeon.errors import SurgeonError
@@ -38,7 +40,12 @@ if TYPE_CHECKING:
 
 RATIO = 0.6  # of a group is removed
 FREE = 1e-6  # of the error without the whole group is nothing
-NOTHING = 1e-9  # of the outputs' variance: rounding
+TRIALS = 4
+ROUNDED, ROUNDED_HALF = (
+    1e-9,
+    1e-5,
+)  # of the outputs' variance: what rounding does to floats, and to half floats
+HALVES = frozenset({onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16})
 PROBES = 16  # groups that are tried; what others do is foretold from them
 PLACES = Places(per_input=6, fewest=3000, limit_bytes=2**27)
 EFFORT = Effort(strengths=(1e-2,), steps=0, joint=0)
@@ -103,10 +110,7 @@ def sensitivities(
             if name in analysis.shapes.dtypes:  # sequences have no type and cannot be stored
                 original.hold(name)
         for group in chosen:
-            try:
-                probe = _probe(analysis, group, curves[group.id], original, seed)
-            except SurgeonError:  # its cut is not a model that runs; the proof will say so if it is chosen
-                probe = None
+            probe = _probe(analysis, group, curves[group.id], original, seed)
             if probe is not None:
                 result[group.id] = probe
             if progress:
@@ -120,7 +124,7 @@ def trials(group: Group, curve: Curve) -> Iterator[tuple[int, float]]:
     Those that cost next to nothing go besides: what they do to the outputs says nothing of what the others would.
     """
     steps = np.maximum(curve.steps, 0.0)
-    removed = int((np.cumsum(steps) <= FREE * steps.sum()).sum())
+    removed = min(int((np.cumsum(steps) <= FREE * steps.sum()).sum()), group.size - 2)
     while removed < group.size - 1:
         removed = min(max(1, removed + round((group.size - removed) * RATIO)), group.size - 1)
         yield removed, float(steps[:removed].sum())
@@ -141,14 +145,18 @@ def in_order(analysis: Analysis, groups: Sequence[Group]) -> list[Group]:
 
 
 def _probe(analysis: Analysis, group: Group, curve: Curve, original: Replay, seed: int) -> Probe | None:
-    """Cut a group, more of it as long as the outputs do not mind."""
+    """Cut a group, and a few times more of it as long as the outputs do not mind."""
     found = None
-    for removed, local in trials(group, curve):
-        outputs = _divergence(analysis, group, curve.order[:removed], original, seed)
+    kinds = {analysis.shapes.dtypes.get(tensor.name) for tensor in analysis.graph.outputs}
+    for removed, local in islice(trials(group, curve), TRIALS):
+        try:
+            outputs = _divergence(analysis, group, curve.order[:removed], original, seed)
+        except SurgeonError:  # its cut is not a model that runs; the proof will say so if it is chosen
+            break
         if outputs is None or not np.isfinite(outputs):
             break
         found = Probe(removed, local, max(outputs, TINY))
-        if outputs > NOTHING:
+        if outputs > (ROUNDED_HALF if kinds & HALVES else ROUNDED):
             break
     return found
 

@@ -7,6 +7,7 @@ for the last one. Blocks do not depend on the number of threads, and neither do 
 
 from __future__ import annotations
 
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,12 +17,14 @@ import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
 
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
 
 ROWS = 4096  # of a block
+AHEAD = 16  # blocks at work or waiting to be taken: more than there are processors, and no more than memory has room for
 _POOL: ContextVar[ThreadPoolExecutor | None] = ContextVar("pool", default=None)
 
 
@@ -47,7 +50,8 @@ def product(x: Array, weights: Array) -> Array:
     def multiply(rows: slice) -> None:
         np.matmul(x[..., rows, :], weights, out=result[..., rows, :])
 
-    _each(multiply, x.shape[-2])
+    for _ in _each(multiply, x.shape[-2]):
+        pass
     return result
 
 
@@ -58,21 +62,29 @@ def moments(x: Array, y: Array) -> Array:
         return np.asarray(np.swapaxes(x[..., rows, :], -1, -2) @ y[..., rows, :])
 
     parts = _each(multiply, x.shape[-2])
-    total = np.asarray(parts[0], np.float64)
-    for part in parts[1:]:
+    total = np.asarray(next(parts), np.float64)
+    for part in parts:
         total += part
     return total
 
 
 def rowwise(function: Callable[..., Array], *arrays: Array) -> Array:
     """A function of arrays ``[..., rows, columns]`` whose rows do not depend on one another."""
-    return np.concatenate(
-        _each(lambda rows: function(*(array[..., rows, :] for array in arrays)), arrays[0].shape[-2]), axis=-2
-    )
+    parts = _each(lambda rows: function(*(array[..., rows, :] for array in arrays)), arrays[0].shape[-2])
+    return np.concatenate(list(parts), axis=-2)
 
 
-def _each(work: Callable[[slice], Any], rows: int) -> list[Any]:
-    """What comes of every block, in order; there is one even without rows."""
+def _each(work: Callable[[slice], Any], rows: int) -> Iterator[Any]:
+    """What comes of every block, in order, few ahead of what is taken; there is one block even without rows."""
     blocks = [slice(start, start + ROWS) for start in range(0, max(rows, 1), ROWS)]
     pool = _POOL.get()
-    return list((map if pool is None or len(blocks) == 1 else pool.map)(work, blocks))
+    if pool is None or len(blocks) == 1:
+        yield from map(work, blocks)
+        return
+    waiting: deque[Future[Any]] = deque()
+    for block in blocks:
+        waiting.append(pool.submit(work, block))
+        if len(waiting) > AHEAD:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

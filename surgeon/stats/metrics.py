@@ -146,7 +146,7 @@ def find_metric(name: str | Metric) -> Metric:
 
     Raises:
         UsageError: There is none of that name.
-        PluginError: It is provided twice or cannot be imported.
+        PluginError: It is provided twice, cannot be imported, or is neither a function nor a metric.
     """
     if isinstance(name, Metric):
         return name
@@ -156,7 +156,10 @@ def find_metric(name: str | Metric) -> Metric:
             raise UsageError("no such file", where=path)
         script = Path(path)
         return _wrap(name, sources.find_name(sources.load_script(script), function, script))
-    return _wrap(name, entries.load_one(entries.METRICS, name, BUILT_IN, what="metric"))
+    found = entries.load_one(entries.METRICS, name, BUILT_IN, what="metric")
+    if not isinstance(found, Metric):
+        found = entries.load_function(entries.METRICS, name, {}, what="metric")
+    return _wrap(name, found)
 
 
 def evaluate(

@@ -262,6 +262,6 @@ def test_channels_that_never_fire_say_nothing_of_those_that_do():
     result = networks.pruned(model, "prune{macs=0.033 multiple_of=1}", {"x": x})
     curves = result.report["passes"][-1]["curves"]
     assert all(curve["sensitivity"]["outputs"] > 1e-4 for curve in curves.values())
-    left = {group.size: group.kept for group in result.plan.groups}
-    assert max(left[40]) < 8 and max(left[80]) < 8
-    assert len(left[40]) >= 5 and len(left[80]) >= 5
+    for group in result.plan.groups:
+        assert max(group.kept) < 8
+        assert len(group.kept) >= 5

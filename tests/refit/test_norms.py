@@ -158,7 +158,15 @@ def test_batches_together_have_every_position_once(shape, every):
     parts = [thinned(array, every, batch) for batch in range(min(every, flat.shape[2]))]
     found = np.concatenate([part.reshape(-1) for part in parts])
     np.testing.assert_array_equal(np.sort(found), np.sort(flat.ravel()))
-    np.testing.assert_array_equal(parts[-1], flat[:, :, len(parts) - 1 :: every])
+    np.testing.assert_array_equal(parts[-1], thinned(array, every, len(parts) - 1 + every))
+
+
+def test_positions_of_a_batch_are_spread_over_rows_and_columns():
+    rows, columns = np.indices((56, 56))
+    array = np.stack([rows, columns])[None]
+    for batch in range(4):
+        for axis in thinned(array, 56, batch)[0]:
+            assert len(set(axis.tolist())) > 56 / 3
 
 
 CASES = {

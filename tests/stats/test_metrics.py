@@ -153,13 +153,15 @@ def test_metrics_of_plugins_are_found_by_the_name_they_are_announced_under(
 def test_plugins_that_take_a_name_or_do_not_load_are_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entries = {"top1": "os:getcwd", "broken": "none:f"}
+    entries = {"top1": "os:getcwd", "broken": "none:f", "number": "math:pi"}
     announce(tmp_path, "acme-metrics", {"surgeon.metrics": entries})
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(PluginError, match="'top1' is provided twice"):
         metrics.find_metric("top1")
     with pytest.raises(PluginError, match="'broken' cannot be imported"):
         metrics.find_metric("broken")
+    with pytest.raises(PluginError, match="'number': math:pi cannot be called"):
+        metrics.find_metric("number")
     assert metrics.find_metric("top5").name == "top5"  # plugins harm only those who use them
     with pytest.raises(UsageError, match="no such metric") as caught:
         metrics.find_metric("top55")
