@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from operator import is_
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -103,7 +104,9 @@ def prove(
     Raises:
         GateError: The models differ, the cut model does not run, or the original runs on none of the probes.
     """
-    original = masked(analysis, tensors)
+    original, smaller = (
+        _unsaturated(graph, interface or {}) for graph in (masked(analysis, tensors), smaller)
+    )
     opened = partial(answers, threads=threads, folder=folder)
     probes = list(probe_feeds(analysis))
     whole = _compare(original, smaller, [*probes, *feeds], opened, interface or {})
@@ -133,6 +136,34 @@ def prove(
     if structural and np.isfinite(worst):
         return Certificate("structural", worst, whole.ran)
     raise GateError(f"the cut model differs from the masked original by {worst:.1e}", where="proof")
+
+
+def _unsaturated(graph: gs.Graph, kept: Kept) -> gs.Graph:
+    """The graph with what a Sigmoid at its end reads as output: where that is flat its result is nothing but rounding."""
+    ends = [
+        read[0] if output.name not in kept and (read := _read_by_sigmoid(output)) else output
+        for output in graph.outputs
+    ]
+    if len({id(end) for end in ends}) < len(ends) or all(map(is_, ends, graph.outputs)):
+        return graph
+    found = copy_of(graph)
+    tensors = found.tensors()
+    for k, (end, output) in enumerate(zip(ends, graph.outputs, strict=True)):
+        if end is not output:
+            found.outputs[k] = tensors[end.name]
+            found.outputs[k].dtype = output.dtype
+    return found
+
+
+def _read_by_sigmoid(output: gs.Tensor) -> list[gs.Tensor]:
+    """What the Sigmoid that makes a tensor reads, if something makes that."""
+    return [
+        tensor
+        for maker in output.inputs
+        if maker.op == "Sigmoid" and not maker.domain
+        for tensor in maker.inputs
+        if tensor.inputs
+    ]
 
 
 def _without_rounding(

@@ -57,6 +57,27 @@ def test_a_plan_that_says_something_else_is_noticed():
         prove(found.analysis, smaller, other)
 
 
+@pytest.mark.parametrize("offset", [-15.0, 30.0])
+def test_outputs_that_a_sigmoid_has_all_but_rounded_away_are_compared_before_it(offset):
+    weights = {"w1": (7, 12), "w2": (12, 5), "b": np.full(5, offset, np.float32)}
+    body = "a = MatMul (x, w1) r = Relu (a) s = MatMul (r, w2) t = Add (s, b) y = Sigmoid (t)"
+    found = solved(build("float[N,7] x", "float[N,5] y", body, weights))
+    smaller, plan = found.cut({of_size(found, 12).id: drop(12, 2, 5)})
+    assert prove(found.analysis, smaller, plan.tensors).status == "exact"
+    assert smaller.outputs[0].name == "y"
+    smaller.nodes[0].inputs[1].values = smaller.nodes[0].inputs[1].values * np.float32(1.01)
+    with pytest.raises(GateError, match="differs from the masked original"):
+        prove(found.analysis, smaller, plan.tensors)
+
+
+def test_a_sigmoid_of_what_is_an_output_too_or_an_input_is_compared_as_it_is():
+    body = "a = MatMul (x, w1) t = MatMul (a, w2) y = Sigmoid (t) z = Sigmoid (x)"
+    weights = {"w1": (7, 12), "w2": (12, 5)}
+    found = solved(build("float[N,7] x", "float[N,5] y, float[N,5] t, float[N,7] z", body, weights))
+    smaller, plan = found.cut({of_size(found, 12).id: drop(12, 2, 5)})
+    assert prove(found.analysis, smaller, plan.tensors).status == "exact"
+
+
 def test_a_model_that_does_not_load_is_not_proved():
     found, smaller, plan = cut_two_layers()
     smaller.nodes[1].op = "NoSuchOperator"
