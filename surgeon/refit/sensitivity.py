@@ -124,7 +124,8 @@ def trials(group: Group, curve: Curve) -> Iterator[tuple[int, float]]:
     Those that cost next to nothing go besides: what they do to the outputs says nothing of what the others would.
     """
     steps = np.maximum(curve.steps, 0.0)
-    removed = min(int((np.cumsum(steps) <= FREE * steps.sum()).sum()), group.size - 2)
+    free = int((np.cumsum(steps) <= FREE * steps.sum()).sum())
+    removed = max(min(free, group.size - 2), 0)
     while removed < group.size - 1:
         removed = min(max(1, removed + round((group.size - removed) * RATIO)), group.size - 1)
         yield removed, float(steps[:removed].sum())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from ops.oracle import build
@@ -10,9 +12,11 @@ from refit.test_carry import convolutions, current
 from refit.test_norms import unfused
 
 from surgeon.engine import analyse
+from surgeon.errors import SurgeonError
 from surgeon.graph.load import from_model
 from surgeon.graph.save import to_model
-from surgeon.refit.curves import error_curves
+from surgeon.refit import sensitivity
+from surgeon.refit.curves import Curve, error_curves
 from surgeon.refit.sweep import refit
 
 X = networks.images()
@@ -265,3 +269,49 @@ def test_channels_that_never_fire_say_nothing_of_those_that_do():
     for group in result.plan.groups:
         assert max(group.kept) < 8
         assert len(group.kept) >= 5
+
+
+@pytest.mark.parametrize(
+    ("steps", "removed"),
+    [
+        ([1.0] * 10, [6, 8, 9]),
+        ([0.0] * 6 + [1.0] * 4, [8, 9]),
+        ([0.0] * 9 + [1.0], [9]),
+        ([0.0] * 10, [9]),
+        ([1e-9, 2e-9, *[1.0] * 8], [7, 9]),
+        ([1.0], []),
+    ],
+)
+def test_trials_begin_with_all_that_is_free_and_go_on_to_the_last_but_one(steps, removed):
+    group = SimpleNamespace(size=len(steps))
+    found = list(sensitivity.trials(group, Curve(tuple(range(len(steps))), tuple(steps))))
+    assert [number for number, _ in found] == removed
+    assert [local for _, local in found] == pytest.approx([sum(steps[:number]) for number in removed])
+
+
+@pytest.mark.parametrize(
+    ("answers", "removed"),
+    [
+        ([0.5], 6),
+        ([0.0, 0.5], 8),
+        ([0.0, SurgeonError("does not run")], 6),
+        ([0.0, np.nan], 6),
+        ([0.0, 0.0, 0.0], 9),
+        ([SurgeonError("does not run")], None),
+        ([None], None),
+    ],
+)
+def test_a_trial_goes_on_until_the_outputs_change_and_keeps_what_was_measured(monkeypatch, answers, removed):
+    group, left = SimpleNamespace(size=10), list(answers)
+
+    def divergence(*_):
+        answer = left.pop(0)
+        if isinstance(answer, SurgeonError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(sensitivity, "_divergence", divergence)
+    curve = Curve(tuple(range(10)), (1.0,) * 10)
+    probe = sensitivity._probe(analyse(from_model(networks.mixed())).analysis, group, curve, None, 0)
+    assert (probe.removed if probe else None) == removed
+    assert not left
