@@ -46,9 +46,7 @@ class Plugin:
         """
         try:
             return self.entry.load()
-        except (
-            Exception
-        ) as error:  # importing runs a third party's module, which may raise anything; told as theirs
+        except Exception as error:  # their module runs, and may raise any type; re-raised as theirs
             message = f"{self.group} plugin {self.name!r} cannot be imported: {type(error).__name__}: {error}"
             hint = f"reinstall or remove {self.distribution}"
             raise PluginError(message, where=self.origin, hint=hint) from error

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return PIPE_CLOSED
     except SurgeonError as error:
         return _fail(error, wants_json=wants_json, debug=debug)
-    except Exception as error:  # noqa: BLE001 - a fault of ours; exit 3 and one line, the traceback with --debug
+    except Exception as error:  # noqa: BLE001 - bugs have no known type: told as one, exit 3, cause kept for --debug
         wrapped = InternalError(f"internal error: {type(error).__name__}: {error}", hint="run with --debug")
         wrapped.__cause__ = error
         return _fail(wrapped, wants_json=wants_json, debug=debug)

@@ -41,10 +41,8 @@ if TYPE_CHECKING:
 RATIO = 0.6  # of a group is removed
 FREE = 1e-6  # of the error without the whole group is nothing
 TRIALS = 4
-ROUNDED, ROUNDED_HALF = (
-    1e-9,
-    1e-5,
-)  # of the outputs' variance: what rounding does to floats, and to half floats
+ROUNDED = 1e-9  # of the outputs' variance: what rounding does to floats
+ROUNDED_HALF = 1e-5  # and to half floats
 HALVES = frozenset({onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16})
 PROBES = 16  # groups that are tried; what others do is foretold from them
 PLACES = Places(per_input=6, fewest=3000, limit_bytes=2**27)

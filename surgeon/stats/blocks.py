@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 ROWS = 4096  # of a block
-AHEAD = 16  # blocks at work or waiting to be taken: more than there are processors, and no more than memory has room for
+AHEAD = 16  # blocks at work or waiting to be taken, and so the most processors that have work
 _POOL: ContextVar[ThreadPoolExecutor | None] = ContextVar("pool", default=None)
 
 

@@ -105,7 +105,7 @@ def _told_as_theirs(what: str, where: str) -> Iterator[None]:
         yield
     except DataError:  # says so already
         raise
-    except Exception as error:  # code that is not ours may raise anything; the cause is kept
+    except Exception as error:  # the script is the user's: no type can be ruled out; re-raised with its cause
         raise DataError(f"{what} {_said(error)}", where=where) from error
 
 
