@@ -155,6 +155,7 @@ class Context:
         left: For each tensor that any pass cut, per axis which positions of the file's tensor are left.
         reference: What the model should still compute: the graph before values were changed, and what of it is left.
         later: What the passes after the current one make of a graph, for passes that judge by it; None after the last.
+        trains: Whether a pass after the current one learns: then the run takes its time, and a pass may take more of it.
         trial: Whether the pass works for such a judgement only, so that what it makes is measured and thrown away.
         kept: What passes keep for one another, and for their trials, by what it is.
         unrounded: The float graph that a quantized one was made of, set by the pass that quantized, or the result before it is
@@ -182,6 +183,7 @@ class Context:
     left: Masks = field(default_factory=dict)
     reference: Reference | None = None
     later: Later | None = None
+    trains: bool = False
     trial: bool = False
     kept: dict[str, Any] = field(default_factory=dict)
     unrounded: Graph | None = None

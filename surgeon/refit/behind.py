@@ -54,14 +54,19 @@ def beside(original: Replay, analysis: Analysis, graph: gs.Graph, names: set[str
     """
     dtypes = infer(graph).dtypes
     dtypes |= {name: kind for name, kind in analysis.shapes.dtypes.items() if name in names - dtypes.keys()}
+    return _beside(original, graph, dtypes, _own(graph, analysis, names, dtypes))
+
+
+def _beside(original: Replay, graph: gs.Graph, dtypes: Mapping[str, int], within: set[str]) -> Replay:
     return Replay(
         graph,
         dtypes,
         [{}] * original.batches,
         threads=original.threads,
         limit_bytes=original.store.limit,
-        within=_own(graph, analysis, names, dtypes),
+        within=within,
         source=original,
+        more=None if original.more is None else _beside(original.more, graph, dtypes, within),
     )
 
 

@@ -207,7 +207,7 @@ class _Walk:
                 return self.new.get(name, batch)
 
             total = view.count(read)
-            places = self.draw.places_of(total, groups, inputs, 0)
+            places = self.draw.places_of(batch, total, (groups, inputs, 0))
             rows = view.rows(node, read, places).astype(np.float32)
             rows = np.concatenate([rows, np.ones((*rows.shape[:2], 1), rows.dtype)], axis=2)
             grams += rows.transpose(0, 2, 1) @ rows

@@ -303,7 +303,7 @@ class _Trial:
             chosen, flags, wanted = [], [], []
             for batch in range(batches):
                 whole = original.get(each.makers[-1].output, batch)  # has the shape of what is read
-                places = draw.places_of(view.count(_only(whole)), 1, inputs, 0)
+                places = draw.places_of(batch, view.count(_only(whole)), (1, inputs, 0))
                 target = view.target(view.op.node, partial(original.get, batch=batch), places)
                 wanted.append(target[:, :, columns].astype(np.float32))
                 flags.append(draw.held_out(batch, len(places)))

@@ -47,6 +47,15 @@ class Places:
         asked = max(few // min(groups, 20), self.per_input * inputs)
         return max(2, min(asked, self.limit_bytes // (4 * groups * (inputs + COPIES * outputs))))
 
+    def times(self, factor: int) -> Places:
+        """So many times as many places, and numbers."""
+        return replace(
+            self,
+            per_input=factor * self.per_input,
+            fewest=factor * self.fewest,
+            entries=factor * self.entries,
+        )
+
     def limited(self, limit_bytes: int) -> Places:
         """The same, within a quarter of what activations may take."""
         return replace(self, limit_bytes=min(self.limit_bytes, max(limit_bytes // 4, 2**20)))
@@ -54,28 +63,47 @@ class Places:
 
 @dataclass
 class Draw:
-    """Random places, batch by batch; the same for the same seed, whatever happens to other operators."""
+    """Random places, batch by batch; the same for the same seed, whatever happens to other operators.
+
+    Attributes:
+        random: Draws them.
+        places: How many.
+        batches: Of how many batches.
+        more: How many further ones there are that are variants of these, in the same order, over and over. Places are drawn of
+            them only where the first have too few; what is held out is so with all its variants.
+    """
 
     random: np.random.Generator
     places: Places
     batches: int
+    more: int = 0
 
-    def places_of(self, total: int, groups: int, inputs: int, outputs: int) -> NDArray[np.int64]:
-        """Some of the ``total`` places of one batch, ascending."""
-        wanted = self.places.wanted(groups, inputs, outputs) // self.batches + 1
-        chosen: NDArray[Any] = self.random.choice(total, min(wanted, total), replace=False)
+    def places_of(self, batch: int, total: int, width: tuple[int, int, int]) -> NDArray[np.int64]:
+        """Some of the places of one batch, ascending.
+
+        Args:
+            batch: Its number.
+            total: How many places it has.
+            width: Groups, inputs and outputs of the operator.
+        """
+        chosen: NDArray[Any] = self.random.choice(total, self._share(batch, total, width), replace=False)
         return np.sort(chosen).astype(np.int64)
 
-    def runs_of(self, total: int, groups: int, inputs: int, outputs: int) -> NDArray[np.int64]:
+    def runs_of(self, batch: int, total: int, width: tuple[int, int, int]) -> NDArray[np.int64]:
         """As `places_of`, in runs: neighbours are made of the same places of the operator before."""
-        wanted = self.places.wanted(groups, inputs, outputs) // self.batches + 1
-        runs = -(-total // RUN)
+        wanted, runs = self._share(batch, total, width), -(-total // RUN)
         chosen = np.sort(self.random.choice(runs, min(-(-wanted // RUN), runs), replace=False))
         places: NDArray[Any] = (chosen[:, None] * RUN + np.arange(RUN)).ravel()
         return places[places < total].astype(np.int64)
 
+    def _share(self, batch: int, total: int, width: tuple[int, int, int]) -> int:
+        """How many places of a batch are looked at."""
+        wanted = self.places.wanted(*width) // self.batches + 1
+        return max(0, min(wanted - batch // self.batches * total, total))
+
     def held_out(self, batch: int, count: int) -> NDArray[np.bool_]:
         """Whole batches where there are enough of them, else single places; never none or all of several."""
+        batch %= self.batches
         if self.batches >= 1 / HELD_OUT:
             every = int(1 / HELD_OUT)
             return np.full(count, batch % every == every - 1)
@@ -110,15 +138,16 @@ def gather(
         through: The activation behind.
     """
     xs, wishes, others, held = [], [], [], []
-    for batch in range(draw.batches):
-        reader = read(batch)
-        places = draw.places_of(view.count(reader), *width)
-        rows = view.rows(node, reader, places).astype(np.float32)
+    for batch in range(draw.batches + draw.more):
+        places = draw.places_of(batch, view.count(read(batch % draw.batches)), width)
+        if not len(places):
+            continue
+        rows = view.rows(node, read(batch), places).astype(np.float32)
         last = np.full((*rows.shape[:2], 1), view.bias is not None, rows.dtype)  # zeros: no bias to find
         xs.append(np.concatenate([rows, last], axis=2))
         wishes.append(wish(batch, places).astype(np.float32))
         if other:
-            others.append(view.results(reader(other), places, width[0]).astype(np.float32))
+            others.append(view.results(read(batch)(other), places, width[0]).astype(np.float32))
         held.append(draw.held_out(batch, len(places)))
     whole = np.concatenate(wishes, axis=1)
     added = np.concatenate(others, axis=1) if others else None

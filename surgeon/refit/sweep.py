@@ -8,6 +8,7 @@ original sum minus what the other branch now contributes, so that errors do not 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,6 +73,7 @@ def refit(
     places: Places = Places(),  # noqa: B008 - frozen
     effort: Effort = Effort(),  # noqa: B008 - frozen
     merge: bool = False,
+    more: Feeds = (),
 ) -> Refitted:
     """Refit the weights of ``smaller`` in place.
 
@@ -87,12 +89,14 @@ def refit(
         places: How many places of each operator are looked at.
         effort: How hard each operator is fitted.
         merge: Whether similar channels are folded where that is better than deleting some.
+        more: Variants of the batches, see `surgeon.refit.sampling.Draw`, for operators that have few places.
     """
     with named_sequences(analysis, smaller):
-        original = Replay(
-            analysis.graph, analysis.shapes.dtypes, feeds, threads=threads, limit_bytes=limit_bytes
-        )
-        draw = Draw(np.random.default_rng(seed), places.limited(limit_bytes), original.batches)
+        options: dict[str, Any] = {"threads": threads, "limit_bytes": limit_bytes}
+        dtypes = analysis.shapes.dtypes
+        later = Replay(analysis.graph, dtypes, more, **options) if more else None
+        original = Replay(analysis.graph, dtypes, feeds, **options, more=later)
+        draw = Draw(np.random.default_rng(seed), places.limited(limit_bytes), len(feeds), len(more))
         sweep = Sweep(analysis, smaller, keep, original, draw, effort, merge=merge)
         return sweep.run(progress or (lambda _: None))
 
@@ -303,12 +307,16 @@ class Sweep:
         groups, inputs = len(second), max(first.shape[1], second.shape[1])
         parts, wishes, others, held = [], [], [], []
         known: dict[tuple[int, ...], Layout] = {}
-        for batch in range(self.draw.batches):
+        width = (groups, inputs, sum(second.shape[1:]))
+        for batch in range(self.draw.batches + self.draw.more):
 
             def read(name: str, batch: int = batch) -> Array:
                 return self.new.get(name, batch)
 
-            places = self.draw.runs_of(pair.second.count(read), groups, inputs, sum(second.shape[1:]))
+            count = pair.second.count(partial(read, batch=batch % self.draw.batches))
+            places = self.draw.runs_of(batch, count, width)
+            if not len(places):
+                continue
             parts.append(Linked.of_batch(pair, self.nodes, read, places, known))
             wishes.append(self._wish(pair.second, groups, target, batch, places))
             if target.other:

@@ -78,6 +78,8 @@ class Replay:
         limit_bytes: How much of the activations is held in memory; the rest goes to temporary files.
         within: The nodes to run, by first output; by default all. What others make has to come from ``source``.
         source: A run of another graph over the same feeds, which has what this one does not make itself.
+        more: A run of the same graph over further feeds, whose batches follow. It goes only as far as they are asked for,
+            each time in one piece from where it was, so that little of it is held.
     """
 
     def __init__(
@@ -90,8 +92,9 @@ class Replay:
         limit_bytes: int = 2**31,
         within: Collection[str] | None = None,
         source: Replay | None = None,
+        more: Replay | None = None,
     ) -> None:
-        self.graph, self.dtypes, self.threads = graph, dtypes, threads
+        self.graph, self.dtypes, self.threads, self.more = graph, dtypes, threads, more
         self.batches = len(feeds)
         self.store = Store(limit_bytes)
         self.source = source
@@ -120,6 +123,8 @@ class Replay:
 
     def hold(self, name: str) -> None:
         """Keep a tensor until :meth:`release`, even when every node that reads it has run."""
+        if self.more is not None:
+            self.more.hold(name)
         if self._owner(name) is not self:
             self._owner(name).hold(name)
             return
@@ -127,6 +132,8 @@ class Replay:
 
     def release(self, name: str) -> None:
         """Give up one hold."""
+        if self.more is not None:
+            self.more.release(name)
         if self._owner(name) is not self:
             self._owner(name).release(name)
             return
@@ -134,7 +141,10 @@ class Replay:
         self._drop_if_done(name)
 
     def get(self, name: str, batch: int) -> Array:
-        """One batch of a tensor that has been computed."""
+        """One batch of a tensor that has been computed, or of those that follow."""
+        if batch >= self.batches and self.more is not None:
+            self.more.advance([name])
+            return self.more.get(name, batch - self.batches)
         return self._owner(name).store.get(name, batch)
 
     def runs(self, names: Iterable[str]) -> set[str]:
@@ -171,6 +181,8 @@ class Replay:
             nodes: What they read from others has been held, or is made of constants alone.
             name: The only tensor of theirs that anybody has read or will read.
         """
+        if self.more is not None and name in self.more.store:
+            self.more.again(nodes, name)
         wanted = {id(node) for node in (*nodes, *self._made_of_constants(nodes))}
         segment = [node for node in self.graph.nodes if id(node) in wanted]
         made = {tensor.name for node in segment for tensor in node.outputs}

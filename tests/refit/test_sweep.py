@@ -13,6 +13,7 @@ from surgeon.graph.load import from_model
 from surgeon.graph.save import to_model
 from surgeon.measure import inputs_of
 from surgeon.passes import Context
+from surgeon.refit.sampling import Places
 from surgeon.refit.sweep import refit
 from surgeon.stats.data import Chunk, from_chunks
 from surgeon.surgery import cut, keep_of
@@ -173,3 +174,21 @@ def test_labels_are_never_read(score):
 def test_a_sweep_says_whether_memory_was_enough(limit, spills):
     _, _, result = refitted(networks.mixed(), every_second, limit_bytes=limit)
     assert bool(result.spilled) == spills
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_variants_of_few_samples_teach_what_they_do_not(seed):
+    """Behind a pooling a sample is one equation: twelve of them say little of weights for as many channels."""
+    model = networks.mixed(seed)
+    feeds = [{"x": X[k : k + 3]} for k in range(0, 12, 3)]
+    more = [{"x": X[k : k + 3]} for k in range(12, 120, 3)]  # as good as variants can be
+    few, filled = (refitted(model, every_second, feeds, more=each)[1] for each in ((), more))
+    errors = [networks.relative_error(model, each, UNSEEN) for each in (few, filled)]
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_variants_change_nothing_where_there_are_places_enough():
+    model, feeds = networks.mixed(), [{"x": X[k : k + 20]} for k in range(0, 200, 20)]
+    few = Places(per_input=1, fewest=150)
+    ones = [refitted(model, every_second, feeds, more=more, places=few)[1] for more in ((), feeds)]
+    assert ones[0] == ones[1]

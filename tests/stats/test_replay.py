@@ -276,3 +276,42 @@ def test_nodes_run_again_with_weights_that_are_turned_on_the_way():
     product = next(node for node in run_of.graph.nodes if node.op == "MatMul")
     run_of.again([product], "h")
     assert np.allclose(run_of.get("h", 0), x @ constant.values.T)
+
+
+def test_further_batches_are_run_when_they_are_asked_for(model, feeds, ran):
+    graph = from_model(model)
+    dtypes = infer(graph).dtypes
+    more = Replay(graph, dtypes, feeds[1:])
+    replay = Replay(graph, dtypes, feeds[:1], more=more)
+    whole = session(with_outputs(model, NAMES), optimize=False)
+    for name in ("b", "y"):
+        replay.hold(name)
+    replay.advance(["b"])
+    replay.release("b")
+    replay.advance(["y"])
+    assert not {name for name in NAMES if name in more.store}
+    before = len(ran)
+    for batch, given in enumerate(feeds):
+        np.testing.assert_allclose(
+            replay.get("y", batch), run(whole, given)[0], rtol=1e-6, atol=1e-6
+        )  # fmt: skip
+    assert ran[before:] == [["a", "b", "c", "d", "e", "g", "y"]]  # in one piece: nothing on the way was held
+    assert {name for name in NAMES if name in more.store} == {"y"}
+    replay.release("y")
+    assert replay.store.used == more.store.used == 0
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_changed_nodes_run_again_in_further_batches(model, feeds, early):
+    graph = from_model(model)
+    dtypes = infer(graph).dtypes
+    source = Replay(graph, dtypes, feeds[:1], more=Replay(graph, dtypes, feeds[1:]))
+    source.hold("x")
+    source.hold("b")
+    source.advance(["b"])
+    if early:
+        source.get("b", 1)
+    nodes = [node for node in graph.nodes if node.outputs[0].name in ("a", "b")]
+    nodes[0].inputs[1] = gs.Constant("w1", np.zeros((4, 6), np.float32))
+    source.again(nodes, "b")
+    assert all(not source.get("b", batch).any() for batch in range(len(feeds)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from surgeon.errors import GateError, InternalError, UnsupportedModelError
@@ -11,6 +12,7 @@ from surgeon.refit.carry import Current, carry_over
 from surgeon.refit.fit import Effort
 from surgeon.refit.sampling import Places
 from surgeon.refit.sweep import refit
+from surgeon.stats.variants import filled_up
 from surgeon.surgery import keep_of
 from surgeon_passes.pruning.choose import Choice, choose
 from surgeon_passes.pruning.datafree import with_data
@@ -18,7 +20,7 @@ from surgeon_passes.pruning.proved import Proved, cut_and_prove
 from surgeon_passes.pruning.rank import Ranking
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
     from surgeon_passes.prune import Prune
 
     Kept = Mapping[str, NDArray[np.bool_]]
+    Feeds = Sequence[Mapping[str, NDArray[Any]]]
 
+SAMPLES = 2048  # that weights are refitted to, variants among them
 # of a refit whose result is compared with others and thrown away: most of the time goes into places
 QUICK: dict[str, Any] = {"places": Places(per_input=15, fewest=20_000), "effort": Effort(steps=4, joint=4)}
 
@@ -139,7 +143,12 @@ class Cutting:
         Raises:
             GateError: The targets cannot be met.
         """
-        return choose(self.options, self.model, self.context, self.ranking, targets, self.refused, current)
+        while True:
+            choice = choose(
+                self.options, self.model, self.context, self.ranking, targets, self.refused, current
+            )
+            if current is not None or not self.ranking.look_closer(choice.kept):
+                return choice
 
     @property
     def made_up(self) -> bool:
@@ -149,6 +158,25 @@ class Cutting:
     @property
     def _reconstructs(self) -> bool:
         return self.options.reconstruct and self.measuring.data is not None
+
+    @property
+    def _feeds(self) -> Feeds:
+        """The batches that statistics come from."""
+        return [batch[0] for batch in self.measuring.calibration()]
+
+    @cached_property
+    def _variants(self) -> Feeds:
+        """Variants of few samples, for operators that have few places in them."""
+        own = self._feeds
+        filled = filled_up(
+            own,
+            SAMPLES,
+            self.model.analysis.graph,
+            augment=self.measuring.calibration().augment,
+            seed=self.context.seed_for("variants"),
+            threads=self.context.threads,
+        )
+        return filled[len(own) :]
 
     def _steps(self) -> int:
         return self.options.steps if self._reconstructs else 1
@@ -178,13 +206,14 @@ class Cutting:
                 model.analysis,
                 smaller,
                 keep,
-                [batch[0] for batch in self.measuring.calibration()],
+                self._feeds,
                 seed=context.seed_for("refit"),
                 threads=context.threads,
                 limit_bytes=self.options.memory * 2**20,
                 progress=advance,
                 merge=self.options.merge,
-                **(QUICK if quick else {}),
+                more=() if quick else self._variants,
+                **(QUICK if quick else {"places": Places().times(2 if context.trains else 1)}),
             )
         return after, refitted, time.perf_counter() - started
 
