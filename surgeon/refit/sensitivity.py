@@ -44,7 +44,7 @@ TRIALS = 4
 ROUNDED = 1e-9  # of the outputs' variance: what rounding does to floats
 ROUNDED_HALF = 1e-5  # and to half floats
 HALVES = frozenset({onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16})
-PROBES = 16  # groups that are tried; what others do is foretold from them
+PROBES = 16  # groups that are tried to begin with; what others do is foretold from them
 PLACES = Places(per_input=6, fewest=3000, limit_bytes=2**27)
 EFFORT = Effort(strengths=(1e-2,), steps=0, joint=0)
 
@@ -79,7 +79,7 @@ def sensitivities(
 
     Args:
         analysis: The original.
-        groups: What may be removed, each with a curve.
+        groups: Those to try, each with a curve.
         curves: The error curves.
         feeds: A few batches; the first half is refitted to, the second half is judged by.
         seed: Seed of the choice of places.
@@ -88,17 +88,8 @@ def sensitivities(
         progress: Called with 1 after each group.
 
     Returns:
-        A probe per group id, for at most `PROBES` of them, spread evenly over the graph. Groups along inputs and outputs
-        of the model have none: nothing could be compared.
+        A probe per group id. Groups along inputs and outputs of the model have none: nothing could be compared.
     """
-    ends = [t.name for t in (*analysis.graph.inputs, *analysis.graph.outputs)]
-    outside = {atom for name in ends for axis in analysis.axes.get(name) or () for atom in atoms_of(axis)}
-    ordered = in_order(analysis, [group for group in groups if group.atom not in outside])
-    chosen = (
-        [ordered[k] for k in sorted({round(x) for x in np.linspace(0, len(ordered) - 1, PROBES)})]
-        if ordered
-        else []
-    )
     result = {}
     with named_sequences(analysis):
         original = Replay(
@@ -107,13 +98,28 @@ def sensitivities(
         for name in analysis.graph.tensors():  # every probe takes what it needs from here
             if name in analysis.shapes.dtypes:  # sequences have no type and cannot be stored
                 original.hold(name)
-        for group in chosen:
+        for group in inside(analysis, groups):
             probe = _probe(analysis, group, curves[group.id], original, seed)
             if probe is not None:
                 result[group.id] = probe
             if progress:
                 progress(1)
     return result
+
+
+def inside(analysis: Analysis, groups: Sequence[Group]) -> list[Group]:
+    """The groups that do not lie along inputs or outputs of the model."""
+    ends = [t.name for t in (*analysis.graph.inputs, *analysis.graph.outputs)]
+    outside = {atom for name in ends for axis in analysis.axes.get(name) or () for atom in atoms_of(axis)}
+    return [group for group in groups if group.atom not in outside]
+
+
+def spread(analysis: Analysis, groups: Sequence[Group]) -> list[Group]:
+    """At most `PROBES` of the groups that can be tried, spread evenly over the graph."""
+    ordered = in_order(analysis, inside(analysis, groups))
+    if not ordered:
+        return []
+    return [ordered[k] for k in sorted({round(x) for x in np.linspace(0, len(ordered) - 1, PROBES)})]
 
 
 def trials(group: Group, curve: Curve) -> Iterator[tuple[int, float]]:

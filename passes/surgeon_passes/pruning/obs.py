@@ -3,7 +3,8 @@
 Elimination gives each group's error at its consumers, see `surgeon.refit.curves`. What is left of an error at the
 outputs, once everything behind has been refitted, grows slower than the error itself: over the groups of a ResNet-20 the
 logarithms of the two lie on lines of slope 0.8 to 0.9 (plans hardly change between 0.7 and 1). The height of the line is measured for some groups, with one cut of each
-alone, see `surgeon.refit.sensitivity`, and foretold for the others, see `surgeon_passes.pruning.heights`.
+alone, see `surgeon.refit.sensitivity`, and foretold for the others, see `surgeon_passes.pruning.heights`. What a cut leans on most is
+not left to that: groups that it takes much from are tried after all, and if one of them surprises, another cut is chosen.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from surgeon.refit.curves import Curve, error_curves
-from surgeon.refit.sensitivity import PROBES, Probe, in_order, sensitivities, trials
+from surgeon.refit.sensitivity import PROBES, Probe, in_order, inside, sensitivities, spread, trials
 from surgeon_passes.pruning.heights import between
 from surgeon_passes.pruning.influence import influences
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 SLOPE = 0.85
 MOST_SAMPLES, FEWEST_SAMPLES = 256, 8
 MOST_MACS = 1e12  # multiply-accumulates that all probes together may take
+CLOSER, MOST_CLOSER = 4, 16  # groups that are tried after all, for one cut and for all of them
+SURPRISE = 2.0  # times as much, or as little, as was foretold
 TINY = 1e-12
 
 
@@ -59,6 +62,8 @@ class Eliminator:
     curves: dict[str, Curve] = field(default_factory=dict)
     probes: dict[str, Probe] = field(default_factory=dict)
     slopes: dict[str, float] = field(default_factory=dict)
+    _able: list[Group] = field(default_factory=list)
+    _looked: set[str] = field(default_factory=set)
 
     def scores(self, groups: Sequence[Group], current: Current | None) -> dict[str, Floats]:
         """Per group what removing each index adds to the error of the outputs, in the order in which they go best.
@@ -68,9 +73,9 @@ class Eliminator:
         if not self.curves:
             self.curves = self._curves(groups, None)
             if self.probing:
-                able = [group for group in groups if group.id in self.curves]
-                self.probes = self._probes(able)
-                self.slopes = self._slopes(able) if len(self.probes) < len(able) else {}
+                self._able = [group for group in groups if group.id in self.curves]
+                self.probes = self._probes(spread(self.model.analysis, self._able))
+                self.slopes = self._slopes(self._able) if len(self.probes) < len(self._able) else {}
         curves = self.curves if current is None else self._curves(groups, current)
         factors = self._factors([group for group in groups if group.id in self.curves])
         return {
@@ -78,6 +83,34 @@ class Eliminator:
             for group in groups
             if group.id in curves and group.id in self.curves
         }
+
+    def look_closer(self, kept: Mapping[str, NDArray[np.bool_]], scores: Mapping[str, Floats]) -> bool:
+        """Try the groups that a cut leans on most, of those that were only foretold.
+
+        Args:
+            kept: The flags of a cut, by group id.
+            scores: What it was chosen by.
+
+        Returns:
+            Whether one of them does something else than was foretold, so that another cut may be better.
+        """
+        leans = {
+            group.id: float(scores[group.id][~kept[group.id]].sum())
+            for group in inside(self.model.analysis, self._able)
+            if group.id in kept.keys() & scores.keys() - self.probes.keys() - self._looked
+        }
+        most = sorted((name for name in leans if leans[name] > 0), key=lambda name: -leans[name])
+        chosen = most[: min(CLOSER, MOST_CLOSER - len(self._looked))]
+        if not chosen:
+            return False
+        self._looked |= {*chosen}
+        foretold = self._factors(self._able)
+        found = self._probes([group for group in self._able if group.id in chosen])
+        self.probes |= found
+        errors = {name: foretold[name] * max(probe.local, TINY) ** SLOPE for name, probe in found.items()}
+        return any(
+            not 1 / SURPRISE < probe.outputs / errors[name] < SURPRISE for name, probe in found.items()
+        )
 
     def _curves(self, groups: Sequence[Group], current: Current | None) -> dict[str, Curve]:
         with self.context.progress("measure", len(self.model.analysis.ops)) as advance:
@@ -93,12 +126,12 @@ class Eliminator:
             )
 
     def _probes(self, groups: Sequence[Group]) -> dict[str, Probe]:
-        with self.context.progress("probe", min(PROBES, len(groups))) as advance:
+        with self.context.progress("probe", len(groups)) as advance:
             return sensitivities(
                 self.model.analysis,
                 groups,
                 self.curves,
-                [feeds for feeds, _ in self._sample(len(groups))],
+                [feeds for feeds, _ in self._sample(len(self._able))],
                 seed=self.context.seed_for("sensitivity"),
                 threads=self.context.threads,
                 limit_bytes=self.memory,

@@ -21,7 +21,7 @@ from surgeon_passes.pruning.spread import positions_in_weights
 from surgeon_passes.pruning.values import as_numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -74,6 +74,15 @@ class Ranking:
         if not {group.id for group in groups} <= self._known.keys():
             self._known = _rank(self.options, self.model, groups, self.context, self.eliminator)
         return {group.id: self._known[group.id] for group in groups}
+
+    def look_closer(self, kept: Mapping[str, NDArray[np.bool_]]) -> bool:
+        """Whether a closer look at what was chosen says something else, so that it should be chosen anew."""
+        if chosen_score(self.options, self.context) != OBS or not self.eliminator.look_closer(
+            kept, self._known
+        ):
+            return False
+        self._known = {}
+        return True
 
 
 def _rank(
