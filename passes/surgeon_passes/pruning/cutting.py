@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     Kept = Mapping[str, NDArray[np.bool_]]
     Feeds = Sequence[Mapping[str, NDArray[Any]]]
 
-SAMPLES = 2048  # that weights are refitted to, variants among them
+SAMPLES = 1024  # that weights are refitted to, variants among them
+PATIENT = 2  # times as many, and as many places, where a later pass learns, which takes minutes anyway
 # of a refit whose result is compared with others and thrown away: most of the time goes into places
 QUICK: dict[str, Any] = {"places": Places(per_input=15, fewest=20_000), "effort": Effort(steps=4, joint=4)}
 
@@ -160,6 +161,10 @@ class Cutting:
         return self.options.reconstruct and self.measuring.data is not None
 
     @property
+    def _patience(self) -> int:
+        return PATIENT if self.context.trains else 1
+
+    @property
     def _feeds(self) -> Feeds:
         """The batches that statistics come from."""
         return [batch[0] for batch in self.measuring.calibration()]
@@ -170,7 +175,7 @@ class Cutting:
         own = self._feeds
         filled = filled_up(
             own,
-            SAMPLES,
+            SAMPLES * self._patience,
             self.model.analysis.graph,
             augment=self.measuring.calibration().augment,
             seed=self.context.seed_for("variants"),
@@ -213,7 +218,7 @@ class Cutting:
                 progress=advance,
                 merge=self.options.merge,
                 more=() if quick else self._variants,
-                **(QUICK if quick else {"places": Places().times(2 if context.trains else 1)}),
+                **(QUICK if quick else {"places": Places().times(self._patience)}),
             )
         return after, refitted, time.perf_counter() - started
 
