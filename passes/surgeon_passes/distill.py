@@ -27,7 +27,7 @@ class Distill(EndToEnd):
     Attributes:
         temperature: Softens probabilities that are compared.
         hints: Weight of what is compared inside, where blocks end; 0 for outputs alone.
-        vary: Whether unlabelled images get pieces of others, and are mirrored where the original hardly minds.
+        vary: Whether unlabelled images are moved a little, and mirrored where the original hardly minds.
         labels: Weight of the cross entropy with labels, where the data have any; 0 reads none.
     """
 

@@ -31,7 +31,7 @@ class Qat(Training):
             and what the run started from as the one to learn from.
         samples: Calibration samples used at most; by default all.
         rate: The largest learning rate, relative to the largest number of each weight.
-        vary: Whether unlabelled images get pieces of others, and are mirrored where the original hardly minds.
+        vary: Whether unlabelled images are moved a little, and mirrored where the original hardly minds.
         labels: Whether the cross entropy with labels is made small, too.
     """
 

@@ -34,8 +34,8 @@ class Reconstruct(Pass):
         batch: Samples per step.
         rate: The largest learning rate of Adam; it falls along half a cosine.
         variants: Variants of every sample that are learned from as well; by default three, as long as memory holds them, of
-            images that the original puts out nearly the same for when they are mirrored (one mirrored, two with pieces of
-            other images), and of what a function ``augment`` in the data file varies.
+            images that the original puts out nearly the same for when they are mirrored (one mirrored, two moved a
+            little), and of what a function ``augment`` in the data file varies.
         memory: Megabytes of activations held in memory, per model; the rest goes to temporary files.
         exclude: Weights whose name, or whose operator's, matches one of these patterns stay as they are.
     """
@@ -126,8 +126,7 @@ class Reconstruct(Pass):
         if count is None:
             samples = sum(max((np.shape(array) or (1,))[0] for array in batch.values()) for batch in feeds)
             wanted = not isinstance(vary, ImageVariation) or vary.mirror
-            most = VARIANTS if samples > len(feeds) else 1  # a batch of one has no other images
-            count = min(most, self._held(graph, samples)) if wanted else 0
+            count = min(VARIANTS, self._held(graph, samples)) if wanted else 0
         return variants_of(feeds, vary, count, context.seed_for("variants"))
 
     def _held(self, graph: Graph, samples: int) -> int:

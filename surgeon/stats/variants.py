@@ -1,4 +1,4 @@
-"""Variants of samples to learn from: images with pieces of others and, where the model does not mind, mirrored.
+"""Variants of samples to learn from: images moved and, where the model does not mind, mirrored.
 
 What a model makes of a variant is known without labels, so few samples become many.
 """
@@ -26,14 +26,15 @@ MOST_CHANNELS, SMALLEST = 4, 16  # of what is taken for an image
 ALIKE = 0.5  # of the outputs' variance; a model that does not know left from right stays far below
 LOOKED_AT = 4  # batches
 MOST = 3  # variants of a sample
+FAR = 0.125  # of a side, by which an image is moved at most
 
 
 @dataclass(frozen=True)
 class ImageVariation:
-    """Mirrors every second image of a batch, and lays a piece of another one over every second one.
+    """Moves every image of a batch a little, and mirrors every second one.
 
-    Images that nobody has taken teach as well as others when what is to be learned is what another model makes of them.
-    Pieces of images: CutMix, Yun et al., arXiv 1905.04899, here without labels.
+    Convolutions with strides, poolings and patches see places of a moved image that they had not seen. What comes in at
+    an edge is what lies there, reflected.
 
     Attributes:
         mirror: Whether images are mirrored at all.
@@ -51,27 +52,14 @@ class ImageVariation:
         """A variant of a batch, all inputs alike; arrays are left as they are."""
         count = len(next(iter(feeds.values())))
         turned = (random.random(count) < 0.5) & self.mirror
-        others = random.permutation(count)
-        covered = random.random(count) < 0.5
-        sizes = np.sqrt(random.random(count))
-        corners = random.random((count, 2))
-        found = {}
-        for name, array in feeds.items():
-            axes = _spatial(array)
-            if axes is None:
-                continue
-            height, width = (array.shape[axis] for axis in axes)
-            mixed = np.where(turned.reshape(-1, *[1] * (array.ndim - 1)), np.flip(array, axes[1]), array)
-            source = mixed[others]
-            for k in np.flatnonzero(covered):
-                place: list[slice] = [slice(None)] * (array.ndim - 1)
-                for axis, whole, corner in zip(axes, (height, width), corners[k], strict=True):
-                    size = round(sizes[k] * whole)
-                    start = int(corner * (whole - size + 1))
-                    place[axis - 1] = slice(start, start + size)
-                mixed[k][tuple(place)] = source[k][tuple(place)]
-            found[name] = mixed
-        return found
+        moves = random.uniform(-FAR, FAR, (count, 2))
+        return {
+            name: np.stack(
+                [_moved(image, axes, *each) for image, *each in zip(array, moves, turned, strict=True)]
+            )
+            for name, array in feeds.items()
+            if (axes := _spatial(array)) is not None
+        }
 
 
 def variation_for(graph: gs.Graph, feeds: Sequence[Feeds], threads: int = 1) -> ImageVariation | None:
@@ -145,9 +133,8 @@ def filled_up(
         vary = images if images is not None and images.mirror else None
     if vary is None:
         return list(feeds)
-    most = MOST if augment is not None or count > len(feeds) else 1  # a batch of one has no other images
     result = list(feeds)
-    for batch in variants_of(feeds, vary, min(most, -(-missing // count)), seed):
+    for batch in variants_of(feeds, vary, min(MOST, -(-missing // count)), seed):
         if missing <= 0:
             break
         result.append(batch)
@@ -158,6 +145,15 @@ def filled_up(
 def samples_in(batch: Feeds) -> int:
     """How many samples a batch holds: the largest first dimension of its arrays."""
     return max((len(array) for array in batch.values() if np.ndim(array)), default=1)
+
+
+def _moved(image: Array, axes: tuple[int, int], move: Array, turned: bool) -> Array:
+    """One image, without the axis of the batch."""
+    for axis, share in zip(axes, move, strict=True):
+        last = image.shape[axis - 1] - 1
+        places = np.arange(last + 1) + round(float(share) * (last + 1))
+        image = image.take(last - np.abs(last - np.abs(places)), axis=axis - 1)
+    return np.flip(image, axes[1] - 1) if turned else image
 
 
 def _is_symmetric(graph: gs.Graph, feeds: Sequence[Feeds], twins: Sequence[Feeds], threads: int) -> bool:
