@@ -44,6 +44,7 @@ class Pass(ABC):
         requires: Facts that must hold for the graph it is given, e.g. ``float``.
         ensures: Facts that hold afterwards, e.g. ``qdq``.
         removes: Facts that do not hold any more.
+        trains: Whether it takes steps down gradients, for minutes.
         learns: Whether it changes what the model computes, from data, so that ``verify`` cannot repeat it.
         sizes: Whether what it is for shows in compressed sizes, zeros or different values, so that a run with it measures them.
     """
@@ -53,6 +54,7 @@ class Pass(ABC):
     ensures: ClassVar[frozenset[str]] = frozenset()
     removes: ClassVar[frozenset[str]] = frozenset()
     learns: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
     sizes: ClassVar[bool] = False
 
     @abstractmethod
@@ -155,7 +157,7 @@ class Context:
         left: For each tensor that any pass cut, per axis which positions of the file's tensor are left.
         reference: What the model should still compute: the graph before values were changed, and what of it is left.
         later: What the passes after the current one make of a graph, for passes that judge by it; None after the last.
-        trains: Whether a pass after the current one learns: then the run takes its time, and a pass may take more of it.
+        trains: Whether a pass after the current one trains: then the run takes its time, and a pass may take more of it.
         trial: Whether the pass works for such a judgement only, so that what it makes is measured and thrown away.
         kept: What passes keep for one another, and for their trials, by what it is.
         unrounded: The float graph that a quantized one was made of, set by the pass that quantized, or the result before it is

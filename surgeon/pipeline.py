@@ -111,7 +111,7 @@ def run_passes(graph: Graph, passes: Sequence[Pass], context: Context, *, debug:
     for position, each in enumerate(passes):
         context.record = {}
         context.later = later_of(passes[position + 1 :], context)
-        context.trains = any(other.learns for other in passes[position + 1 :])
+        context.trains = any(other.trains for other in passes[position + 1 :])
         plan = context.plan
         started = time.perf_counter()
         result = _run_one(each, copy_of(outcome.graph), context)

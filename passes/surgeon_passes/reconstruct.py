@@ -43,6 +43,7 @@ class Reconstruct(Pass):
     name: ClassVar[str] = "reconstruct"
     requires: ClassVar[frozenset[str]] = frozenset({"float"})
     learns: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
 
     effort: Literal["fast", "default", "thorough"] = "default"
     steps: int | None = None

@@ -303,10 +303,11 @@ class _Trial:
             chosen, flags, wanted = [], [], []
             for batch in range(batches):
                 whole = original.get(each.makers[-1].output, batch)  # has the shape of what is read
-                places = draw.places_of(batch, view.count(_only(whole)), (1, inputs, 0))
+                total = view.count(_only(whole))
+                places = draw.places_of(batch, total, (1, inputs, 0))
                 target = view.target(view.op.node, partial(original.get, batch=batch), places)
                 wanted.append(target[:, :, columns].astype(np.float32))
-                flags.append(draw.held_out(batch, len(places)))
+                flags.append(draw.held_out(batch, places, total))
                 chosen.append(places)
             self.places.append(chosen)
             self.held.append(np.concatenate(flags))

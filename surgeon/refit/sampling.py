@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 HELD_OUT = 0.15
 RUN = 64
+VARIED = 97  # seeds what is held out of batches with variants
 COPIES = 4  # of the results at each place: wanted, added, predicted, judged
 
 
@@ -70,7 +71,7 @@ class Draw:
         places: How many.
         batches: Of how many batches.
         more: How many further ones there are that are variants of these, in the same order, over and over. Places are drawn of
-            them only where the first have too few; what is held out is so with all its variants.
+            them only where the first have too few; what is held out is so with all its variants, place by place.
     """
 
     random: np.random.Generator
@@ -96,19 +97,38 @@ class Draw:
         places: NDArray[Any] = (chosen[:, None] * RUN + np.arange(RUN)).ravel()
         return places[places < total].astype(np.int64)
 
+    def looks_at(self, batch: int, total: int, width: tuple[int, int, int]) -> bool:
+        """Whether places of a batch are looked at; always of those that are no variants.
+
+        Args:
+            batch: Its number.
+            total: How many places the batch has that it is, or is a variant of.
+            width: Groups, inputs and outputs of the operator.
+        """
+        return batch < self.batches or self._share(batch, total, width) > 0
+
     def _share(self, batch: int, total: int, width: tuple[int, int, int]) -> int:
         """How many places of a batch are looked at."""
         wanted = self.places.wanted(*width) // self.batches + 1
         return max(0, min(wanted - batch // self.batches * total, total))
 
-    def held_out(self, batch: int, count: int) -> NDArray[np.bool_]:
-        """Whole batches where there are enough of them, else single places; never none or all of several."""
-        batch %= self.batches
+    def held_out(self, batch: int, places: NDArray[np.int64], total: int) -> NDArray[np.bool_]:
+        """Whole batches where there are enough of them, else single places; never none or all of several.
+
+        Args:
+            batch: The number of a batch.
+            places: Those that are looked at of it.
+            total: How many the batch has that it is, or is a variant of.
+        """
+        batch, count = batch % self.batches, len(places)
         if self.batches >= 1 / HELD_OUT:
             every = int(1 / HELD_OUT)
             return np.full(count, batch % every == every - 1)
-        if count < 2:
+        if (total if self.more else count) < 2:
             return np.full(count, batch % 2 == 1)
+        if self.more:
+            chosen = np.random.default_rng((VARIED, batch)).permutation(total)
+            return np.isin(places, chosen[: max(1, round(HELD_OUT * total))])
         flags = np.zeros(count, bool)
         flags[self.random.choice(count, max(1, round(HELD_OUT * count)), replace=False)] = True
         return flags
@@ -138,17 +158,20 @@ def gather(
         through: The activation behind.
     """
     xs, wishes, others, held = [], [], [], []
+    counts = [view.count(read(batch)) for batch in range(draw.batches)]
     for batch in range(draw.batches + draw.more):
-        places = draw.places_of(batch, view.count(read(batch % draw.batches)), width)
-        if not len(places):
+        total = counts[batch % draw.batches]
+        if not draw.looks_at(batch, total, width):
             continue
+        count = total if batch < draw.batches else view.count(read(batch))
+        places = draw.places_of(batch, count, width)
         rows = view.rows(node, read(batch), places).astype(np.float32)
         last = np.full((*rows.shape[:2], 1), view.bias is not None, rows.dtype)  # zeros: no bias to find
         xs.append(np.concatenate([rows, last], axis=2))
         wishes.append(wish(batch, places).astype(np.float32))
         if other:
             others.append(view.results(read(batch)(other), places, width[0]).astype(np.float32))
-        held.append(draw.held_out(batch, len(places)))
+        held.append(draw.held_out(batch, places, total))
     whole = np.concatenate(wishes, axis=1)
     added = np.concatenate(others, axis=1) if others else None
     return Sample(

@@ -8,7 +8,6 @@ original sum minus what the other branch now contributes, so that errors do not 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,10 +91,10 @@ def refit(
         more: Variants of the batches, see `surgeon.refit.sampling.Draw`, for operators that have few places.
     """
     with named_sequences(analysis, smaller):
-        options: dict[str, Any] = {"threads": threads, "limit_bytes": limit_bytes}
-        dtypes = analysis.shapes.dtypes
-        later = Replay(analysis.graph, dtypes, more, **options) if more else None
-        original = Replay(analysis.graph, dtypes, feeds, **options, more=later)
+        graph, dtypes = analysis.graph, analysis.shapes.dtypes
+        share = limit_bytes // 4 if more else 0  # of variants little is held at a time
+        later = Replay(graph, dtypes, more, threads=threads, limit_bytes=share) if more else None
+        original = Replay(graph, dtypes, feeds, threads=threads, limit_bytes=limit_bytes - share, more=later)
         draw = Draw(np.random.default_rng(seed), places.limited(limit_bytes), len(feeds), len(more))
         sweep = Sweep(analysis, smaller, keep, original, draw, effort, merge=merge)
         return sweep.run(progress or (lambda _: None))
@@ -193,7 +192,7 @@ class Sweep:
             for name in names:
                 self.old.release(name)
             progress(1)
-        result.spilled = self.old.store.spilled + self.new.store.spilled
+        result.spilled = self.old.spilled + self.new.spilled
         return result
 
     def judged(self) -> list[str]:
@@ -308,20 +307,24 @@ class Sweep:
         parts, wishes, others, held = [], [], [], []
         known: dict[tuple[int, ...], Layout] = {}
         width = (groups, inputs, sum(second.shape[1:]))
+        counts: list[int] = []
         for batch in range(self.draw.batches + self.draw.more):
 
             def read(name: str, batch: int = batch) -> Array:
                 return self.new.get(name, batch)
 
-            count = pair.second.count(partial(read, batch=batch % self.draw.batches))
-            places = self.draw.runs_of(batch, count, width)
-            if not len(places):
+            if batch < self.draw.batches:
+                counts.append(pair.second.count(read))
+            total = counts[batch % self.draw.batches]
+            if not self.draw.looks_at(batch, total, width):
                 continue
+            count = total if batch < self.draw.batches else pair.second.count(read)
+            places = self.draw.runs_of(batch, count, width)
             parts.append(Linked.of_batch(pair, self.nodes, read, places, known))
             wishes.append(self._wish(pair.second, groups, target, batch, places))
             if target.other:
                 others.append(pair.second.results(read(target.other), places, groups).astype(np.float32))
-            held.append(self.draw.held_out(batch, len(places)))
+            held.append(self.draw.held_out(batch, places, total))
         wish = np.concatenate(wishes, axis=1)
         other = np.concatenate(others, axis=1) if others else None
         wanted = Wanted(

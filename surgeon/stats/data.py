@@ -87,7 +87,7 @@ class Dataset:
 
     @property
     def augment(self) -> sources.Augment | None:
-        """What varies samples for training: the function ``augment`` of a data file, or None."""
+        """What varies samples to learn from: the function ``augment`` of a data file, or None."""
         return self._origin.augment
 
     @property

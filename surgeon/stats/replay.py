@@ -121,6 +121,11 @@ class Replay:
         """The run that has a tensor."""
         return self if self.source is None or name in self.made else self.source
 
+    @property
+    def spilled(self) -> int:
+        """How many arrays went to temporary files."""
+        return self.store.spilled + (0 if self.more is None else self.more.store.spilled)
+
     def hold(self, name: str) -> None:
         """Keep a tensor until :meth:`release`, even when every node that reads it has run."""
         if self.more is not None:
@@ -143,9 +148,14 @@ class Replay:
     def get(self, name: str, batch: int) -> Array:
         """One batch of a tensor that has been computed, or of those that follow."""
         if batch >= self.batches and self.more is not None:
-            self.more.advance([name])
+            if not self.more.has(name):
+                self.more.advance([name])
             return self.more.get(name, batch - self.batches)
         return self._owner(name).store.get(name, batch)
+
+    def has(self, name: str) -> bool:
+        """Whether a tensor has been computed and is still there."""
+        return name in self._owner(name).store
 
     def runs(self, names: Iterable[str]) -> set[str]:
         """The nodes (by first output) that would have to run to have ``names``."""

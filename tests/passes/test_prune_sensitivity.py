@@ -9,9 +9,11 @@ from ops.oracle import build
 from refit import networks
 
 from surgeon.passes import Context
-from surgeon.stats.data import Chunk, Input, from_chunks
+from surgeon.stats.data import Chunk, Input, from_chunks, open_data
 from surgeon_passes.prune import Prune
+from surgeon_passes.pruning import cutting as module
 from surgeon_passes.pruning import obs
+from surgeon_passes.pruning.cutting import Cutting
 from surgeon_passes.pruning.rank import Ranking
 
 BRANCHES, LOUD = 6, 3
@@ -26,8 +28,8 @@ DATASET = from_chunks(
 @pytest.fixture
 def few(monkeypatch):
     """Only the first and the last group are tried to begin with."""
-    for module in ("surgeon.refit.sensitivity", "surgeon_passes.pruning.obs"):
-        monkeypatch.setattr(f"{module}.PROBES", 2)
+    for each in ("surgeon.refit.sensitivity", "surgeon_passes.pruning.obs"):
+        monkeypatch.setattr(f"{each}.PROBES", 2)
 
 
 def branches(seed=0):
@@ -82,3 +84,87 @@ def test_what_stays_whole_or_was_tried_needs_no_closer_look(few, tmp_path):
     tried = whole | {name: ~whole[name] for name in ranking.eliminator.probes}
     assert not ranking.look_closer(tried)
     assert len(ranking.eliminator.probes) == 2
+
+
+def cutting(model, tmp_path, data=DATASET, **options):
+    analysed = prunable.analysed(model, tmp_path)
+    context = Context(tmp_path / "model.onnx", data=data)
+    return Cutting(Prune(**options), analysed, analysed.analysis.graph, context)
+
+
+def test_the_same_target_is_always_the_same_cut(few, tmp_path):
+    cuts = cutting(branches(2), tmp_path)
+    first = cuts.chosen({"macs": 0.6})
+    tried = len(cuts.ranking.eliminator.probes)
+    cuts.chosen({"macs": 0.8})
+    again = cuts.chosen({"macs": 0.6})
+    assert all(np.array_equal(again.kept[name], flags) for name, flags in first.kept.items())
+    assert tried > 2
+
+
+def test_a_ratio_needs_no_closer_look(few, tmp_path):
+    cuts = cutting(branches(), tmp_path, ratio=0.5)
+    cuts.chosen(None)
+    assert len(cuts.ranking.eliminator.probes) == 2
+
+
+def test_the_whole_cut_is_looked_at_before_its_first_step(few, tmp_path):
+    cuts = cutting(branches(), tmp_path, steps=2)
+    cuts.to({"macs": 0.6})
+    assert len(cuts.ranking.eliminator.probes) > 2
+
+
+IMAGES = np.random.default_rng(5).standard_normal((40, 3, 16, 16)).astype(np.float32)
+LOADER = """
+import numpy as np
+
+
+def data():
+    yield {"x": np.random.default_rng(5).standard_normal((40, 3, 16, 16)).astype(np.float32)}
+
+
+def augment(feeds, random):
+    return AUGMENTED
+"""
+
+
+def filled(tmp_path, data, *, trains=False, **options):
+    body = "h = Conv (x, w1) r = Relu (h) g = GlobalAveragePool (r) f = Flatten (g) y = MatMul (f, w2)"
+    model = build("float[N,3,16,16] x", "float[N,5] y", body, {"w1": (8, 3, 3, 3), "w2": (8, 5)})
+    cuts = cutting(model, tmp_path, data, **options)
+    cuts.context.trains = trains
+    return cuts, len(cuts._variants)
+
+
+def images(count=40):
+    chunk = Chunk({"x": IMAGES[:count]})
+    entry = Input("x", np.dtype(np.float32), ("N", 3, 16, 16))
+    return from_chunks("images", [entry], lambda: iter([chunk]), 20)
+
+
+@pytest.mark.parametrize(("trains", "batches"), [(False, 2), (True, 6)])
+def test_variants_fill_up_more_where_a_later_pass_trains(tmp_path, monkeypatch, trains, batches):
+    monkeypatch.setattr(module, "SAMPLES", 80)
+    cuts, found = filled(tmp_path, images(), trains=trains)
+    assert found == batches
+    assert cuts.context.warnings == []
+
+
+def test_variants_take_no_more_than_their_part_of_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SAMPLES", 4000)
+    large = IMAGES.repeat(5, axis=0)  # 600 kB: a quarter of a megabyte holds less than half of them
+    entry = Input("x", np.dtype(np.float32), ("N", 3, 16, 16))
+    data = from_chunks("images", [entry], lambda: iter([Chunk({"x": large})]), 20)
+    assert filled(tmp_path, data)[1] == 30
+    assert 0 < filled(tmp_path, data, memory=1)[1] < 10
+
+
+@pytest.mark.parametrize(
+    ("returned", "warned"), [("{'x': feeds['x'] * 2}", 0), ("{'x': feeds['labels']}", 1)]
+)
+def test_a_function_that_wants_labels_is_done_without(tmp_path, returned, warned):
+    (tmp_path / "loader.py").write_text(LOADER.replace("AUGMENTED", returned))
+    data = open_data(f"{tmp_path}/loader.py:data", [("x", np.float32, ("N", 3, 16, 16))])
+    cuts, found = filled(tmp_path, data)
+    assert (found == 0) == bool(warned)
+    assert len(cuts.context.warnings) == warned

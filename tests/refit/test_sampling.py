@@ -39,9 +39,22 @@ def test_without_variants_nothing_else_is_drawn():
         np.testing.assert_array_equal(alone.places_of(batch, 100, WIDTH), filled.places_of(batch, 100, WIDTH))
 
 
-@pytest.mark.parametrize("batches", [2, 8, 20])
-def test_what_is_held_out_is_so_with_its_variants(batches):
+@pytest.mark.parametrize("total", [1, 2, 50])
+@pytest.mark.parametrize("batches", [1, 2, 6, 8, 20])
+def test_what_is_held_out_is_so_with_its_variants(batches, total):
     found = draw(10_000, batches, 2 * batches)
-    flags = [found.held_out(batch, 1)[0] for batch in range(3 * batches)]
-    assert flags[:batches] == flags[batches : 2 * batches] == flags[2 * batches :]
-    assert 0 < sum(flags[:batches]) < batches
+    places = np.arange(total)
+    flags = np.array([found.held_out(batch, places, total) for batch in range(3 * batches)])
+    own, *variants = np.split(flags, 3)
+    assert all((each == own).all() for each in variants)
+    assert batches * total == 1 or 0 < own.sum() < own.size
+    some = np.arange(0, total, 2)
+    assert (found.held_out(batches, some, total) == own[0, ::2]).all()
+
+
+def test_variants_of_other_lengths_are_drawn_from_where_originals_lack_places():
+    found = draw(1_000, 2, 2)
+    assert found.looks_at(0, 0, WIDTH)  # of samples themselves always, though there be nothing
+    assert found.looks_at(2, 400, WIDTH)
+    assert not found.looks_at(2, 600, WIDTH)
+    assert found.places_of(2, 30, WIDTH).max() < 30

@@ -105,6 +105,34 @@ CASES = {
 }  # fmt: skip
 
 
+def test_operators_that_nothing_reaches_stay_as_they_are():
+    """Rows that are picked by a condition that no sample meets."""
+    body = MULTILAYER + (
+        "y = Gemm (r, w2) v = ReduceSum <keepdims=0> (x, e) f = Greater (v, o) k = Compress <axis=0> (r, f)"
+        " l = MatMul (k, w3) g = ReduceSum <keepdims=0> (l, z) u = Add (y, g)"
+    )
+    weights = SHAPES | {"e": np.array([1]), "z": np.array([0]), "o": np.float32(1e9)}
+    model = build("float[N,6] x", "float[N,5] u", body, weights)
+    rows = np.random.default_rng(0).standard_normal((60, 6)).astype(np.float32)
+    feeds = [{"x": part} for part in np.split(rows, 3)]
+    for more in ((), feeds):
+        _, after, result = refitted(model, every_second, feeds, more=more)
+        assert networks.outputs(after, rows).shape == (60, 5)
+        assert len(result.errors) == 2
+
+
+def test_variants_may_be_shorter_or_longer():
+    model = build(
+        "float[N,T,6] x", "float[N,T,5] y", "h = MatMul (x, w1) r = Relu (h) y = MatMul (r, w2)", SHAPES
+    )
+    rows = np.random.default_rng(0).standard_normal((8, 9, 6)).astype(np.float32)
+    feeds = [{"x": part} for part in np.split(rows, 2)]
+    for length in (0, 4, 18):
+        more = [{"x": np.resize(each["x"], (4, length, 6))} for each in feeds]
+        _, _, result = refitted(model, every_second, feeds, more=more)
+        assert all(after <= before for before, after in result.errors.values())
+
+
 @pytest.mark.parametrize("score", ["obs", "l2"])
 @pytest.mark.parametrize("case", CASES)
 def test_odd_networks_are_refitted_or_left_alone(case, score):

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from surgeon.errors import GateError, InternalError, UnsupportedModelError
+from surgeon.errors import DataError, GateError, InternalError, UnsupportedModelError
 from surgeon.refit.carry import Current, carry_over
 from surgeon.refit.fit import Effort
 from surgeon.refit.sampling import Places
 from surgeon.refit.sweep import refit
-from surgeon.stats.variants import filled_up
+from surgeon.stats.variants import filled_up, samples_in
 from surgeon.surgery import keep_of
 from surgeon_passes.pruning.choose import Choice, choose
 from surgeon_passes.pruning.datafree import with_data
@@ -77,6 +77,7 @@ class Cutting:
     ranking: Ranking = field(init=False)
     measuring: Context = field(init=False)
     refused: dict[str, str] = field(default_factory=dict)
+    _choices: dict[tuple[Any, ...], Choice] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.measuring = with_data(self.options, self.model, self.context)
@@ -101,6 +102,8 @@ class Cutting:
     def _try(self, targets: Mapping[str, float] | None, *, quick: bool) -> Cut | dict[str, str]:
         current: Current | None = None
         spent = 0.0
+        if self._steps() > 1:  # what the whole cut leans on is tried before the first of its steps
+            self.chosen(targets)
         for share in self.options.schedule_of().shares(self._steps())[:-1]:
             choice = self._choose(_eased(targets, share), share, current)
             if choice is None or _whole(choice):
@@ -144,12 +147,23 @@ class Cutting:
         Raises:
             GateError: The targets cannot be met.
         """
-        while True:
-            choice = choose(
-                self.options, self.model, self.context, self.ranking, targets, self.refused, current
-            )
-            if current is not None or not self.ranking.look_closer(choice.kept):
-                return choice
+        if (
+            current is not None or targets is None
+        ):  # a ratio takes as much of every group, whatever it is worth
+            return self._choice(targets, current)
+        key = (*sorted(targets.items()), *sorted(self.refused))
+        while key not in self._choices:
+            choice = self._choice(targets, None)
+            if not self.ranking.look_closer(choice.kept):
+                self._choices[key] = choice
+        return self._choices[key]
+
+    def _choice(
+        self, targets: Mapping[str, float] | None, current: Current | None, share: float = 1.0
+    ) -> Choice:
+        return choose(
+            self.options, self.model, self.context, self.ranking, targets, self.refused, current, share
+        )
 
     @property
     def made_up(self) -> bool:
@@ -173,14 +187,23 @@ class Cutting:
     def _variants(self) -> Feeds:
         """Variants of few samples, for operators that have few places in them."""
         own = self._feeds
-        filled = filled_up(
-            own,
-            SAMPLES * self._patience,
-            self.model.analysis.graph,
-            augment=self.measuring.calibration().augment,
-            seed=self.context.seed_for("variants"),
-            threads=self.context.threads,
+        count, size = (
+            sum(map(samples_in, own)),
+            sum(array.nbytes for batch in own for array in batch.values()),
         )
+        affordable = count + int(self.options.memory * 2**20 / 4 / max(size, 1) * count)
+        try:
+            filled = filled_up(
+                own,
+                min(SAMPLES * self._patience, affordable),
+                self.model.analysis.graph,
+                augment=self.measuring.calibration().augment,
+                seed=self.context.seed_for("variants"),
+                threads=self.context.threads,
+            )
+        except DataError as error:  # a function that wants labels, say
+            self.context.warn(f"weights are refitted to the samples alone: {error.message}")
+            return ()
         return filled[len(own) :]
 
     def _steps(self) -> int:
@@ -191,9 +214,7 @@ class Cutting:
     ) -> Choice | None:
         """What to keep after one of the steps before the last; None where limits allow nothing yet."""
         try:
-            return choose(
-                self.options, self.model, self.context, self.ranking, targets, self.refused, current, share
-            )
+            return self._choice(targets, current, share)
         except GateError:
             return None  # the last step says what is out of reach
 
@@ -217,7 +238,7 @@ class Cutting:
                 limit_bytes=self.options.memory * 2**20,
                 progress=advance,
                 merge=self.options.merge,
-                more=() if quick else self._variants,
+                more=() if self.made_up else self._variants,
                 **(QUICK if quick else {"places": Places().times(self._patience)}),
             )
         return after, refitted, time.perf_counter() - started

@@ -29,13 +29,14 @@ if TYPE_CHECKING:
     from surgeon.groups import Group
     from surgeon.passes import Context
     from surgeon.refit.carry import Current
+    from surgeon.scores import Slopes
     from surgeon.stats.data import Dataset
 
     Floats = NDArray[np.float64]
 
 SLOPE = 0.85
 MOST_SAMPLES, FEWEST_SAMPLES = 256, 8
-MOST_MACS = 1e12  # multiply-accumulates that all probes together may take
+MOST_MACS = 1e12  # multiply-accumulates that the probes at the beginning may take together
 CLOSER, MOST_CLOSER = 4, 16  # groups that are tried after all, for one cut and for all of them
 SURPRISE = 2.0  # times as much, or as little, as was foretold
 TINY = 1e-12
@@ -64,6 +65,7 @@ class Eliminator:
     slopes: dict[str, float] = field(default_factory=dict)
     _able: list[Group] = field(default_factory=list)
     _looked: set[str] = field(default_factory=set)
+    _influence: Mapping[str, Slopes] = field(default_factory=dict)
 
     def scores(self, groups: Sequence[Group], current: Current | None) -> dict[str, Floats]:
         """Per group what removing each index adds to the error of the outputs, in the order in which they go best.
@@ -107,6 +109,7 @@ class Eliminator:
         foretold = self._factors(self._able)
         found = self._probes([group for group in self._able if group.id in chosen])
         self.probes |= found
+        self.slopes |= self._summed([group for group in self._able if group.id in found])
         errors = {name: foretold[name] * max(probe.local, TINY) ** SLOPE for name, probe in found.items()}
         return any(
             not 1 / SURPRISE < probe.outputs / errors[name] < SURPRISE for name, probe in found.items()
@@ -140,13 +143,18 @@ class Eliminator:
 
     def _slopes(self, groups: Sequence[Group]) -> dict[str, float]:
         context = replace(self.context, data=self._sample(len(groups)))
-        found = influences(self.model, groups, context, self.memory, labels=False).slopes
+        self._influence = influences(self.model, groups, context, self.memory, labels=False).slopes
+        return self._summed(groups)
+
+    def _summed(self, groups: Sequence[Group]) -> dict[str, float]:
+        """The squared slopes of the indices that go where each of some groups is tried."""
         result = {}
         for group in groups:
-            if group.id in found:
+            if group.id in self._influence:
+                found = self._influence[group.id]
                 removed, _ = self._trial(group)
                 first = list(self.curves[group.id].order[:removed])
-                result[group.id] = float(found[group.id].squares[first].sum() / found[group.id].count)
+                result[group.id] = float(found.squares[first].sum() / found.count)
         return result
 
     def _trial(self, group: Group) -> tuple[int, float]:

@@ -77,12 +77,11 @@ class Ranking:
 
     def look_closer(self, kept: Mapping[str, NDArray[np.bool_]]) -> bool:
         """Whether a closer look at what was chosen says something else, so that it should be chosen anew."""
-        if chosen_score(self.options, self.context) != OBS or not self.eliminator.look_closer(
-            kept, self._known
-        ):
+        if chosen_score(self.options, self.context) != OBS:
             return False
-        self._known = {}
-        return True
+        surprised = self.eliminator.look_closer(kept, self._known)
+        self._known = {}  # more is known now, whatever it says of this cut
+        return surprised
 
 
 def _rank(

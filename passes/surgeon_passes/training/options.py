@@ -31,6 +31,7 @@ class Training(Pass):
     """
 
     learns: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
 
     steps: int = 1000
     batch: int = 64
