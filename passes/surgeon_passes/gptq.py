@@ -54,7 +54,7 @@ class Gptq(Pass):
         from surgeon_passes.training.excluded import excluded_by
 
         reference = values.float_original(context, self.name, self.original)
-        feeds = values.batches(context, self.samples)
+        feeds = list(values.batches(context, self.samples))
         with context.progress(self.name, None) as advance:
             found = round_again(
                 graph,

@@ -73,7 +73,7 @@ class LearnRounding(Pass):
         from surgeon_passes.quantizing import values
         from surgeon_passes.training.excluded import excluded_by
 
-        feeds = values.batches(context, self.samples)
+        feeds = list(values.batches(context, self.samples))
         course = Course(
             self.steps,
             self.batch,

@@ -19,10 +19,11 @@ from surgeon.refit.fit import TINY
 from surgeon.refit.twins import Twin, Twins
 from surgeon.stats.bias import read_bias, write_bias
 from surgeon.stats.replay import Replay
+from surgeon.stats.variants import samples_in
 from surgeon.stats.weight import is_rounded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     Feeds = Sequence[Mapping[str, Array]]
 
 STEPS = 2
+AT_ONCE = 32  # samples
 LOOKED_AT = 2**22  # numbers of a result at most, as long as a batch has no more
 
 
@@ -55,7 +57,7 @@ class Corrected:
 def correct_biases(
     graph: gs.Graph,
     reference: Reference,
-    feeds: Feeds,
+    feeds: Iterable[Mapping[str, Array]],
     *,
     threads: int = 1,
     limit_bytes: int = 2**31,
@@ -64,6 +66,9 @@ def correct_biases(
 ) -> Corrected:
     """Correct the biases of all operators with rounded weights, in place.
 
+    However many samples there are, activations of a few are held: each few give corrections of their own, and the mean of
+    these is taken.
+
     Args:
         graph: A quantized graph.
         reference: The float graph it was made from.
@@ -71,12 +76,44 @@ def correct_biases(
         threads: Threads for onnxruntime.
         limit_bytes: Activations held in memory, per graph.
         excluded: Whether a node or tensor, by name, is to be left alone.
-        progress: Called with 1 after each operator.
+        progress: Called with 1 after each operator of every few samples.
     """
     given = give_biases(graph)
-    result = _Walk(graph, reference, feeds, threads, limit_bytes).run(excluded, progress)
+    walks = []
+    for part in _parted(feeds):
+        walk = _Walk(graph, reference, part, threads, limit_bytes)
+        walks.append((sum(map(samples_in, part)), walk.run(excluded, progress), walk.undo()))
+    if not walks:
+        return Corrected()
+    weights = np.array([samples for samples, _, _ in walks]) / sum(samples for samples, _, _ in walks)
+    nodes = {node.outputs[0].name: node for node in graph.nodes if node.outputs}
+    for number, (view, _) in enumerate(walks[0][2]):
+        biases = [undone[number][1] for _, _, undone in walks]
+        write_bias(view, nodes, np.tensordot(weights, biases, 1))
     drop_zero_biases(graph, given)
-    return result
+    return _joined([found for _, found, _ in walks], weights)
+
+
+def _parted(feeds: Iterable[Mapping[str, Array]]) -> Iterator[list[Mapping[str, Array]]]:
+    part: list[Mapping[str, Array]] = []
+    for batch in feeds:
+        if part and sum(map(samples_in, [*part, batch])) > AT_ONCE:
+            yield part
+            part = []
+        part.append(batch)
+    if part:
+        yield part
+
+
+def _joined(found: Sequence[Corrected], weights: NDArray[np.float64]) -> Corrected:
+    errors = {
+        label: (
+            float(sum(w * each.errors[label][0] for w, each in zip(weights, found, strict=True))),
+            float(sum(w * each.errors[label][1] for w, each in zip(weights, found, strict=True))),
+        )
+        for label in found[0].errors
+    }
+    return Corrected(errors, found[0].left, sum(each.spilled for each in found))
 
 
 class _Sums:
@@ -114,6 +151,14 @@ class _Walk:
         self.outputs = {tensor.name for tensor in graph.outputs}
         self.batches = len(feeds)
         self.pending: set[str] = set()
+        self.biases: list[tuple[Linear, NDArray[np.float64]]] = []
+
+    def undo(self) -> list[tuple[Linear, NDArray[np.float64]]]:
+        """Put the biases back that there were; returns those that there would be, in order."""
+        result = [(view, read_bias(view, self.nodes)) for view, _ in self.biases]
+        for view, before in reversed(self.biases):
+            write_bias(view, self.nodes, before)
+        return result
 
     def run(self, excluded: Callable[[str], bool], progress: Callable[[int], None]) -> Corrected:
         result = Corrected(left=dict(self.twins.left))
@@ -160,6 +205,7 @@ class _Walk:
         self.old.advance([target.tensor])
         self.new.advance(sorted(wanted))
         before = read_bias(view, self.nodes)
+        self.biases.append((view, before))
         shift, errors = self._best(twin, target)
         if shift.any():
             write_bias(view, self.nodes, before + shift.reshape(before.shape))

@@ -13,6 +13,7 @@ from surgeon.graph.load import from_model
 from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session, with_outputs
 from surgeon.reference import Reference
+from surgeon.refit import correct
 from surgeon.refit.correct import correct_biases
 
 
@@ -40,10 +41,10 @@ def tensor(model, name, x):
         ("MatMul", (0, 1), 0.05),
     ],
 )
-def test_the_mean_error_is_zero_on_the_data(case, axes, left):
+def test_the_mean_error_is_zero_on_a_few_samples(case, axes, left):
     model = named(CASES[case])
     quantized = rounded(model, activations=False)  # else onnxruntime rounds the biases
-    x = data(model, 1, 64)
+    x = data(model, 1, 32)
     result = corrected(model, quantized, x)[1]
     before, after = (
         np.abs((tensor(each, "y", x) - tensor(model, "y", x)).mean(axis=axes)).max()
@@ -68,7 +69,7 @@ def test_behind_a_relu_it_is_not_the_mean_error():
     weights = {"w": (6, 3, 1, 1), "b": np.full(6, -1.5, np.float32)}
     model = named(build("float[N,3,6,6] x", "float[N,6,6,6] y", body, weights))
     quantized = rounded(model, bits=3)
-    x = data(model, 1, 64)
+    x = data(model, 1, 32)
     found, result = corrected(model, quantized, x)
     (before, after), truth = found.errors["n0"], tensor(model, "y", x)
     energy = np.square(truth - truth.mean(axis=(0, 2, 3), keepdims=True)).sum()
@@ -108,3 +109,34 @@ def test_threads_change_nothing():
     model = named(CASES["residual"])
     results = [corrected(model, rounded(model), data(model, 1, 64), threads=threads)[1] for threads in (1, 2)]
     assert results[0].SerializeToString() == results[1].SerializeToString()
+
+
+def test_few_samples_are_held_at_a_time_and_all_count_alike(monkeypatch):
+    """Each few samples give a bias; the mean of these, by samples, is what all of them together give without an activation."""
+    model = named(build("float[N,6] x", "float[N,5] y", "y = Gemm (x, w, b)", {"w": (6, 5), "b": (5,)}))
+    quantized, x = rounded(model, activations=False), np.random.default_rng(0).standard_normal((70, 6))
+    parts = [{"x": each.astype(np.float32)} for each in np.split(x, [20, 30, 62])]
+    sizes, walk = [], correct._Walk
+
+    def spy(graph, reference, feeds, *rest):
+        sizes.append([len(each["x"]) for each in feeds])
+        return walk(graph, reference, feeds, *rest)
+
+    monkeypatch.setattr(correct, "_Walk", spy)
+    biases, errors = [], []
+    for at_once in (32, 1000):
+        monkeypatch.setattr(correct, "AT_ONCE", at_once)
+        graph = from_model(quantized)
+        found = correct_biases(graph, Reference(from_model(model)), iter(parts))
+        errors.append(found.errors["n0"])
+        biases.append(next(t.values for name, t in graph.tensors().items() if name == "b"))
+    assert sizes == [[20, 10], [32], [8], [20, 10, 32, 8]]
+    assert np.allclose(biases[0], biases[1], atol=1e-6)
+    assert all(after < before for before, after in errors)
+
+
+def test_without_samples_nothing_changes():
+    model = named(CASES["Gemm"])
+    graph = from_model(rounded(model))
+    assert correct_biases(graph, Reference(from_model(model)), iter([])).errors == {}
+    assert run(session(to_model(graph)), {"x": data(model, 1, 4)})[0].shape[0] == 4

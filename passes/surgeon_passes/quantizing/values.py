@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from surgeon.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     import onnx
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from surgeon.refit.correct import Corrected
     from surgeon.refit.settle import Settled
 
-    Feeds = list[dict[str, Any]]
 
 MEGABYTE = 2**20
 
@@ -53,9 +52,9 @@ def _loaded(path: str) -> Graph:
     return load(Path(path))
 
 
-def batches(context: Context, samples: int) -> Feeds:
-    """Calibration batches without labels."""
-    return [feeds for feeds, _ in context.calibration().take(samples)]
+def batches(context: Context, samples: int) -> Iterator[Mapping[str, Any]]:
+    """Calibration batches without labels, one at a time."""
+    return (feeds for feeds, _ in context.calibration().take(samples))
 
 
 def describe(found: Settled | Corrected, context: Context, key: str, option: str, memory: int) -> None:
@@ -124,13 +123,13 @@ def improved(
     if rounding == "nearest" and not correct_bias:
         return built
     graph, reference = from_model(built), Reference(from_model(original))
-    feeds, limit = batches(context, samples), memory * MEGABYTE
+    limit = memory * MEGABYTE
     if rounding != "nearest":
         with context.progress("rounding", None) as advance:
             found = round_again(
                 graph,
                 reference,
-                feeds,
+                list(batches(context, samples)),
                 seed=context.seed_for("gptq"),
                 threads=context.threads,
                 limit_bytes=limit,
@@ -142,7 +141,12 @@ def improved(
     if correct_bias:
         with context.progress("biases", None) as advance:
             corrected = correct_biases(
-                graph, reference, feeds, threads=context.threads, limit_bytes=limit, progress=advance
+                graph,
+                reference,
+                batches(context, samples),
+                threads=context.threads,
+                limit_bytes=limit,
+                progress=advance,
             )
         describe(corrected, context, "biases", "quantize.memory", memory)
     return to_model(graph)
