@@ -10,7 +10,7 @@ import numpy as np
 from surgeon.refit.fit import Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import onnx_graphsurgeon as gs
     from numpy.typing import NDArray
@@ -97,15 +97,25 @@ class Draw:
         places: NDArray[Any] = (chosen[:, None] * RUN + np.arange(RUN)).ravel()
         return places[places < total].astype(np.int64)
 
-    def looks_at(self, batch: int, total: int, width: tuple[int, int, int]) -> bool:
-        """Whether places of a batch are looked at; always of those that are no variants.
+    def visits(
+        self, width: tuple[int, int, int], count: Callable[[int], int]
+    ) -> Iterator[tuple[int, int, int]]:
+        """The batches that are looked at; variants only where what they are variants of has too few places.
 
         Args:
-            batch: Its number.
-            total: How many places the batch has that it is, or is a variant of.
             width: Groups, inputs and outputs of the operator.
+            count: How many places a batch has.
+
+        Yields:
+            The number of a batch, the places of the one that it is, or is a variant of, and its own.
         """
-        return batch < self.batches or self._share(batch, total, width) > 0
+        totals = [count(batch) for batch in range(self.batches)]
+        for batch in range(self.batches + self.more):
+            total = totals[batch % self.batches]
+            if batch < self.batches:
+                yield batch, total, total
+            elif self._share(batch, total, width):
+                yield batch, total, count(batch)
 
     def _share(self, batch: int, total: int, width: tuple[int, int, int]) -> int:
         """How many places of a batch are looked at."""
@@ -158,12 +168,7 @@ def gather(
         through: The activation behind.
     """
     xs, wishes, others, held = [], [], [], []
-    counts = [view.count(read(batch)) for batch in range(draw.batches)]
-    for batch in range(draw.batches + draw.more):
-        total = counts[batch % draw.batches]
-        if not draw.looks_at(batch, total, width):
-            continue
-        count = total if batch < draw.batches else view.count(read(batch))
+    for batch, total, count in draw.visits(width, lambda batch: view.count(read(batch))):
         places = draw.places_of(batch, count, width)
         rows = view.rows(node, read(batch), places).astype(np.float32)
         last = np.full((*rows.shape[:2], 1), view.bias is not None, rows.dtype)  # zeros: no bias to find

@@ -8,6 +8,7 @@ original sum minus what the other branch now contributes, so that errors do not 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,7 +69,7 @@ def refit(
     seed: int = 0,
     threads: int = 1,
     limit_bytes: int = 2**31,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda _: None,
     places: Places = Places(),  # noqa: B008 - frozen
     effort: Effort = Effort(),  # noqa: B008 - frozen
     merge: bool = False,
@@ -96,8 +97,7 @@ def refit(
         later = Replay(graph, dtypes, more, threads=threads, limit_bytes=share) if more else None
         original = Replay(graph, dtypes, feeds, threads=threads, limit_bytes=limit_bytes - share, more=later)
         draw = Draw(np.random.default_rng(seed), places.limited(limit_bytes), len(feeds), len(more))
-        sweep = Sweep(analysis, smaller, keep, original, draw, effort, merge=merge)
-        return sweep.run(progress or (lambda _: None))
+        return Sweep(analysis, smaller, keep, original, draw, effort, merge=merge).run(progress)
 
 
 class Sweep:
@@ -249,11 +249,8 @@ class Sweep:
 
     def _may_read(self, op: Op, views: Sequence[Linear]) -> list[str]:
         """Tensors of the original that may be asked for when the operator's turn comes."""
-        names = {op.node.outputs[0].name} if is_norm(op) else set()
-        names |= {
-            *self.projections.reads(op.node.outputs[0].name),
-            *self.merges.reads(op.node.outputs[0].name),
-        }
+        maker = op.node.outputs[0].name
+        names = {*self.projections.reads(maker), *self.merges.reads(maker), *([maker] if is_norm(op) else [])}
         for view in views:
             names |= set(view.target_reads)
             if view.output in self.nodes:
@@ -307,18 +304,9 @@ class Sweep:
         parts, wishes, others, held = [], [], [], []
         known: dict[tuple[int, ...], Layout] = {}
         width = (groups, inputs, sum(second.shape[1:]))
-        counts: list[int] = []
-        for batch in range(self.draw.batches + self.draw.more):
-
-            def read(name: str, batch: int = batch) -> Array:
-                return self.new.get(name, batch)
-
-            if batch < self.draw.batches:
-                counts.append(pair.second.count(read))
-            total = counts[batch % self.draw.batches]
-            if not self.draw.looks_at(batch, total, width):
-                continue
-            count = total if batch < self.draw.batches else pair.second.count(read)
+        get, of = self.new.get, pair.second.count
+        for batch, total, count in self.draw.visits(width, lambda k: of(partial(get, batch=k))):
+            read = partial(get, batch=batch)
             places = self.draw.runs_of(batch, count, width)
             parts.append(Linked.of_batch(pair, self.nodes, read, places, known))
             wishes.append(self._wish(pair.second, groups, target, batch, places))

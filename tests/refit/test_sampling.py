@@ -54,7 +54,7 @@ def test_what_is_held_out_is_so_with_its_variants(batches, total):
 
 def test_variants_of_other_lengths_are_drawn_from_where_originals_lack_places():
     found = draw(1_000, 2, 2)
-    assert found.looks_at(0, 0, WIDTH)  # of samples themselves always, though there be nothing
-    assert found.looks_at(2, 400, WIDTH)
-    assert not found.looks_at(2, 600, WIDTH)
+    counts = [0, 400, 30, 20]
+    assert list(found.visits(WIDTH, counts.__getitem__)) == [(0, 0, 0), (1, 400, 400), (3, 400, 20)]
+    assert [batch for batch, _, _ in found.visits(WIDTH, lambda _: 600)] == [0, 1]
     assert found.places_of(2, 30, WIDTH).max() < 30
