@@ -84,6 +84,7 @@ def correct_biases(
         walk = _Walk(graph, reference, part, threads, limit_bytes)
         walks.append((sum(map(samples_in, part)), walk.run(excluded, progress), walk.undo()))
     if not walks:
+        drop_zero_biases(graph, given)
         return Corrected()
     weights = np.array([samples for samples, _, _ in walks]) / sum(samples for samples, _, _ in walks)
     nodes = {node.outputs[0].name: node for node in graph.nodes if node.outputs}

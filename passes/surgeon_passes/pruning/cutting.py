@@ -147,9 +147,8 @@ class Cutting:
         Raises:
             GateError: The targets cannot be met.
         """
-        if (
-            current is not None or targets is None
-        ):  # a ratio takes as much of every group, whatever it is worth
+        # a ratio takes as much of every group, whatever it is worth
+        if current is not None or targets is None:
             return self._choice(targets, current)
         key = (*sorted(targets.items()), *sorted(self.refused))
         while key not in self._choices:
@@ -187,10 +186,8 @@ class Cutting:
     def _variants(self) -> Feeds:
         """Variants of few samples, for operators that have few places in them."""
         own = self._feeds
-        count, size = (
-            sum(map(samples_in, own)),
-            sum(array.nbytes for batch in own for array in batch.values()),
-        )
+        count = sum(map(samples_in, own))
+        size = sum(array.nbytes for batch in own for array in batch.values())
         affordable = count + int(self.options.memory * 2**20 / 4 / max(size, 1) * count)
         try:
             filled = filled_up(
