@@ -261,7 +261,7 @@ def _trained(
     progress: Callable[[int], None],
 ) -> State:
     _, feeds = next(samples.take(held[:1], 1))
-    course = replace(course, most=min(course.most, objective.most(feeds, limit_bytes)))
+    course = replace(course, most=min(course.most, objective.divide(feeds, course.batch, limit_bytes)))
     untrained = objective.value(start, samples.take(held, course.most))
     if not untrained > SAME:
         progress(course.steps)

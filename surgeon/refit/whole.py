@@ -135,7 +135,9 @@ def train_whole(
     objective = Objective(work, lesson.loss, list(constants), rows=samples.rows, threads=threads)
     learn, held = samples.split(HELD_OUT, np.random.default_rng(course.split))
     _, feeds = next(samples.take(held[:1], 1))
-    course = replace(course, most=min(course.most, objective.most(lesson.teach(feeds), limit_bytes)))
+    course = replace(
+        course, most=min(course.most, objective.divide(lesson.teach(feeds), course.batch, limit_bytes))
+    )
     if objective.stopped.keys() >= constants.keys():
         course = replace(course, steps=0)
     start = {name: np.array(peek(constant)) for name, constant in constants.items()}

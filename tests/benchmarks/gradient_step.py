@@ -3,7 +3,8 @@
     pip install torch
     python tests/benchmarks/gradient_step.py [--threads 2] [--batch 64] [--rounds 15]
 
-Both compute the mean squared error of the output and its gradients with respect to all weights and biases.
+Both compute the mean squared error of the output and its gradients with respect to all weights and biases, ours as
+training does.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from onnx import helper, numpy_helper
 from torch import nn
 from torch.nn import functional
 
-from surgeon.grad import Tape, Value, gradient
+from surgeon.grad import Tape, Value
+from surgeon.grad.objective import Objective
 from surgeon.grad.parameters import parameters_of
 from surgeon.graph.load import from_model
-from surgeon.graph.save import to_model
 from surgeon.graph.schemas import opsets
-from surgeon.graph.sessions import run, session
 
 STAGES = ((16, 1), (32, 2), (64, 2))
 BLOCKS, CLASSES = 3, 10
+MEMORY = 2**31  # bytes
 
 
 class Block(nn.Module):
@@ -122,23 +123,24 @@ def main() -> None:
     net, x = ResNet(), torch.randn(asked.batch, 3, 32, 32)
     graph = from_model(as_onnx(net))
     names = list(parameters_of(graph.nodes, opsets(graph)))
-    compiled = gradient(graph, loss, names)
-    runner = session(to_model(compiled.graph), threads=asked.threads)
+    objective = Objective(graph, loss, names, rows=True, threads=asked.threads)
     values = dict(net.named_parameters())
     renamed = {name: name if name in values else f"blocks.{name}" for name in names}
-    feeds = {"x": x.numpy(), **{name: values[key].detach().numpy() for name, key in renamed.items()}}
+    weights = {name: values[key].detach().numpy() for name, key in renamed.items()}
+    piece = objective.divide({"x": x.numpy()}, asked.batch, MEMORY)
+    pieces = [(len(part), {"x": part.numpy()}) for part in x.split(piece)]
 
     def theirs() -> None:
         net.zero_grad()
         (net(x) ** 2).mean().backward()
 
     theirs()
-    for name, found in zip(compiled.of, run(runner, feeds)[1:], strict=True):
+    for name, found in objective.gradients(weights, pieces)[1].items():
         exact = values[renamed[name]].grad.numpy()
         assert np.abs(found - exact).max() < 1e-3 * max(np.abs(exact).max(), 1e-3), name
     times: dict[str, list[float]] = {"onnxruntime": [], "PyTorch": []}
     for _ in range(asked.rounds):
-        for name, step in (("onnxruntime", lambda: run(runner, feeds)), ("PyTorch", theirs)):
+        for name, step in (("onnxruntime", lambda: objective.gradients(weights, pieces)), ("PyTorch", theirs)):
             start = time.perf_counter()
             step()
             times[name].append(time.perf_counter() - start)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from grad.learning import objective, perceptron, regression, values_of
+from grad.learning import objective, perceptron, regression, samples, values_of
 from ops.oracle import build
 
 from surgeon.errors import DataError
@@ -144,7 +144,7 @@ def test_as_many_samples_as_fit_into_memory(limit):
     graph, data = perceptron(), regression()
     of = objective(graph)
     most = of.most(data, limit)
-    found, _ = of._of(data, of.parameters)
+    found = of._of(data, of.parameters).found
     few, more = (activation_bytes(found.graph, BATCH, size) for size in (most, most + 1))
     assert few <= limit / ROOM < more
     assert most < limit / (4 * (8 + 2))  # a sample's hidden values and outputs at least
@@ -157,3 +157,30 @@ def test_at_least_one_sample_runs():
     longer = of.most({**feeds, "x": feeds["x"][:, :90]}, 10**6)
     assert longer == pytest.approx(10 * of.most(feeds, 10**6), rel=0.3)
     assert sentences(rows=False)[1].most(feeds, 10**9) == 1
+
+
+@pytest.mark.parametrize(("batch", "piece"), [(8, 32), (64, 32), (256, 64)])
+def test_batches_are_divided_alike_whatever_the_threads(batch, piece):
+    for threads in (1, 2, 8):
+        of = objective(perceptron(), threads=threads)
+        assert of.divide(regression(), batch, 10**9) == piece
+
+
+def test_pieces_side_by_side_come_to_what_they_come_to_one_by_one():
+    data = samples(regression())
+    found = []
+    for threads in (1, 3):
+        of = objective(perceptron(), threads=threads)
+        most = of.divide(regression(), 64, 10**9)
+        found.append(of.gradients(values_of(perceptron()), data.take(np.arange(60), most)))
+    (loss, gradients), (again, others) = found
+    assert loss == again
+    for name, each in gradients.items():
+        np.testing.assert_array_equal(each, others[name])
+
+
+def test_what_fits_once_runs_alone():
+    of = objective(perceptron(), threads=4)
+    one = of.most(regression(), 10_000)
+    assert of.divide(regression(), 4 * one, 10_000) == one
+    assert of._aside == 1
