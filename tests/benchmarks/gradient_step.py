@@ -140,7 +140,10 @@ def main() -> None:
         assert np.abs(found - exact).max() < 1e-3 * max(np.abs(exact).max(), 1e-3), name
     times: dict[str, list[float]] = {"onnxruntime": [], "PyTorch": []}
     for _ in range(asked.rounds):
-        for name, step in (("onnxruntime", lambda: objective.gradients(weights, pieces)), ("PyTorch", theirs)):
+        for name, step in (
+            ("onnxruntime", lambda: objective.gradients(weights, pieces)),
+            ("PyTorch", theirs),
+        ):
             start = time.perf_counter()
             step()
             times[name].append(time.perf_counter() - start)
