@@ -79,6 +79,30 @@ def test_an_outlier_is_cut_off_unless_a_large_weight_reads_it(
         assert result.methods["x"] == "minmax"
 
 
+def made_of(gate: str) -> onnx.ModelProto:
+    """``y = x · gate(x)``."""
+    nodes = [oh.make_node(gate, ["x"], ["g"]), oh.make_node("Mul", ["x", "g"], ["y"])]
+    return model_of(nodes, inputs={"x": ["N", 1000]})
+
+
+def test_an_end_that_what_reads_it_makes_nothing_of_is_pulled_in() -> None:
+    x = np.random.default_rng(0).uniform(-64, 8, (64, 1000)).astype(np.float32)
+    result = calibrated(made_of("Sigmoid"), data_of(made_of("Sigmoid"), {"x": x}), ["x"])
+    assert result.ranges["x"] == pytest.approx([-8, 8], abs=0.2)
+    assert result.facts()["pulled_in"] == 1
+    alone = model_of([oh.make_node("Sigmoid", ["x"], ["y"])], inputs={"x": ["N", 1000]})
+    result = calibrated(alone, data_of(alone, {"x": -x}), ["x"])
+    assert result.ranges["x"] == pytest.approx([-8, 8], abs=0.2)
+
+
+@pytest.mark.parametrize(("gate", "symmetric"), [("Abs", False), ("Sigmoid", True)])
+def test_an_end_that_counts_stays(gate: str, symmetric: bool) -> None:
+    x = np.random.default_rng(0).uniform(-64, 8, (64, 1000)).astype(np.float32)
+    result = calibrated(made_of(gate), data_of(made_of(gate), {"x": x}), ["x"], symmetric=symmetric)
+    assert result.ranges["x"].lowest == pytest.approx(-64, abs=0.1)
+    assert result.facts()["pulled_in"] == 0
+
+
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 10**6), st.booleans())
 def test_the_judge_computes_what_numpy_does(seed: int, symmetric: bool) -> None:

@@ -78,6 +78,21 @@ def joins() -> onnx.ModelProto:
     )
 
 
+def heads() -> onnx.ModelProto:
+    """Boxes and scores of a detector, put together at the end."""
+    nodes = [
+        oh.make_node("Conv", ["x", "w"], ["f"], name="body", pads=[1] * 4),
+        oh.make_node("Relu", ["f"], ["r"]),
+        oh.make_node("Conv", ["r", "b"], ["boxes"], name="boxes"),
+        oh.make_node("Conv", ["r", "s"], ["logits"], name="scores"),
+        oh.make_node("Sigmoid", ["logits"], ["scores"]),
+        oh.make_node("Concat", ["boxes", "scores"], ["c"], axis=1),
+        oh.make_node("Transpose", ["c"], ["y"], perm=[0, 2, 3, 1]),
+    ]
+    weights = [array("w", 32, 16, 3, 3), array("b", 4, 32, 1, 1), array("s", 20, 32, 1, 1)]
+    return model_of(nodes, [info("x", "N", 16, 16, 16)], 4, weights)
+
+
 def embeddings() -> onnx.ModelProto:
     nodes = [
         oh.make_node("Gather", ["table", "ids"], ["e"], name="embedding"),
@@ -186,6 +201,7 @@ GRAPHS = [
     shared_weights,
     constants_in_sums,
     joins,
+    heads,
     embeddings,
     branches,
     loops,
@@ -204,7 +220,7 @@ def test_odd_graphs_run_in_every_mode(make, options) -> None:
     context.data = synthetic_dataset(inputs, seed=1, samples=32)
     feeds = synthetic(inputs, seed=1, batch=4)
     want = run(session(model), feeds)[0]
-    if make in (constants_in_sums, joins, captured) and options["mode"] == "dynamic":
+    if make in (constants_in_sums, joins, heads, captured) and options["mode"] == "dynamic":
         with pytest.raises(GateError, match="quantize with data"):
             Quantize(mode="dynamic", guard=False).run(from_model(model), context)
         return
@@ -228,6 +244,18 @@ def test_odd_graphs_run_in_every_mode(make, options) -> None:
         assert left <= set(context.record["stored"])  # type: ignore[call-overload]
     if options["mode"] == "weights":
         assert left == set()
+
+
+def test_what_goes_out_is_not_rounded_again() -> None:
+    model = heads()
+    inputs = graph_inputs(from_model(model))
+    context = Context(Path("m.onnx"), inputs=tuple(inputs))
+    context.data = synthetic_dataset(inputs, seed=1, samples=32)
+    result = to_model(Quantize(guard=False).run(from_model(model), context))
+    assert context.record["quantized"] == {"Conv": 3}
+    rounded = {node.input[0] for node in result.graph.node if node.op_type == "QuantizeLinear"}
+    assert rounded >= {"boxes", "logits"}
+    assert rounded.isdisjoint({"scores", "c", "y"})
 
 
 def test_auto_gives_an_lstm_its_dynamic_kernel() -> None:

@@ -22,6 +22,7 @@ SMALL = 4  # samples of a batch to judge by: the fewer, the more places they com
 JUDGED = 32  # samples that ranges are judged by
 _FALLBACK = "mse"
 _TIE = 1e-3  # relative differences of errors below are chance
+_SHARES = (1 / 2, 1 / 4, 1 / 8)  # to which either end of a range is pulled in, on trial
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Calibration:
     Attributes:
         ranges: The range of each tensor that has one.
         methods: Where it comes from.
+        pulled: Tensors that have less than the method said at an end, such as what a SiLU makes next to nothing of.
         unusable: Tensors that cannot be rounded, and why.
         samples: How many samples were read.
         notes: What the user should know.
@@ -38,6 +40,7 @@ class Calibration:
 
     ranges: dict[str, Range] = field(default_factory=dict)
     methods: dict[str, str] = field(default_factory=dict)
+    pulled: list[str] = field(default_factory=list)
     unusable: dict[str, str] = field(default_factory=dict)
     samples: int = 0
     notes: list[str] = field(default_factory=list)
@@ -46,6 +49,7 @@ class Calibration:
         """Returns what the report says: how many ranges come from each method, and every range."""
         return {
             "methods": dict(sorted(Counter(self.methods.values()).items())),
+            "pulled_in": len(self.pulled),
             "ranges": {
                 name: [self.methods[name], *(float(f"{end:.5g}") for end in found)]
                 for name, found in self.ranges.items()
@@ -106,15 +110,14 @@ def calibrate(
         for each in names
     }
     result.methods = dict.fromkeys(found, method)
+    result.ranges = dict(candidates[_FALLBACK if method == "auto" else method])
     if method == "auto":
-        result.methods = _judged(
-            model, activations, taps, candidates, result, symmetric=symmetric, threads=threads
-        )
-    result.ranges = {name: candidates[each][name] for name, each in result.methods.items()}
+        result.methods = dict.fromkeys(found, _FALLBACK)
+        _judge(model, activations, taps, candidates, result, symmetric=symmetric, threads=threads)
     return result
 
 
-def _judged(
+def _judge(
     model: onnx.ModelProto,
     activations: Activations,
     taps: Taps,
@@ -123,25 +126,46 @@ def _judged(
     *,
     symmetric: bool,
     threads: int,
-) -> dict[str, str]:
-    """Returns, for each tensor, the method whose range does least harm to what reads it."""
-    names = list(candidates[_FALLBACK])
-    chosen = dict.fromkeys(names, _FALLBACK)
-    methods = [_FALLBACK, *(each for each in candidates if each != _FALLBACK)]
+) -> None:
+    """Finds, for each tensor, the method whose range does least harm to what reads it, and how much of that range it takes."""
+    names = list(result.ranges)
     try:
         judge = Judge(model, activations, names, symmetric=symmetric, threads=threads)
-        powers: Any = 0.0
-        for feeds in _spread(taps.data, result.samples):
-            powers = powers + np.stack([judge.powers(feeds, candidates[each]) for each in methods])
-        scores = judge.scores(powers)
+        feeds = list(_spread(taps.data, result.samples))
+        others = [each for each in candidates if each != _FALLBACK]
+        found = _better(judge, feeds, result.ranges, [candidates[each] for each in others])
+        result.methods |= {name: others[index] for name, index in found.items()}
+        result.ranges |= {name: candidates[others[index]][name] for name, index in found.items()}
+        for end in Range._fields:
+            pulled = [_pulled(result.ranges, end, share, symmetric=symmetric) for share in _SHARES]
+            found = _better(judge, feeds, result.ranges, pulled)
+            result.ranges |= {name: pulled[index][name] for name, index in found.items()}
+            result.pulled += [name for name in found if name not in result.pulled]
     except UnsupportedModelError as error:
         result.notes.append(f"ranges were not judged by what reads them, only by histograms: {error}")
-        return chosen
-    for name, errors in scores.items():
-        best = int(np.argmin(errors))
-        if errors[best] < errors[0] * (1 - _TIE):
-            chosen[name] = methods[best]
-    return chosen
+
+
+def _better(
+    judge: Judge, feeds: Sequence[Feeds], present: Mapping[str, Range], others: Sequence[Mapping[str, Range]]
+) -> dict[str, int]:
+    """Which of other ranges does least harm, of the tensors where it does less than the present one."""
+    if all(other == present for other in others):
+        return {}
+    powers: Any = 0.0
+    for batch in feeds:
+        powers = powers + np.stack([judge.powers(batch, each) for each in (present, *others)])
+    scores = judge.scores(powers)
+    best = {name: int(np.argmin(errors)) for name, errors in scores.items()}
+    return {
+        name: index - 1 for name, index in best.items() if scores[name][index] < scores[name][0] * (1 - _TIE)
+    }
+
+
+def _pulled(ranges: Mapping[str, Range], end: str, share: float, *, symmetric: bool) -> dict[str, Range]:
+    """Ranges with one of their ends nearer to zero; of symmetric ones both are the same."""
+    if symmetric:
+        return dict(ranges)
+    return {name: each._replace(**{end: share * getattr(each, end)}) for name, each in ranges.items()}
 
 
 def _spread(data: Dataset, samples: int) -> Iterator[Feeds]:

@@ -27,6 +27,8 @@ _LAST = {
     "Softmax",
     "LogSoftmax",
     "Sigmoid",
+    "Slice",
+    *_MOVERS,
 }
 
 
@@ -216,12 +218,16 @@ def _reaches_integers(node: onnx.NodeProto, readers: dict[str, list[onnx.NodePro
 
 def _results(graph: onnx.GraphProto, producers: dict[str, onnx.NodeProto]) -> set[str]:
     """Returns the outputs, and the tensors that become outputs without any arithmetic that rounding could hide in."""
-    results = {output.name for output in graph.output}
-    for output in graph.output:
-        node = producers.get(output.name)
-        while node is not None and node.op_type in _LAST:
-            results.add(node.input[0])
-            node = producers.get(node.input[0])
+    results: set[str] = set()
+    waiting = [output.name for output in graph.output]
+    while waiting:
+        name = waiting.pop()
+        if name in results:
+            continue
+        results.add(name)
+        node = producers.get(name)
+        if node is not None and node.op_type in _LAST:
+            waiting += node.input[_MOVERS.get(node.op_type, slice(1))]
     return results
 
 
