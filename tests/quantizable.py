@@ -47,6 +47,41 @@ def network(opset: int = 17) -> onnx.ModelProto:
     return oh.make_model(graph, ir_version=8, opset_imports=[oh.make_opsetid("", opset)])
 
 
+def crafted() -> onnx.ModelProto:
+    """Three convolutions; what the second reads has one channel a thousand times as large, which only the first sum needs."""
+    random = np.random.default_rng(0)
+
+    def weight(name: str, *shape: int) -> onnx.TensorProto:
+        values = random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+        if name == "w2":
+            values[:, 0] *= 2e3  # within each output channel: no scale fits both
+            values[:, 0, :, :] -= values[:, 0, :, :].mean(axis=(1, 2), keepdims=True)
+        return nh.from_array(values.astype("f"), name)
+
+    nodes = [
+        oh.make_node("Conv", ["x", "w1"], ["c1"], name="first", pads=[1] * 4),
+        oh.make_node("Relu", ["c1"], ["r1"]),
+        oh.make_node("Conv", ["r1", "w2"], ["c2"], name="second", pads=[1] * 4),
+        oh.make_node("Relu", ["c2"], ["r2"]),
+        oh.make_node("Conv", ["r2", "w3"], ["c3"], name="third", pads=[1] * 4),
+        oh.make_node("GlobalAveragePool", ["c3"], ["p"]),
+        oh.make_node("Flatten", ["p"], ["f"]),
+        oh.make_node("Gemm", ["f", "w4"], ["y"], name="head", transB=1),
+    ]
+    weights = [
+        weight("w1", 8, 3, 3, 3),
+        weight("w2", 8, 8, 3, 3),
+        weight("w3", 16, 8, 3, 3),
+        weight("w4", 10, 16),
+    ]
+    nothing = nh.to_array(weights[0]).copy()
+    nothing[0] = 0  # the channel is always 0 and its huge weights never matter
+    weights[0].CopyFrom(nh.from_array(nothing, "w1"))
+    x, y = oh.make_tensor_value_info("x", 1, ["N", 3, 8, 8]), oh.make_tensor_value_info("y", 1, ["N", 10])
+    graph = oh.make_graph(nodes, "g", [x], [y], weights)
+    return oh.make_model(graph, ir_version=8, opset_imports=[oh.make_opsetid("", 17)])
+
+
 def context_for(model: onnx.ModelProto, *, data: bool = True, **fields: object) -> Context:
     inputs = graph_inputs(from_model(model))
     context = Context(Path("m.onnx"), inputs=tuple(inputs), **fields)  # type: ignore[arg-type]  # plain fields

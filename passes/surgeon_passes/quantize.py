@@ -60,8 +60,9 @@ class Quantize(Pass):
         correct_bias: Whether static mode lets biases make up for mean errors, as the pass of that name does.
         memory: Megabytes of activations held in memory for these two, per model; the rest goes to temporary files.
         exclude: Nodes with a node or tensor name that matches one of these patterns stay float.
-        guard: Leave operators in float where 8 bits do not pay on this machine, by measurement; what is chosen then
-            depends on the machine.
+        guard: Leave operators in float where 8 bits do not pay on this machine, by measurement: those that are not faster,
+            and in static mode the few that make much of the error and save little time; what is chosen then depends on the
+            machine.
         narrow: Whether static mode spends what is left of ``max_drop`` on weights of 4 bits, which take half of the bytes in
             the file; by default where `prune` looks for the smallest model within the same budget.
     """
@@ -293,9 +294,11 @@ class Quantize(Pass):
         return result
 
     def _guarded(self, maker: Maker, context: Context) -> Mapping[str, str]:
-        """What does not pay on this machine: nodes, and the reasons."""
+        """What does not pay on this machine, in time or for its error: nodes, and the reasons."""
         from surgeon.measure import SPEED_TOLERANCE, one_sample
-        from surgeon_passes.quantizing.speed import guard
+        from surgeon_passes.quantizing.control import Mixes
+        from surgeon_passes.quantizing.speed import guard, pattern_of
+        from surgeon_passes.quantizing.worth import spared
 
         try:
             with context.progress("measure 8-bit operators"):
@@ -310,12 +313,19 @@ class Quantize(Pass):
         except (DataError, UnsupportedModelError) as error:
             context.warn(f"nothing stays float for speed, which could not be measured: {error.message}")
             return {}
-        context.record["speed"] = verdict.facts()
+        facts = verdict.facts()
+        context.record["speed"] = facts
         ratio = verdict.taken.latency.ratio
         if self.mode == "auto" and ratio > SPEED_TOLERANCE:  # few bits are worth storing all the same
             reason = f"with any operator in 8 bits the model takes {ratio:.2f} times as long here"
             return dict.fromkeys(maker.whole.nodes, reason)
-        return verdict.taken.stay
+        if maker.static is None:
+            return verdict.taken.stay
+        mixes = Mixes(maker, verdict.taken.stay, lambda model: model)
+        found = spared(mixes, verdict.times, ratio, context)
+        facts["spared"] = [each.facts() for each in found]
+        facts["exclude"] = sorted([*facts["exclude"], *(pattern_of(each.node) for each in found)])
+        return {**verdict.taken.stay, **{each.node: each.reason for each in found}}
 
     def _half(self, model: onnx.ModelProto, context: Context, folder: Path) -> onnx.ModelProto:
         from surgeon_passes.quantizing.half import to_half

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     Advance = Callable[[int], None]
 
 MOST_GROUPS = 96  # of operators that are measured; where there are more, neighbours go together
+FIRST = 8  # groups that the largest are looked for in
+LEAST = 0.01  # share of the error below which nobody looks closer
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,35 @@ def sensitivities(
     measured = _divergences(make, others, outputs, threads, progress)
     found = [Sensitivity(nodes, alone) for nodes, alone in zip(groups, measured, strict=True)]
     return sorted(found, key=lambda each: -each.alone)
+
+
+def largest(make: Make, names: Sequence[str], outputs: Outputs, threads: int) -> list[Sensitivity]:
+    """Find those to blame most, most of all first, by halving groups of neighbours as long as they make enough of the error.
+
+    Args:
+        make: Builds the model with all quantized but the operators of the given names.
+        names: All quantized operators with weights, in the order of the graph.
+        outputs: What the float model makes of some samples.
+        threads: How many models are measured at a time, each on one thread.
+    """
+    done: list[Sensitivity] = []
+    groups, error = groups_of(names, FIRST), 0.0
+    while groups:
+        others = [tuple(name for name in names if name not in nodes) for nodes in groups]
+        measured = _divergences(make, others, outputs, threads, lambda _: None)
+        error = error or sum(measured)
+        large = [
+            each >= LEAST * error and len(nodes) > 1 for nodes, each in zip(groups, measured, strict=True)
+        ]
+        found = [Sensitivity(nodes, alone) for nodes, alone in zip(groups, measured, strict=True)]
+        done += [each for each, split in zip(found, large, strict=True) if not split]
+        groups = [
+            half
+            for each, split in zip(found, large, strict=True)
+            if split
+            for half in groups_of(each.nodes, 2)
+        ]
+    return sorted(done, key=lambda each: -each.alone)
 
 
 def _divergences(

@@ -81,11 +81,13 @@ class Verdict:
     Attributes:
         taken: The candidate that was taken.
         float_ms: Time of the float model.
+        times: What operators take either way.
         candidates: All that were measured.
     """
 
     taken: Candidate
     float_ms: float
+    times: Times
     candidates: list[Candidate] = field(default_factory=list)
 
     def facts(self) -> dict[str, Any]:
@@ -102,7 +104,7 @@ class Verdict:
                 }
                 for each in self.candidates
             ],
-            "exclude": [re.sub(r"([*?[])", r"[\1]", name) for name in sorted(self.taken.stay)],
+            "exclude": [pattern_of(name) for name in sorted(self.taken.stay)],
         }
 
 
@@ -153,7 +155,8 @@ def guard(
         Candidate(choice, stay, measured.get(index, latencies[index + 1]))
         for index, (choice, stay) in enumerate(proposals)
     ]
-    return Verdict(_pick([candidates[index] for index in close], model), final[0].median_ms, candidates)
+    taken = _pick([candidates[index] for index in close], model)
+    return Verdict(taken, final[0].median_ms, times, candidates)
 
 
 def _proposals(
@@ -222,6 +225,11 @@ def _by_node(kernels: Sequence[Kernel], known: Collection[str]) -> dict[str, flo
             name = name.removesuffix(ending)
         times[name] = times.get(name, 0.0) + kernel.microseconds
     return times
+
+
+def pattern_of(name: str) -> str:
+    """Returns the pattern that matches a name and nothing else."""
+    return re.sub(r"([*?[])", r"[\1]", name)
 
 
 def reasons(units: Sequence[Unit]) -> dict[str, str]:

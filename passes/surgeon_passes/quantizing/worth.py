@@ -1,0 +1,101 @@
+"""Operators whose 8 bits save little time and make much of the error: they stay float, without a label being asked for.
+
+In most models errors are spread like times. Where a few operators make most of it, narrow ones near the input say, they spoil a model
+that everything else leaves intact, and users look for them by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from surgeon.cost import count
+from surgeon.graph.load import from_model
+from surgeon.stats.compare import Outputs
+from surgeon_passes.quantizing.partition import predicted
+from surgeon_passes.quantizing.sensitivity import LEAST, largest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from surgeon.passes import Context
+    from surgeon_passes.quantizing.control import Mixes
+    from surgeon_passes.quantizing.partition import Times
+    from surgeon_passes.quantizing.sensitivity import Sensitivity
+
+FINE = 1e-3  # error of the outputs, relative to their variance, of which nothing needs to be taken away
+RATE = 5.0  # staying float has to take away so many times the share of the error as it costs of the float model's time
+FASTEST = 0.95  # of the float model's time: what comes near to that leaves nothing to spend
+MODELS = 30  # that are measured, about
+MACS = 1e12  # multiply-accumulates that they may take together: half a minute or so
+MOST_SAMPLES, FEWEST_SAMPLES = 16, 2
+
+
+@dataclass(frozen=True)
+class Spared:
+    """An operator that stays float.
+
+    Attributes:
+        node: Its name.
+        error: Its share of the error.
+        time: What it costs to leave it in float, as a share of the float model's time; negative where that saves time.
+    """
+
+    node: str
+    error: float
+    time: float
+
+    @property
+    def reason(self) -> str:
+        """Why it stays float."""
+        saved = f"{100 * self.time:.1f} % of the time" if self.time > 0 else "no time"
+        return f"its 8 bits save {saved} here and make {100 * self.error:.0f} % of the error"
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what the report says."""
+        return {"node": self.node, "error": self.error, "time": self.time}
+
+
+def spared(mixes: Mixes, times: Times, ratio: float, context: Context) -> list[Spared]:
+    """Find the operators whose error is not worth the time they save.
+
+    Args:
+        mixes: The models there are, with what stays float for speed.
+        times: What operators take in float and with 8 bits.
+        ratio: Of the time of the model as it would be, to the float one's.
+        context: The run.
+    """
+    maker = mixes.maker
+    choice = maker.choose(mixes.stay)
+    names = [node.name for node in maker.model.graph.node if node.name in choice.weighted]
+    if len(names) < 2 or ratio >= FASTEST:
+        return []
+    samples = int(MACS / max(MODELS * count(from_model(maker.model)).macs, 1))
+    outputs = Outputs.of(
+        maker.model, context.calibration().take(min(max(samples, FEWEST_SAMPLES), MOST_SAMPLES))
+    )
+    if not FINE < (outputs.divergence(maker.draft(choice), context.threads) or 0.0) < float("inf"):
+        return []
+    with context.progress("errors of 8-bit operators"):
+        found = largest(mixes.measured(names, outputs), names, outputs, context.threads)
+    return _worthless(mixes, times, found, FASTEST - ratio)
+
+
+def _worthless(mixes: Mixes, times: Times, found: Sequence[Sensitivity], most: float) -> list[Spared]:
+    """Those that cost less than their share of the error allows, most to blame first, and together less than ``most``."""
+    graph, whole = mixes.maker.model.graph, mixes.maker.whole
+    every, error = sum(times.floats.values()), sum(each.alone for each in found)
+    stay: Mapping[str, str] = mixes.stay
+    before = predicted(graph, whole, times, stay)
+    result: list[Spared] = []
+    for each in found:
+        share = each.alone / error
+        if share < LEAST or len(each.nodes) > 1:
+            continue
+        (name,) = each.nodes
+        after = predicted(graph, whole, times, {*stay, *(known.node for known in result), name})
+        cost = (after - before) / every
+        if share >= RATE * cost and sum(known.time for known in result) + cost <= most:
+            result.append(Spared(name, share, cost))
+            before = after
+    return result

@@ -1,0 +1,113 @@
+"""What is not worth its error: few models find who is to blame, and only what costs little time stays float."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from quantizable import context_for, crafted, network
+
+from surgeon.graph.load import from_model
+from surgeon_passes.quantize import Quantize
+from surgeon_passes.quantizing import speed, worth
+from surgeon_passes.quantizing.control import Mixes
+from surgeon_passes.quantizing.maker import Maker
+from surgeon_passes.quantizing.partition import Times
+from surgeon_passes.quantizing.prepare import prepared
+from surgeon_passes.quantizing.sensitivity import LEAST, largest
+
+OPTIONS = Quantize(equalize=False, smooth=False, calibration="minmax", correct_bias=False)
+CONVOLUTIONS = ("first", "second", "third")
+
+
+class Added:
+    """Outputs whose error is the sum of those of the quantized operators; models are the sets of their names."""
+
+    def __init__(self, errors: dict[str, float]) -> None:
+        self.errors, self.asked = errors, 0
+
+    def left(self, floats: Collection[str]) -> Any:
+        return self.errors.keys() - set(floats)
+
+    def divergence(self, model: Any, threads: int) -> float:
+        self.asked += 1
+        return sum(self.errors[name] for name in model)
+
+
+@pytest.mark.parametrize("blamed", [(), (0,), (63,), (3, 4), (10, 40, 41)])
+def test_few_models_find_who_makes_most_of_the_error(blamed: tuple[int, ...]) -> None:
+    names = [f"n{index}" for index in range(64)]
+    added = Added(dict.fromkeys(names, 0.0001) | {f"n{index}": 1.0 + index for index in blamed})
+    found = largest(added.left, names, added, 2)  # type: ignore[arg-type]  # as Outputs
+    assert sum(each.alone for each in found) == pytest.approx(sum(added.errors.values()))
+    assert sorted(name for each in found for name in each.nodes) == sorted(names)
+    assert [each.nodes for each in found[: len(blamed)]] == [(f"n{index}",) for index in reversed(blamed)]
+    small = [each for each in found if len(each.nodes) > 1]
+    assert all(each.alone < LEAST * sum(added.errors.values()) for each in small)
+    assert added.asked <= (8 + 6 * len(blamed) if blamed else 8 + 16 + 32 + 64)
+
+
+def mixes_of(model: Any, context: Any, folder: Path) -> Mixes:
+    ready = prepared(model, lambda _: False, folder)
+    maker = Maker(ready, OPTIONS, lambda _: False, context.calibration, folder, dataless=False, threads=1)
+    return Mixes(maker, {}, lambda made: made)
+
+
+def times_of(mixes: Mixes, slower: float) -> Times:
+    """Every operator takes 100 microseconds in float and 50 with 8 bits, but the second so many more in float."""
+    names = [node.name for node in mixes.maker.model.graph.node]
+    floats = dict.fromkeys(names, 0.0) | dict.fromkeys((*CONVOLUTIONS, "head"), 100.0)
+    integers = {name: time / 2 for name, time in floats.items()}
+    return Times(floats | {"second": 50.0 + slower}, integers, {}, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("slower", "ratio", "stays"),
+    [(20.0, 0.5, True), (-10.0, 0.5, True), (200.0, 0.5, False), (20.0, 0.97, False)],
+)
+def test_the_guilty_operator_stays_float_where_that_is_cheap(
+    slower: float, ratio: float, stays: bool, tmp_path: Path
+) -> None:
+    context = context_for(crafted())
+    mixes = mixes_of(crafted(), context, tmp_path)
+    found = worth.spared(mixes, times_of(mixes, slower), ratio, context)
+    assert [each.node for each in found] == (["second"] if stays else [])
+    if stays:
+        (only,) = found
+        assert only.error > 0.9
+        assert only.time == pytest.approx(slower / (350 + slower))
+        saved = "no time" if slower < 0 else "5.4 % of the time"
+        assert only.reason == f"its 8 bits save {saved} here and make 100 % of the error"
+
+
+def test_small_errors_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = context_for(network())
+    mixes = mixes_of(network(), context, tmp_path)
+    monkeypatch.setattr(worth, "FINE", 1.0)
+    monkeypatch.setattr(worth, "largest", None)  # nobody is asked
+    assert worth.spared(mixes, Times({}, {}, {}, 0.0, 0.0), 0.5, context) == []
+
+
+def test_the_report_says_what_was_spared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times are scripted, so that every machine takes the same."""
+    context = context_for(crafted())
+    real = speed.guard
+
+    def scripted(model: Any, whole: Any, *args: Any, **options: Any) -> speed.Verdict:
+        found = real(model, whole, *args, **options)
+        floats = dict.fromkeys(whole.weighted, 100.0) | {"second": 51.0}
+        times = Times(floats, dict.fromkeys(whole.weighted, 50.0), {}, 0.0, 0.0)
+        latency = replace(found.taken.latency, ratio=0.5)
+        return replace(found, taken=replace(found.taken, choice=whole, stay={}, latency=latency), times=times)
+
+    monkeypatch.setattr(speed, "guard", scripted)
+    OPTIONS.run(from_model(crafted()), context)
+    record: Any = context.record
+    assert [each["node"] for each in record["speed"]["spared"]] == ["second"]
+    assert record["speed"]["exclude"] == ["second"]
+    (left,) = record["left_float"]
+    assert left["node"] == "second"
+    assert "of the error" in left["reason"]
