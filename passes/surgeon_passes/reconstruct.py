@@ -33,6 +33,7 @@ class Reconstruct(Pass):
         steps: Steps per block, instead of ``effort``.
         batch: Samples per step.
         rate: The largest learning rate of Adam; it falls along half a cosine.
+        neighbours: So many blocks in a row are trained as one, after each of them was; 1 for each block alone.
         variants: Variants of every sample that are learned from as well; by default three, as long as memory holds them, of
             images that the original puts out nearly the same for when they are mirrored (one mirrored, two moved a
             little), and of what a function ``augment`` in the data file varies.
@@ -49,6 +50,7 @@ class Reconstruct(Pass):
     steps: int | None = None
     batch: int = 64
     rate: float = 1e-3
+    neighbours: int = 3
     variants: int | None = None
     memory: int = 2048
     exclude: tuple[str, ...] = ()
@@ -56,7 +58,7 @@ class Reconstruct(Pass):
     def __post_init__(self) -> None:
         if self.variants is not None and self.variants < 0:
             raise UsageError(f"must not be negative, got {self.variants}", where="reconstruct.variants")
-        for option in ("steps", "batch", "memory"):
+        for option in ("steps", "batch", "neighbours", "memory"):
             value = getattr(self, option)
             if value is not None and value < 1:
                 raise UsageError(f"must be at least 1, got {value}", where=f"reconstruct.{option}")
@@ -68,7 +70,7 @@ class Reconstruct(Pass):
         import time
 
         from surgeon.grad.train import Course
-        from surgeon.refit.block import find_trainable, reconstruct
+        from surgeon.refit.block import lessons_of, reconstruct
         from surgeon.stats.promises import noted
         from surgeon_passes.training.excluded import excluded_by
 
@@ -88,12 +90,14 @@ class Reconstruct(Pass):
         feeds = [batch[0] for batch in context.calibration()]
         more = self._variants(graph, feeds, context)
         started = time.perf_counter()
-        with context.progress("reconstruct", steps * len(find_trainable(graph))) as advance:
+        total = sum(lesson.steps(steps) for lesson in lessons_of(graph, self.neighbours))
+        with context.progress("reconstruct", total) as advance:
             found = reconstruct(
                 graph,
                 context.reference,
                 [*feeds, *more],
                 course,
+                neighbours=self.neighbours,
                 variants=len(more) // len(feeds),
                 threads=context.threads,
                 limit_bytes=self.memory * 2**20,

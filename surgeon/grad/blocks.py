@@ -82,6 +82,20 @@ def find_blocks(graph: gs.Graph, floats: Collection[str], fewest: int = FEWEST) 
     return result
 
 
+def together(graph: gs.Graph, blocks: Sequence[Block], start: int, end: int) -> Block:
+    """Neighbours among the blocks of a graph, from one number up to another, as one block."""
+    chosen, others = blocks[start:end], [*blocks[:start], *blocks[end:]]
+    nodes = tuple({id(node): node for block in chosen for node in block.nodes}.values())
+    inside = {id(node) for node in nodes}
+    given = {tensor.name for node in nodes for tensor in node.outputs}
+    wanted = {t.name for node in graph.nodes if id(node) not in inside for t in needs(node)}
+    wanted |= {name for block in others for name in block.reads} | {tensor.name for tensor in graph.outputs}
+    reads = dict.fromkeys(name for block in chosen for name in block.reads if name not in given)
+    return Block(
+        nodes, tuple(reads), tuple(name for block in chosen for name in block.makes if name in wanted)
+    )
+
+
 def _ordered(graph: gs.Graph) -> list[gs.Node]:
     """The nodes in order: first those that depend on no input."""
     fed, fixed, rest = {tensor.name for tensor in graph.inputs}, [], []

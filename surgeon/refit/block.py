@@ -1,7 +1,8 @@
 """Training a changed graph block by block, each towards what the original has there.
 
 Blocks are visited in order; each reads what the blocks before it, as trained, put out. The loss is the squared error of
-what a block puts out, relative to its variance. A block stays as it was unless that is better on held-out samples.
+what a block puts out, relative to its variance. Neighbours that were trained one by one may then be trained as one, before
+what follows learns to live with what they leave. A block stays as it was unless that is better on held-out samples.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from surgeon.grad.blocks import Block, find_blocks
+from surgeon.grad.blocks import Block, find_blocks, together
 from surgeon.grad.objective import Objective
 from surgeon.grad.parameters import parameters_of
 from surgeon.grad.rows import rows_are_apart
@@ -42,6 +43,8 @@ TARGET = "surgeon/target/"
 HELD_OUT = 0.125
 CAREFUL = 0.1
 SAME = 1e-8  # relative error below which a block has nothing to learn
+PATIENCE = 2  # evaluations, of four, after which what is no better yet is given up
+SHARE = 2 / 3  # of a block's steps: neighbours trained as one have each been trained
 
 
 @dataclass
@@ -49,7 +52,8 @@ class Reconstructed:
     """What training did.
 
     Attributes:
-        errors: Per block, named after the last tensor it puts out, the relative error on held-out samples before and after.
+        errors: Per block, named after the last tensor it puts out, the relative error on held-out samples before and after;
+            of neighbours trained as one this name is followed by their number.
         kept: Blocks that are better than they were.
         stopped: Parameters that cannot be trained, or only by part of their gradient, and why.
         spilled: How many arrays went to temporary files for lack of memory.
@@ -67,6 +71,7 @@ def reconstruct(
     feeds: Sequence[Mapping[str, Array]],
     course: Course,
     *,
+    neighbours: int = 1,
     variants: int = 0,
     threads: int = 1,
     limit_bytes: int = 2**31,
@@ -81,14 +86,16 @@ def reconstruct(
         reference: What it should compute.
         feeds: Batches of inputs, without labels.
         course: How each block is trained.
+        neighbours: So many blocks are trained as one, after each of them was.
         variants: How many variants of the samples follow them in ``feeds``, each with as many batches.
         threads: Threads for onnxruntime.
         limit_bytes: Activations held in memory, per graph, and those of a step.
         excluded: Whether a node or tensor, by name, is to be left alone.
         ties: Of constants by name, what of them stays zero and what moves together; by default what their values promise.
-        progress: Called with 1 after every step of a block.
+        progress: Called with 1 after every step; there are those of all that `lessons_of` gives.
     """
-    made = _Reconstruction(graph, reference, feeds, course, variants, threads, limit_bytes, excluded)
+    lessons = lessons_of(graph, neighbours)
+    made = _Reconstruction(graph, reference, feeds, lessons, course, variants, threads, limit_bytes, excluded)
     if ties is not None:
         made.ties = ties
     return made.run(progress)
@@ -99,12 +106,41 @@ def find_trainable(graph: gs.Graph) -> list[Block]:
     return find_blocks(graph, _carrying(graph, infer(graph)))
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What is trained at a time.
+
+    Attributes:
+        block: A block of the graph, or neighbours as one.
+        count: How many.
+    """
+
+    block: Block
+    count: int = 1
+
+    def steps(self, alone: int) -> int:
+        """How many steps it takes, where a block alone takes so many."""
+        return alone if self.count == 1 else round(SHARE * alone)
+
+
+def lessons_of(graph: gs.Graph, neighbours: int = 1) -> list[Lesson]:
+    """What is trained of a graph in turn: each block, and so many neighbours as one behind the last of them."""
+    blocks = find_trainable(graph)
+    result = []
+    for end, block in enumerate(blocks, 1):
+        result.append(Lesson(block))
+        if neighbours > 1 and end % neighbours == 0:
+            result.append(Lesson(together(graph, blocks, end - neighbours, end), neighbours))
+    return result
+
+
 class _Reconstruction:
     def __init__(
         self,
         graph: gs.Graph,
         reference: Reference,
         feeds: Sequence[Mapping[str, Array]],
+        lessons: Sequence[Lesson],
         course: Course,
         variants: int,
         threads: int,
@@ -116,8 +152,11 @@ class _Reconstruction:
         self.shapes = infer(graph)
         self.versions = opsets(graph)
         self.carrying = _carrying(graph, self.shapes)
-        self.blocks = find_blocks(graph, self.carrying)
-        self.courses = [replace(course, seed=course.seed + number) for number in range(len(self.blocks))]
+        self.lessons = lessons
+        self.courses = [
+            replace(course, seed=course.seed + number, steps=lesson.steps(course.steps))
+            for number, lesson in enumerate(lessons)
+        ]
         options: dict[str, Any] = {"threads": threads, "limit_bytes": limit_bytes}
         self.new = Replay(graph, self.shapes.dtypes, feeds, **options)
         self.old = Replay(reference.graph, infer(reference.graph).dtypes, feeds, **options)
@@ -127,18 +166,20 @@ class _Reconstruction:
     def run(self, progress: Callable[[int], None]) -> Reconstructed:
         # from the start, for either graph may run ahead of the blocks where something else needs what they make
         targets = [
-            [name for name in block.makes if name in self.old.made and name in self.old.dtypes]
-            for block in self.blocks
+            [name for name in lesson.block.makes if name in self.old.made and name in self.old.dtypes]
+            for lesson in self.lessons
         ]
         # what cannot be held, such as a sequence, cannot be read either
-        reads = [[name for name in block.reads if name in self.shapes.dtypes] for block in self.blocks]
+        reads = [
+            [name for name in lesson.block.reads if name in self.shapes.dtypes] for lesson in self.lessons
+        ]
         for replay, every in ((self.old, targets), (self.new, reads)):
             for name in chain(*every):
                 replay.hold(name)
-        for number, block in enumerate(self.blocks):
-            parameters = self._parameters(block)
-            if targets[number] and parameters and len(reads[number]) == len(block.reads):
-                self._train(self.courses[number], block, targets[number], parameters, progress)
+        for number, lesson in enumerate(self.lessons):
+            parameters = self._parameters(lesson.block)
+            if targets[number] and parameters and len(reads[number]) == len(lesson.block.reads):
+                self._train(self.courses[number], lesson, targets[number], parameters, progress)
             else:
                 progress(self.courses[number].steps)
             for replay, every in ((self.old, targets), (self.new, reads)):
@@ -168,11 +209,12 @@ class _Reconstruction:
     def _train(
         self,
         course: Course,
-        block: Block,
+        lesson: Lesson,
         targets: Sequence[str],
         parameters: Mapping[str, gs.Constant],
         progress: Callable[[int], None],
     ) -> None:
+        block = lesson.block
         self.old.advance(targets)
         self.new.advance(block.reads)
         targets = [name for name in targets if self._fits(name)]
@@ -195,14 +237,26 @@ class _Reconstruction:
             threads=self.threads,
         )
         start = {name: np.array(peek(constant)) for name, constant in parameters.items()}
-        state = _trained(course, objective, start, samples, learn, held, self.ties, self.limit, progress)
-        label = targets[-1]
+        state = _trained(
+            course,
+            objective,
+            start,
+            samples,
+            learn,
+            held,
+            self.ties,
+            self.limit,
+            progress,
+            alone=lesson.count == 1,
+        )
+        label = targets[-1] if lesson.count == 1 else f"{targets[-1]}, {lesson.count} blocks"
         self.found.errors[label] = (state.before, state.loss)
         self.found.stopped |= {**objective.partial, **objective.stopped}
         if state.improved:
             self.found.kept.append(label)
             for name, constant in parameters.items():
                 constant.values = state.best[name]
+            self.new.again(block.nodes)
 
     def _split(self, samples: Samples) -> tuple[Array, Array]:
         """Samples to learn from and to judge by: no variant of the latter is among the former."""
@@ -259,6 +313,8 @@ def _trained(
     ties: Mapping[str, Tie],
     limit_bytes: int,
     progress: Callable[[int], None],
+    *,
+    alone: bool,
 ) -> State:
     _, feeds = next(samples.take(held[:1], 1))
     course = replace(course, most=min(course.most, objective.divide(feeds, course.batch, limit_bytes)))
@@ -266,8 +322,10 @@ def _trained(
     if not untrained > SAME:
         progress(course.steps)
         course = replace(course, steps=0)
+    course = replace(course, patience=min(course.patience, PATIENCE))
     state = train(objective, start, samples, learn, held, course, ties=ties, progress=progress)
-    if state.improved or not course.steps:
+    progress(course.steps - state.optimizer.steps)
+    if state.improved or not course.steps or not alone:
         return state
     # weights that are nearly right already are shaken up by large steps
     careful = replace(course, rate=course.rate * CAREFUL)

@@ -329,7 +329,7 @@ class Sweep:
             return 1.0
         set_weight(pair.first, self.nodes, found.first)
         set_weight(pair.second, self.nodes, found.second)
-        self.new.again(pair.nodes, pair.hidden)
+        self.new.again(pair.nodes)
         return found.error / start.error
 
     def _sample(

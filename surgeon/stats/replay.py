@@ -184,21 +184,24 @@ class Replay:
         for name in sources:
             self._drop_if_done(name)
 
-    def again(self, nodes: Sequence[gs.Node], name: str) -> None:
-        """Run nodes once more, for their weights have changed; what is stored of ``name``, which they make, is replaced.
+    def again(self, nodes: Sequence[gs.Node]) -> None:
+        """Run nodes once more, for their weights have changed; what is stored of what they make is replaced.
 
         Args:
-            nodes: What they read from others has been held, or is made of constants alone.
-            name: The only tensor of theirs that anybody has read or will read.
+            nodes: What they read from others has been held, or is made of constants alone. Those that have not run are left out.
         """
-        if self.more is not None and name in self.more.store:
-            self.more.again(nodes, name)
-        wanted = {id(node) for node in (*nodes, *self._made_of_constants(nodes))}
+        if self.more is not None:
+            self.more.again(nodes)
+        waiting = {id(node) for node in self._left}
+        wanted = {id(node) for node in (*nodes, *self._made_of_constants(nodes))} - waiting
         segment = [node for node in self.graph.nodes if id(node) in wanted]
         made = {tensor.name for node in segment for tensor in node.outputs}
-        sources = sorted({each for node in segment for each in _reads(node)} - made)
-        self.store.drop(name)
-        self._run(segment, sources, [name])
+        stored = sorted(name for name in made if name in self.store)
+        if not stored:
+            return
+        for name in stored:
+            self.store.drop(name)
+        self._run(segment, sorted({each for node in segment for each in _reads(node)} - made), stored)
 
     def _made_of_constants(self, nodes: Sequence[gs.Node]) -> list[gs.Node]:
         """What makes tensors that nodes read, such as a turned weight, of constants alone."""

@@ -12,7 +12,7 @@ from zoo import read
 
 from surgeon.engine import analyse
 from surgeon.errors import SurgeonError
-from surgeon.grad.blocks import find_blocks
+from surgeon.grad.blocks import find_blocks, together
 from surgeon.grad.parameters import parameters_of, weighted
 from surgeon.graph.load import from_model
 from surgeon.graph.save import to_model
@@ -178,3 +178,16 @@ def test_nothing_to_learn_is_no_block():
     one = build("float[N,3] x", "float[N,2] y", "m = MatMul (x, w)\ny = Relu (m)", {"w": (3, 2)})
     (block,) = find_trainable(from_model(one))
     assert block.makes == ("m",)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_neighbours_as_one_compute_what_they_do_one_by_one(name):
+    model, graph, blocks = found(name)
+    joined = [together(graph, blocks, start, start + 2) for start in range(0, len(blocks), 2)]
+    composes(graph, joined, structures.feeds(model))
+    versions = opsets(graph)
+    for several, first in zip(joined, range(0, len(blocks), 2), strict=True):
+        each = [node for block in blocks[first : first + 2] for node in block.nodes]
+        assert {id(n) for n in several.nodes if weighted(n, versions)} == {
+            id(n) for n in each if weighted(n, versions)
+        }

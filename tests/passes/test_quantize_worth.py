@@ -11,6 +11,7 @@ import pytest
 from quantizable import context_for, crafted, network
 
 from surgeon.graph.load import from_model
+from surgeon.stats.latency import Latency
 from surgeon_passes.quantize import Quantize
 from surgeon_passes.quantizing import speed, worth
 from surgeon_passes.quantizing.control import Mixes
@@ -64,16 +65,29 @@ def times_of(mixes: Mixes, slower: float) -> Times:
     return Times(floats | {"second": 50.0 + slower}, integers, {}, 0.0, 0.0)
 
 
+def raced(*ratios: float) -> Any:
+    return lambda models, feeds, seconds: [
+        Latency(1.0, 1.0, 1.0, each, each, each) for each in (1.0, *ratios)
+    ]
+
+
 @pytest.mark.parametrize(
-    ("slower", "ratio", "stays"),
-    [(20.0, 0.5, True), (-10.0, 0.5, True), (200.0, 0.5, False), (20.0, 0.97, False)],
+    ("slower", "ratio", "after", "stays"),
+    [
+        (20.0, 0.5, 0.55, True),
+        (-10.0, 0.5, 0.69, True),
+        (-10.0, 0.5, 0.71, False),  # the race says otherwise
+        (-10.0, 0.85, 0.96, False),  # hardly faster than float
+        (200.0, 0.5, 0.5, False),
+        (20.0, 0.97, 0.97, False),
+    ],
 )
 def test_the_guilty_operator_stays_float_where_that_is_cheap(
-    slower: float, ratio: float, stays: bool, tmp_path: Path
+    slower: float, ratio: float, after: float, stays: bool, tmp_path: Path
 ) -> None:
     context = context_for(crafted())
     mixes = mixes_of(crafted(), context, tmp_path)
-    found = worth.spared(mixes, times_of(mixes, slower), ratio, context)
+    found = worth.spared(mixes, times_of(mixes, slower), ratio, context, raced(ratio, after))
     assert [each.node for each in found] == (["second"] if stays else [])
     if stays:
         (only,) = found
@@ -104,6 +118,7 @@ def test_the_report_says_what_was_spared(monkeypatch: pytest.MonkeyPatch) -> Non
         return replace(found, taken=replace(found.taken, choice=whole, stay={}, latency=latency), times=times)
 
     monkeypatch.setattr(speed, "guard", scripted)
+    monkeypatch.setattr(worth.spared, "__defaults__", (raced(0.5, 0.5),))
     OPTIONS.run(from_model(crafted()), context)
     record: Any = context.record
     assert [each["node"] for each in record["speed"]["spared"]] == ["second"]

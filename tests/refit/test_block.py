@@ -19,7 +19,7 @@ from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
 from surgeon.graph.weights import peek
 from surgeon.reference import Reference
-from surgeon.refit.block import find_trainable, reconstruct
+from surgeon.refit.block import find_trainable, lessons_of, reconstruct
 from surgeon.surgery import axis_masks, cut, keep_of
 
 COURSE = Course(steps=60, batch=16, rate=5e-3, evaluations=6)
@@ -98,6 +98,24 @@ def test_a_cut_network_comes_nearer(make):
     )
     unseen = structures.feeds(model, 40, seed=99)
     assert distance(model, to_model(graph), unseen) < distance(model, before, unseen)
+
+
+@pytest.mark.parametrize("make", [networks.mixed, structures.residual, structures.transformer])
+def test_neighbours_make_up_for_each_other(make):
+    """What is said of the last block is true: nothing it reads is from before its neighbours were trained."""
+    model = make()
+    graph, reference = halved(model)
+    feeds = batches(model)
+    found = reconstruct(graph, reference, feeds, COURSE, neighbours=2)
+    pairs = [name for name in found.errors if name.endswith(", 2 blocks")]
+    assert len(found.errors) == len(find_trainable(graph)) + len(pairs) == len(lessons_of(graph, 2))
+    assert set(pairs) & set(found.kept)
+    assert all(after <= first for first, after in found.errors.values())
+    again = reconstruct(graph, reference, feeds, replace(COURSE, steps=0))
+    last = list(again.errors)[-1]
+    assert again.errors[last][0] == pytest.approx(
+        found.errors.get(f"{last}, 2 blocks", found.errors[last])[1]
+    )
 
 
 @pytest.mark.parametrize("rate", [1e3, 1e30])

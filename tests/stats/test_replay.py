@@ -274,7 +274,7 @@ def test_nodes_run_again_with_weights_that_are_turned_on_the_way():
     constant = next(t for t in run_of.graph.tensors().values() if isinstance(t, gs.Constant))
     constant.values = constant.values * 2
     product = next(node for node in run_of.graph.nodes if node.op == "MatMul")
-    run_of.again([product], "h")
+    run_of.again([product])
     assert np.allclose(run_of.get("h", 0), x @ constant.values.T)
 
 
@@ -313,5 +313,5 @@ def test_changed_nodes_run_again_in_further_batches(model, feeds, early):
         source.get("b", 1)
     nodes = [node for node in graph.nodes if node.outputs[0].name in ("a", "b")]
     nodes[0].inputs[1] = gs.Constant("w1", np.zeros((4, 6), np.float32))
-    source.again(nodes, "b")
+    source.again(nodes)
     assert all(not source.get("b", batch).any() for batch in range(len(feeds)))

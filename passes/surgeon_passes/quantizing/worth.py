@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from surgeon.cost import count
 from surgeon.graph.load import from_model
+from surgeon.measure import one_sample
 from surgeon.stats.compare import Outputs
 from surgeon_passes.quantizing.partition import predicted
 from surgeon_passes.quantizing.sensitivity import LEAST, largest
+from surgeon_passes.quantizing.speed import race_models
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,12 +24,14 @@ if TYPE_CHECKING:
     from surgeon_passes.quantizing.control import Mixes
     from surgeon_passes.quantizing.partition import Times
     from surgeon_passes.quantizing.sensitivity import Sensitivity
+    from surgeon_passes.quantizing.speed import Race
 
 FINE = 1e-3  # error of the outputs, relative to their variance, of which nothing needs to be taken away
 RATE = 5.0  # staying float has to take away so many times the share of the error as it costs of the float model's time
 FASTEST = 0.95  # of the float model's time: what comes near to that leaves nothing to spend
 MODELS = 30  # that are measured, about
 MACS = 1e12  # multiply-accumulates that they may take together: half a minute or so
+SECONDS = 4.0  # for the race
 MOST_SAMPLES, FEWEST_SAMPLES = 16, 2
 
 
@@ -56,14 +60,19 @@ class Spared:
         return {"node": self.node, "error": self.error, "time": self.time}
 
 
-def spared(mixes: Mixes, times: Times, ratio: float, context: Context) -> list[Spared]:
+def spared(
+    mixes: Mixes, times: Times, ratio: float, context: Context, race: Race = race_models
+) -> list[Spared]:
     """Find the operators whose error is not worth the time they save.
+
+    Times of operators propose them; whole models, raced with and without, decide.
 
     Args:
         mixes: The models there are, with what stays float for speed.
         times: What operators take in float and with 8 bits.
         ratio: Of the time of the model as it would be, to the float one's.
         context: The run.
+        race: Times whole models in turns, for so many seconds; ratios are against the first.
     """
     maker = mixes.maker
     choice = maker.choose(mixes.stay)
@@ -78,7 +87,13 @@ def spared(mixes: Mixes, times: Times, ratio: float, context: Context) -> list[S
         return []
     with context.progress("errors of 8-bit operators"):
         found = largest(mixes.measured(names, outputs), names, outputs, context.threads)
-    return _worthless(mixes, times, found, FASTEST - ratio)
+    result = _worthless(mixes, times, found, FASTEST - ratio)
+    if not result:
+        return []
+    models = [mixes.make(stay).model for stay in ({}, {each.node: each.reason for each in result})]
+    _, without, with_them = race([maker.model, *models], one_sample(context), SECONDS)
+    worth = sum(each.error for each in result) / RATE
+    return result if with_them.ratio <= min(without.ratio + worth, FASTEST) else []
 
 
 def _worthless(mixes: Mixes, times: Times, found: Sequence[Sensitivity], most: float) -> list[Spared]:
