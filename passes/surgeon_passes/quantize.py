@@ -6,7 +6,7 @@ import fnmatch
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -149,9 +149,9 @@ class Quantize(Pass):
             )
         maker = self._maker(prepare.prepared(model, self._excluding(context), folder), context, folder)
         guarded = self.guard and maker.whole.weighted and not context.trial  # what is tried is not timed
-        stay = self._guarded(maker, context) if guarded else {}
+        stay, bare = self._guarded(maker, context) if guarded else ({}, ())
         context.unrounded = from_model(maker.model)
-        mixes = Mixes(maker, stay, self._improving(maker, context))
+        mixes = Mixes(maker, stay, self._improving(maker, context), bare)
         made = within_budget(mixes, context, *self._budget(context), spend=self._spending(maker, context))
         if not made.choice.weighted and not made.stored:
             raise GateError("nothing can be quantized", where="pass quantize", hint=_reasons(made.choice))
@@ -293,12 +293,12 @@ class Quantize(Pass):
         result.surgeon_source = source_of(graph) or source_of(result)
         return result
 
-    def _guarded(self, maker: Maker, context: Context) -> Mapping[str, str]:
-        """What does not pay on this machine, in time or for its error: nodes, and the reasons."""
+    def _guarded(self, maker: Maker, context: Context) -> tuple[Mapping[str, str], Collection[str]]:
+        """What does not pay on this machine: nodes and the reasons; and which of them make too much of the error."""
         from surgeon.measure import SPEED_TOLERANCE, one_sample
         from surgeon_passes.quantizing.control import Mixes
         from surgeon_passes.quantizing.speed import guard, pattern_of
-        from surgeon_passes.quantizing.worth import spared
+        from surgeon_passes.quantizing.worth import light_of, spared
 
         try:
             with context.progress("measure 8-bit operators"):
@@ -312,20 +312,24 @@ class Quantize(Pass):
                 )
         except (DataError, UnsupportedModelError) as error:
             context.warn(f"nothing stays float for speed, which could not be measured: {error.message}")
-            return {}
+            return {}, ()
         facts = verdict.facts()
         context.record["speed"] = facts
         ratio = verdict.taken.latency.ratio
         if self.mode == "auto" and ratio > SPEED_TOLERANCE:  # few bits are worth storing all the same
             reason = f"with any operator in 8 bits the model takes {ratio:.2f} times as long here"
-            return dict.fromkeys(maker.whole.nodes, reason)
+            return dict.fromkeys(maker.whole.nodes, reason), ()
+        stay = dict(verdict.taken.stay)
         if maker.static is None:
-            return verdict.taken.stay
-        mixes = Mixes(maker, verdict.taken.stay, lambda model: model)
-        found = spared(mixes, verdict.times, ratio, context)
+            return stay, ()
+        try:
+            found = spared(Mixes(maker, stay, lambda model: model), verdict.times, ratio, context)
+        except (DataError, UnsupportedModelError) as error:
+            context.warn(f"nothing stays float for its error, which could not be measured: {error.message}")
+            return stay, ()
         facts["spared"] = [each.facts() for each in found]
         facts["exclude"] = sorted([*facts["exclude"], *(pattern_of(each.node) for each in found)])
-        return {**verdict.taken.stay, **{each.node: each.reason for each in found}}
+        return {**stay, **{each.node: each.reason for each in found}}, light_of(found)
 
     def _half(self, model: onnx.ModelProto, context: Context, folder: Path) -> onnx.ModelProto:
         from surgeon_passes.quantizing.half import to_half

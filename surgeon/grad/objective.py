@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 from surgeon.errors import DataError
 from surgeon.grad.differentiate import Gradient, gradient
-from surgeon.grad.memory import activation_bytes, samples_within
+from surgeon.grad.memory import ROOM, activation_bytes, samples_within
 from surgeon.graph.copy import copy_of
 from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
@@ -112,14 +112,12 @@ class Objective:
             batch: Samples of a step.
             limit_bytes: For all activations and what is made of them on the way back.
         """
-        fit = self.most(feeds, limit_bytes)
-        if self.rows:
-            piece = min(fit, max(SMALLEST, -(-batch // SIDE_BY_SIDE)))
-        else:
-            piece = 1
-            graph = self._of(feeds, self.parameters).found.graph
-            fit = limit_bytes // max(activation_bytes(graph, BATCH, 1), 1)
-        self._aside = max(min(self.threads, SIDE_BY_SIDE, -(-batch // piece), fit // piece), 1)
+        piece = (
+            min(self.most(feeds, limit_bytes), max(SMALLEST, -(-batch // SIDE_BY_SIDE))) if self.rows else 1
+        )
+        graph = self._of(feeds, self.parameters).found.graph
+        fit = int(limit_bytes / ROOM) // max(activation_bytes(graph, BATCH, piece), 1)
+        self._aside = max(min(self.threads, SIDE_BY_SIDE, -(-batch // piece), fit), 1)
         return piece
 
     def most(self, feeds: Mapping[str, Array], limit_bytes: int) -> int:

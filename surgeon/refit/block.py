@@ -223,6 +223,9 @@ class _Reconstruction:
             return
         alone = _alone(self.graph, block, targets)
         samples = self._samples([*block.reads, *(TARGET + name for name in targets)], alone)
+        if lesson.count > 1 and not samples.rows:  # batches as a whole would be as many times as much
+            progress(course.steps)
+            return
         if len(samples) < 2 * (1 + self.variants):
             self.found.stopped |= dict.fromkeys(parameters, "there is one sample, and none to judge by")
             progress(course.steps)
@@ -251,7 +254,8 @@ class _Reconstruction:
         )
         label = targets[-1] if lesson.count == 1 else f"{targets[-1]}, {lesson.count} blocks"
         self.found.errors[label] = (state.before, state.loss)
-        self.found.stopped |= {**objective.partial, **objective.stopped}
+        if lesson.count == 1:
+            self.found.stopped |= {**objective.partial, **objective.stopped}
         if state.improved:
             self.found.kept.append(label)
             for name, constant in parameters.items():

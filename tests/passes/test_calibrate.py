@@ -95,6 +95,18 @@ def test_an_end_that_what_reads_it_makes_nothing_of_is_pulled_in() -> None:
     assert result.ranges["x"] == pytest.approx([-8, 8], abs=0.2)
 
 
+def test_what_decides_between_values_keeps_them_apart() -> None:
+    """A Sigmoid makes the same of all that is large, but not what looks for the largest."""
+    nodes = [
+        oh.make_node("Sigmoid", ["x"], ["y"]),
+        oh.make_node("ArgMax", ["x"], ["k"], axis=1),
+        oh.make_node("Cast", ["k"], ["z"], to=1),
+    ]
+    model = model_of(nodes, inputs={"x": ["N", 1000]}, outputs=("y", "z"))
+    x = np.random.default_rng(0).uniform(-8, 64, (64, 1000)).astype(np.float32)
+    assert calibrated(model, data_of(model, {"x": x}), ["x"]).ranges["x"].highest > 60
+
+
 @pytest.mark.parametrize(("gate", "symmetric"), [("Abs", False), ("Sigmoid", True)])
 def test_an_end_that_counts_stays(gate: str, symmetric: bool) -> None:
     x = np.random.default_rng(0).uniform(-64, 8, (64, 1000)).astype(np.float32)

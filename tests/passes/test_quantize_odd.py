@@ -18,6 +18,7 @@ from surgeon.passes import Context
 from surgeon.stats.data import graph_inputs
 from surgeon.stats.synthetic import synthetic, synthetic_dataset
 from surgeon_passes.quantize import Quantize
+from surgeon_passes.quantizing.choose import choose
 
 MODES = [
     {"mode": "static"},
@@ -256,6 +257,23 @@ def test_what_goes_out_is_not_rounded_again() -> None:
     rounded = {node.input[0] for node in result.graph.node if node.op_type == "QuantizeLinear"}
     assert rounded >= {"boxes", "logits"}
     assert rounded.isdisjoint({"scores", "c", "y"})
+
+
+def test_features_that_more_is_made_of_are_rounded_where_they_are_put_together() -> None:
+    nodes, weights, features = [], [], "x"
+    for k in range(3):
+        nodes += [
+            oh.make_node("Conv", [features, f"w{k}"], [f"c{k}"], name=f"conv{k}", pads=[1] * 4),
+            oh.make_node("Relu", [f"c{k}"], [f"r{k}"], name=f"relu{k}"),
+        ]
+        weights.append(array(f"w{k}", 8, 8 * k or 3, 3, 3))
+        if k:
+            together = "y" if k == 2 else f"t{k}"
+            nodes.append(oh.make_node("Concat", [features, f"r{k}"], [together], name=f"join{k}", axis=1))
+        features = together if k else "r0"
+    model = model_of(nodes, [info("x", "N", 3, 8, 8)], 4, weights)
+    chosen = set(choose(model, lambda _: False, static=True).nodes)
+    assert chosen == {"conv0", "conv1", "conv2", "relu0", "relu1", "join1"}
 
 
 def test_auto_gives_an_lstm_its_dynamic_kernel() -> None:

@@ -18,9 +18,10 @@ from surgeon_passes.quantizing.control import Mixes
 from surgeon_passes.quantizing.maker import Maker
 from surgeon_passes.quantizing.partition import Times
 from surgeon_passes.quantizing.prepare import prepared
-from surgeon_passes.quantizing.sensitivity import LEAST, largest
+from surgeon_passes.quantizing.sensitivity import HALVED, LEAST, largest
 
 OPTIONS = Quantize(equalize=False, smooth=False, calibration="minmax", correct_bias=False)
+MOST = 48
 CONVOLUTIONS = ("first", "second", "third")
 
 
@@ -42,13 +43,19 @@ class Added:
 def test_few_models_find_who_makes_most_of_the_error(blamed: tuple[int, ...]) -> None:
     names = [f"n{index}" for index in range(64)]
     added = Added(dict.fromkeys(names, 0.0001) | {f"n{index}": 1.0 + index for index in blamed})
-    found = largest(added.left, names, added, 2)  # type: ignore[arg-type]  # as Outputs
+    found = largest(added.left, names, added, 2, MOST)  # type: ignore[arg-type]  # as Outputs
     assert sum(each.alone for each in found) == pytest.approx(sum(added.errors.values()))
     assert sorted(name for each in found for name in each.nodes) == sorted(names)
     assert [each.nodes for each in found[: len(blamed)]] == [(f"n{index}",) for index in reversed(blamed)]
-    small = [each for each in found if len(each.nodes) > 1]
-    assert all(each.alone < LEAST * sum(added.errors.values()) for each in small)
-    assert added.asked <= (8 + 6 * len(blamed) if blamed else 8 + 16 + 32 + 64)
+    assert added.asked <= MOST + 2 * HALVED
+    if blamed:
+        small = [each for each in found if len(each.nodes) > 1]
+        assert all(each.alone < LEAST * sum(added.errors.values()) for each in small)
+
+
+def test_who_makes_no_error_is_not_looked_for() -> None:
+    added = Added(dict.fromkeys((f"n{index}" for index in range(400)), 0.0))
+    assert len(largest(added.left, list(added.errors), added, 1, MOST)) == added.asked == 8  # type: ignore[arg-type]  # as Outputs
 
 
 def mixes_of(model: Any, context: Any, folder: Path) -> Mixes:

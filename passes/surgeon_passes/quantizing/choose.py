@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -27,8 +27,6 @@ _LAST = {
     "Softmax",
     "LogSoftmax",
     "Sigmoid",
-    "Slice",
-    *_MOVERS,
 }
 
 
@@ -83,7 +81,7 @@ def choose(
     for node in model.graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    results = _results(model.graph, producers)
+    results = _results(model.graph, producers, readers)
     # what is read in bodies is not rounded there: an activation that only its range stands for would be gone
     captured = {name for node in model.graph.node for name in read_by(node) if name not in node.input}
     for node in model.graph.node:
@@ -216,8 +214,15 @@ def _reaches_integers(node: onnx.NodeProto, readers: dict[str, list[onnx.NodePro
     return False
 
 
-def _results(graph: onnx.GraphProto, producers: dict[str, onnx.NodeProto]) -> set[str]:
-    """Returns the outputs, and the tensors that become outputs without any arithmetic that rounding could hide in."""
+def _results(
+    graph: onnx.GraphProto,
+    producers: dict[str, onnx.NodeProto],
+    readers: Mapping[str, Sequence[onnx.NodeProto]],
+) -> set[str]:
+    """Returns the outputs, and the tensors that become outputs without any arithmetic that rounding could hide in.
+
+    What is only moved there, put together with others say, has no other reader: features that more is made of are rounded.
+    """
     results: set[str] = set()
     waiting = [output.name for output in graph.output]
     while waiting:
@@ -226,8 +231,13 @@ def _results(graph: onnx.GraphProto, producers: dict[str, onnx.NodeProto]) -> se
             continue
         results.add(name)
         node = producers.get(name)
-        if node is not None and node.op_type in _LAST:
-            waiting += node.input[_MOVERS.get(node.op_type, slice(1))]
+        if node is None:
+            continue
+        if node.op_type in _LAST:
+            waiting.append(node.input[0])
+        elif node.op_type in _MOVERS or node.op_type == "Slice":
+            moved = node.input[_MOVERS.get(node.op_type, slice(1))]
+            waiting += [each for each in moved if len(readers.get(each, ())) == 1]
     return results
 
 

@@ -148,6 +148,8 @@ class Judge:
                 continue
             for original, copied in pairs:
                 self._compare(judged, original, copied)
+            if not pairs:  # it decides, as ArgMax does: what it reads has to stay apart
+                self._compare(judged, name, rounded)
 
     def _compare(self, judged: str, original: str, copied: str) -> None:
         error = f"{copied}/{len(self._nodes)}/error"

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MOST_GROUPS = 96  # of operators that are measured; where there are more, neighbours go together
 FIRST = 8  # groups that the largest are looked for in
+HALVED = 4  # of them at a time
+TINY = 1e-12
 LEAST = 0.01  # share of the error below which nobody looks closer
 
 
@@ -67,33 +69,29 @@ def sensitivities(
     return sorted(found, key=lambda each: -each.alone)
 
 
-def largest(make: Make, names: Sequence[str], outputs: Outputs, threads: int) -> list[Sensitivity]:
-    """Find those to blame most, most of all first, by halving groups of neighbours as long as they make enough of the error.
+def largest(make: Make, names: Sequence[str], outputs: Outputs, threads: int, most: int) -> list[Sensitivity]:
+    """Find those to blame most, most of all first, by halving the groups of neighbours that make most of the error.
 
     Args:
         make: Builds the model with all quantized but the operators of the given names.
         names: All quantized operators with weights, in the order of the graph.
         outputs: What the float model makes of some samples.
         threads: How many models are measured at a time, each on one thread.
+        most: How many models are measured, about.
     """
     done: list[Sensitivity] = []
-    groups, error = groups_of(names, FIRST), 0.0
+    groups, error, asked = groups_of(names, FIRST), 0.0, 0
     while groups:
         others = [tuple(name for name in names if name not in nodes) for nodes in groups]
         measured = _divergences(make, others, outputs, threads, lambda _: None)
-        error = error or sum(measured)
-        large = [
-            each >= LEAST * error and len(nodes) > 1 for nodes, each in zip(groups, measured, strict=True)
-        ]
-        found = [Sensitivity(nodes, alone) for nodes, alone in zip(groups, measured, strict=True)]
-        done += [each for each, split in zip(found, large, strict=True) if not split]
-        groups = [
-            half
-            for each, split in zip(found, large, strict=True)
-            if split
-            for half in groups_of(each.nodes, 2)
-        ]
-    return sorted(done, key=lambda each: -each.alone)
+        asked, error = asked + len(groups), error or sum(measured)
+        done += [Sensitivity(nodes, alone) for nodes, alone in zip(groups, measured, strict=True)]
+        done.sort(key=lambda each: -each.alone)
+        large = [each for each in done if len(each.nodes) > 1 and each.alone >= max(LEAST * error, TINY)]
+        split = large[:HALVED] if asked < most else []
+        done = [each for each in done if each not in split]
+        groups = [half for each in split for half in groups_of(each.nodes, 2)]
+    return done
 
 
 def _divergences(

@@ -6,7 +6,8 @@ that everything else leaves intact, and users look for them by hand.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from surgeon.cost import count
@@ -14,11 +15,13 @@ from surgeon.graph.load import from_model
 from surgeon.measure import one_sample
 from surgeon.stats.compare import Outputs
 from surgeon_passes.quantizing.partition import predicted
-from surgeon_passes.quantizing.sensitivity import LEAST, largest
+from surgeon_passes.quantizing.sensitivity import LEAST, TINY, largest
 from surgeon_passes.quantizing.speed import race_models
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    import onnx
 
     from surgeon.passes import Context
     from surgeon_passes.quantizing.control import Mixes
@@ -28,8 +31,9 @@ if TYPE_CHECKING:
 
 FINE = 1e-3  # error of the outputs, relative to their variance, of which nothing needs to be taken away
 RATE = 5.0  # staying float has to take away so many times the share of the error as it costs of the float model's time
+LIGHT = 0.01  # of all weights, up to which those of an operator stay float
 FASTEST = 0.95  # of the float model's time: what comes near to that leaves nothing to spend
-MODELS = 30  # that are measured, about
+MODELS = 48  # that are measured, about
 MACS = 1e12  # multiply-accumulates that they may take together: half a minute or so
 SECONDS = 4.0  # for the race
 MOST_SAMPLES, FEWEST_SAMPLES = 16, 2
@@ -43,11 +47,13 @@ class Spared:
         node: Its name.
         error: Its share of the error.
         time: What it costs to leave it in float, as a share of the float model's time; negative where that saves time.
+        light: Whether its weights are so few that they stay float in the file as well.
     """
 
     node: str
     error: float
     time: float
+    light: bool
 
     @property
     def reason(self) -> str:
@@ -65,7 +71,7 @@ def spared(
 ) -> list[Spared]:
     """Find the operators whose error is not worth the time they save.
 
-    Times of operators propose them; whole models, raced with and without, decide.
+    Times and errors of operators propose them; whole models with and without decide.
 
     Args:
         mixes: The models there are, with what stays float for speed.
@@ -83,23 +89,41 @@ def spared(
     outputs = Outputs.of(
         maker.model, context.calibration().take(min(max(samples, FEWEST_SAMPLES), MOST_SAMPLES))
     )
-    if not FINE < (outputs.divergence(maker.draft(choice), context.threads) or 0.0) < float("inf"):
+    error = outputs.divergence(maker.draft(choice), context.threads)
+    if error is None or not FINE < error < float("inf"):
         return []
     with context.progress("errors of 8-bit operators"):
-        found = largest(mixes.measured(names, outputs), names, outputs, context.threads)
+        found = largest(mixes.measured(names, outputs), names, outputs, context.threads, MODELS)
     result = _worthless(mixes, times, found, FASTEST - ratio)
     if not result:
         return []
-    models = [mixes.make(stay).model for stay in ({}, {each.node: each.reason for each in result})]
-    _, without, with_them = race([maker.model, *models], one_sample(context), SECONDS)
-    worth = sum(each.error for each in result) / RATE
-    return result if with_them.ratio <= min(without.ratio + worth, FASTEST) else []
+    stay = {each.node: each.reason for each in result}
+    models = [mixes.make({}).model, replace(mixes, bare=light_of(result)).make(stay).model]
+    without, with_them = (outputs.distance(model, context.threads) for model in models)
+    gain = 1 - with_them / max(without, TINY)
+    _, *times_of = race([maker.model, *models], one_sample(context), SECONDS)
+    before, after = (each.ratio for each in times_of)
+    return result if gain > 0 and after <= min(before + gain / RATE, FASTEST) else []
+
+
+def light_of(found: Sequence[Spared]) -> list[str]:
+    """Those whose weights stay float in the file as well."""
+    return [each.node for each in found if each.light]
+
+
+def _weights_of(graph: onnx.GraphProto) -> dict[str, int]:
+    """How many numbers each node reads that are constants of the graph."""
+    sizes = {entry.name: math.prod(entry.dims) for entry in graph.initializer}
+    return {node.name: sum(sizes.get(name, 0) for name in node.input) for node in graph.node}
 
 
 def _worthless(mixes: Mixes, times: Times, found: Sequence[Sensitivity], most: float) -> list[Spared]:
     """Those that cost less than their share of the error allows, most to blame first, and together less than ``most``."""
     graph, whole = mixes.maker.model.graph, mixes.maker.whole
     every, error = sum(times.floats.values()), sum(each.alone for each in found)
+    if not (every > 0 and 0 < error < float("inf")):
+        return []
+    weights = _weights_of(graph)
     stay: Mapping[str, str] = mixes.stay
     before = predicted(graph, whole, times, stay)
     result: list[Spared] = []
@@ -111,6 +135,6 @@ def _worthless(mixes: Mixes, times: Times, found: Sequence[Sensitivity], most: f
         after = predicted(graph, whole, times, {*stay, *(known.node for known in result), name})
         cost = (after - before) / every
         if share >= RATE * cost and sum(known.time for known in result) + cost <= most:
-            result.append(Spared(name, share, cost))
+            result.append(Spared(name, share, cost, weights[name] <= LIGHT * sum(weights.values())))
             before = after
     return result
