@@ -47,7 +47,7 @@ def network(opset: int = 17) -> onnx.ModelProto:
     return oh.make_model(graph, ir_version=8, opset_imports=[oh.make_opsetid("", opset)])
 
 
-def crafted() -> onnx.ModelProto:
+def crafted(width: int = 8) -> onnx.ModelProto:
     """Three convolutions; what the second reads has one channel a thousand times as large, which only the first sum needs."""
     random = np.random.default_rng(0)
 
@@ -69,9 +69,9 @@ def crafted() -> onnx.ModelProto:
         oh.make_node("Gemm", ["f", "w4"], ["y"], name="head", transB=1),
     ]
     weights = [
-        weight("w1", 8, 3, 3, 3),
-        weight("w2", 8, 8, 3, 3),
-        weight("w3", 16, 8, 3, 3),
+        weight("w1", width, 3, 3, 3),
+        weight("w2", width, width, 3, 3),
+        weight("w3", 16, width, 3, 3),
         weight("w4", 10, 16),
     ]
     nothing = nh.to_array(weights[0]).copy()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 TENSORS = 4  # what a block reads and what it should make, of the model and of the original
 VARIANTS = 3
+PATIENCE = 2  # evaluations, of four, after which what is no better yet is given up
 STEPS = {"fast": 100, "default": 300, "thorough": 1000}
 
 
@@ -70,7 +71,7 @@ class Reconstruct(Pass):
         import time
 
         from surgeon.grad.train import Course
-        from surgeon.refit.block import lessons_of, reconstruct
+        from surgeon.refit.block import reconstruct, turns_of
         from surgeon.stats.promises import noted
         from surgeon_passes.training.excluded import excluded_by
 
@@ -84,13 +85,14 @@ class Reconstruct(Pass):
             steps,
             self.batch,
             self.rate,
+            patience=PATIENCE,
             seed=context.seed_for("reconstruct"),
             split=context.seed_for("held out"),
         )
         feeds = [batch[0] for batch in context.calibration()]
         more = self._variants(graph, feeds, context)
         started = time.perf_counter()
-        total = sum(lesson.steps(steps) for lesson in lessons_of(graph, self.neighbours))
+        total = sum(turn.steps(steps) for turn in turns_of(graph, self.neighbours))
         with context.progress("reconstruct", total) as advance:
             found = reconstruct(
                 graph,

@@ -43,7 +43,6 @@ TARGET = "surgeon/target/"
 HELD_OUT = 0.125
 CAREFUL = 0.1
 SAME = 1e-8  # relative error below which a block has nothing to learn
-PATIENCE = 2  # evaluations, of four, after which what is no better yet is given up
 SHARE = 2 / 3  # of a block's steps: neighbours trained as one have each been trained
 
 
@@ -92,10 +91,10 @@ def reconstruct(
         limit_bytes: Activations held in memory, per graph, and those of a step.
         excluded: Whether a node or tensor, by name, is to be left alone.
         ties: Of constants by name, what of them stays zero and what moves together; by default what their values promise.
-        progress: Called with 1 after every step; there are those of all that `lessons_of` gives.
+        progress: Called with 1 after every step; there are those of all that `turns_of` gives.
     """
-    lessons = lessons_of(graph, neighbours)
-    made = _Reconstruction(graph, reference, feeds, lessons, course, variants, threads, limit_bytes, excluded)
+    turns = turns_of(graph, neighbours)
+    made = _Reconstruction(graph, reference, feeds, turns, course, variants, threads, limit_bytes, excluded)
     if ties is not None:
         made.ties = ties
     return made.run(progress)
@@ -107,7 +106,7 @@ def find_trainable(graph: gs.Graph) -> list[Block]:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Turn:
     """What is trained at a time.
 
     Attributes:
@@ -123,14 +122,14 @@ class Lesson:
         return alone if self.count == 1 else round(SHARE * alone)
 
 
-def lessons_of(graph: gs.Graph, neighbours: int = 1) -> list[Lesson]:
+def turns_of(graph: gs.Graph, neighbours: int = 1) -> list[Turn]:
     """What is trained of a graph in turn: each block, and so many neighbours as one behind the last of them."""
     blocks = find_trainable(graph)
     result = []
     for end, block in enumerate(blocks, 1):
-        result.append(Lesson(block))
+        result.append(Turn(block))
         if neighbours > 1 and end % neighbours == 0:
-            result.append(Lesson(together(graph, blocks, end - neighbours, end), neighbours))
+            result.append(Turn(together(graph, blocks, end - neighbours, end), neighbours))
     return result
 
 
@@ -140,7 +139,7 @@ class _Reconstruction:
         graph: gs.Graph,
         reference: Reference,
         feeds: Sequence[Mapping[str, Array]],
-        lessons: Sequence[Lesson],
+        turns: Sequence[Turn],
         course: Course,
         variants: int,
         threads: int,
@@ -152,10 +151,10 @@ class _Reconstruction:
         self.shapes = infer(graph)
         self.versions = opsets(graph)
         self.carrying = _carrying(graph, self.shapes)
-        self.lessons = lessons
+        self.turns = turns
         self.courses = [
-            replace(course, seed=course.seed + number, steps=lesson.steps(course.steps))
-            for number, lesson in enumerate(lessons)
+            replace(course, seed=course.seed + number, steps=turn.steps(course.steps))
+            for number, turn in enumerate(turns)
         ]
         options: dict[str, Any] = {"threads": threads, "limit_bytes": limit_bytes}
         self.new = Replay(graph, self.shapes.dtypes, feeds, **options)
@@ -166,20 +165,18 @@ class _Reconstruction:
     def run(self, progress: Callable[[int], None]) -> Reconstructed:
         # from the start, for either graph may run ahead of the blocks where something else needs what they make
         targets = [
-            [name for name in lesson.block.makes if name in self.old.made and name in self.old.dtypes]
-            for lesson in self.lessons
+            [name for name in turn.block.makes if name in self.old.made and name in self.old.dtypes]
+            for turn in self.turns
         ]
         # what cannot be held, such as a sequence, cannot be read either
-        reads = [
-            [name for name in lesson.block.reads if name in self.shapes.dtypes] for lesson in self.lessons
-        ]
+        reads = [[name for name in turn.block.reads if name in self.shapes.dtypes] for turn in self.turns]
         for replay, every in ((self.old, targets), (self.new, reads)):
             for name in chain(*every):
                 replay.hold(name)
-        for number, lesson in enumerate(self.lessons):
-            parameters = self._parameters(lesson.block)
-            if targets[number] and parameters and len(reads[number]) == len(lesson.block.reads):
-                self._train(self.courses[number], lesson, targets[number], parameters, progress)
+        for number, turn in enumerate(self.turns):
+            parameters = self._parameters(turn.block)
+            if targets[number] and parameters and len(reads[number]) == len(turn.block.reads):
+                self._train(self.courses[number], turn, targets[number], parameters, progress)
             else:
                 progress(self.courses[number].steps)
             for replay, every in ((self.old, targets), (self.new, reads)):
@@ -209,12 +206,12 @@ class _Reconstruction:
     def _train(
         self,
         course: Course,
-        lesson: Lesson,
+        turn: Turn,
         targets: Sequence[str],
         parameters: Mapping[str, gs.Constant],
         progress: Callable[[int], None],
     ) -> None:
-        block = lesson.block
+        block = turn.block
         self.old.advance(targets)
         self.new.advance(block.reads)
         targets = [name for name in targets if self._fits(name)]
@@ -223,7 +220,7 @@ class _Reconstruction:
             return
         alone = _alone(self.graph, block, targets)
         samples = self._samples([*block.reads, *(TARGET + name for name in targets)], alone)
-        if lesson.count > 1 and not samples.rows:  # batches as a whole would be as many times as much
+        if turn.count > 1 and not samples.rows:  # batches as a whole would be as many times as much
             progress(course.steps)
             return
         if len(samples) < 2 * (1 + self.variants):
@@ -250,11 +247,11 @@ class _Reconstruction:
             self.ties,
             self.limit,
             progress,
-            alone=lesson.count == 1,
+            alone=turn.count == 1,
         )
-        label = targets[-1] if lesson.count == 1 else f"{targets[-1]}, {lesson.count} blocks"
+        label = targets[-1] if turn.count == 1 else f"{targets[-1]}, {turn.count} blocks"
         self.found.errors[label] = (state.before, state.loss)
-        if lesson.count == 1:
+        if turn.count == 1:
             self.found.stopped |= {**objective.partial, **objective.stopped}
         if state.improved:
             self.found.kept.append(label)
@@ -326,7 +323,6 @@ def _trained(
     if not untrained > SAME:
         progress(course.steps)
         course = replace(course, steps=0)
-    course = replace(course, patience=min(course.patience, PATIENCE))
     state = train(objective, start, samples, learn, held, course, ties=ties, progress=progress)
     progress(course.steps - state.optimizer.steps)
     if state.improved or not course.steps or not alone:

@@ -9,6 +9,7 @@ import onnx
 import onnx.helper as oh
 import pytest
 from onnx import numpy_helper as nh
+from quantizable import context_for
 
 from surgeon.errors import GateError
 from surgeon.graph.load import from_model
@@ -249,9 +250,7 @@ def test_odd_graphs_run_in_every_mode(make, options) -> None:
 
 def test_what_goes_out_is_not_rounded_again() -> None:
     model = heads()
-    inputs = graph_inputs(from_model(model))
-    context = Context(Path("m.onnx"), inputs=tuple(inputs))
-    context.data = synthetic_dataset(inputs, seed=1, samples=32)
+    context = context_for(model)
     result = to_model(Quantize(guard=False).run(from_model(model), context))
     assert context.record["quantized"] == {"Conv": 3}
     rounded = {node.input[0] for node in result.graph.node if node.op_type == "QuantizeLinear"}
@@ -278,9 +277,7 @@ def test_features_that_more_is_made_of_are_rounded_where_they_are_put_together()
 
 def test_auto_gives_an_lstm_its_dynamic_kernel() -> None:
     model = recurrent()
-    inputs = graph_inputs(from_model(model))
-    context = Context(Path("m.onnx"), inputs=tuple(inputs))
-    context.data = synthetic_dataset(inputs, seed=1, samples=16)
+    context = context_for(model)
     result = to_model(Quantize(guard=False).run(from_model(model), context))
     assert [node.op_type for node in result.graph.node].count("DynamicQuantizeLSTM") == 1
     assert context.record["quantized"] == {"LSTM": 1, "MatMul": 1}

@@ -112,6 +112,25 @@ def test_small_errors_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert worth.spared(mixes, Times({}, {}, {}, 0.0, 0.0), 0.5, context) == []
 
 
+@pytest.mark.parametrize("light", [True, False])
+def test_what_is_spared_is_better_off_in_the_file_as_well(
+    light: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second convolution is so large that its weights would be stored with 8 bits, which is what spoils it."""
+    model = crafted(16)
+    context = context_for(model)
+    mixes = mixes_of(model, context, tmp_path)
+    monkeypatch.setattr(worth, "LIGHT", 1.0 if light else 0.0)
+    found = worth.spared(mixes, times_of(mixes, 20.0), 0.5, context, raced(0.5, 0.5))
+    assert [each.node for each in found] == (
+        ["second"] if light else []
+    )  # heavy ones stay stored: nothing gained
+    if light:
+        stay = {each.node: each.reason for each in found}
+        made = replace(mixes, stay=stay, bare=worth.light_of(found)).make({})
+        assert "second" not in made.stored
+
+
 def test_the_report_says_what_was_spared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times are scripted, so that every machine takes the same."""
     context = context_for(crafted())

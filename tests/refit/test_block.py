@@ -19,7 +19,7 @@ from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
 from surgeon.graph.weights import peek
 from surgeon.reference import Reference
-from surgeon.refit.block import find_trainable, lessons_of, reconstruct
+from surgeon.refit.block import find_trainable, reconstruct, turns_of
 from surgeon.surgery import axis_masks, cut, keep_of
 
 COURSE = Course(steps=60, batch=16, rate=5e-3, evaluations=6)
@@ -108,7 +108,7 @@ def test_neighbours_make_up_for_each_other(make):
     feeds = batches(model)
     found = reconstruct(graph, reference, feeds, COURSE, neighbours=2)
     pairs = [name for name in found.errors if name.endswith(", 2 blocks")]
-    assert len(found.errors) == len(find_trainable(graph)) + len(pairs) == len(lessons_of(graph, 2))
+    assert len(found.errors) == len(find_trainable(graph)) + len(pairs) == len(turns_of(graph, 2))
     assert set(pairs) & set(found.kept)
     assert all(after <= first for first, after in found.errors.values())
     again = reconstruct(graph, reference, feeds, replace(COURSE, steps=0))

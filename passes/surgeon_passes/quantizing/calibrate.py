@@ -136,8 +136,8 @@ def _judge(
         found = _better(judge, feeds, result.ranges, [candidates[each] for each in others])
         result.methods |= {name: others[index] for name, index in found.items()}
         result.ranges |= {name: candidates[others[index]][name] for name, index in found.items()}
-        for end in Range._fields:
-            pulled = [_pulled(result.ranges, end, share, symmetric=symmetric) for share in _SHARES]
+        for end in () if symmetric else Range._fields:  # of symmetric ranges one end goes with the other
+            pulled = [_pulled(result.ranges, end, share) for share in _SHARES]
             found = _better(judge, feeds, result.ranges, pulled)
             result.ranges |= {name: pulled[index][name] for name, index in found.items()}
             result.pulled += [name for name in found if name not in result.pulled]
@@ -161,10 +161,8 @@ def _better(
     }
 
 
-def _pulled(ranges: Mapping[str, Range], end: str, share: float, *, symmetric: bool) -> dict[str, Range]:
-    """Ranges with one of their ends nearer to zero; of symmetric ones both are the same."""
-    if symmetric:
-        return dict(ranges)
+def _pulled(ranges: Mapping[str, Range], end: str, share: float) -> dict[str, Range]:
+    """Ranges with one of their ends nearer to zero."""
     return {name: each._replace(**{end: share * getattr(each, end)}) for name, each in ranges.items()}
 
 
