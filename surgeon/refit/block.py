@@ -43,7 +43,7 @@ TARGET = "surgeon/target/"
 HELD_OUT = 0.125
 CAREFUL = 0.1
 SAME = 1e-8  # relative error below which a block has nothing to learn
-SHARE = 2 / 3  # of a block's steps: neighbours trained as one have each been trained
+SHARE = 1 / 2  # of its steps is enough for a block that is trained once more with its neighbours
 
 
 @dataclass
@@ -112,23 +112,26 @@ class Turn:
     Attributes:
         block: A block of the graph, or neighbours as one.
         count: How many.
+        share: Of the steps that are asked for, how much it takes.
     """
 
     block: Block
     count: int = 1
+    share: float = 1.0
 
-    def steps(self, alone: int) -> int:
-        """How many steps it takes, where a block alone takes so many."""
-        return alone if self.count == 1 else round(SHARE * alone)
+    def steps(self, asked: int) -> int:
+        """How many steps it takes of those that are asked for."""
+        return round(self.share * asked)
 
 
 def turns_of(graph: gs.Graph, neighbours: int = 1) -> list[Turn]:
     """What is trained of a graph in turn: each block, and so many neighbours as one behind the last of them."""
     blocks = find_trainable(graph)
+    again = len(blocks) // neighbours * neighbours if neighbours > 1 else 0
     result = []
     for end, block in enumerate(blocks, 1):
-        result.append(Turn(block))
-        if neighbours > 1 and end % neighbours == 0:
+        result.append(Turn(block, share=SHARE if end <= again else 1.0))
+        if end <= again and end % neighbours == 0:
             result.append(Turn(together(graph, blocks, end - neighbours, end), neighbours))
     return result
 
@@ -151,7 +154,7 @@ class _Reconstruction:
         self.shapes = infer(graph)
         self.versions = opsets(graph)
         self.carrying = _carrying(graph, self.shapes)
-        self.turns = turns
+        self.turns, self.asked = turns, course.steps
         self.courses = [
             replace(course, seed=course.seed + number, steps=turn.steps(course.steps))
             for number, turn in enumerate(turns)
@@ -220,7 +223,10 @@ class _Reconstruction:
             return
         alone = _alone(self.graph, block, targets)
         samples = self._samples([*block.reads, *(TARGET + name for name in targets)], alone)
-        if turn.count > 1 and not samples.rows:  # batches as a whole would be as many times as much
+        if not samples.rows and turn.share < 1:  # not trained once more: all of its steps are now
+            progress(course.steps)
+            course, progress = replace(course, steps=self.asked), lambda _: None
+        if not samples.rows and turn.count > 1:  # batches as a whole would be as many times as much
             progress(course.steps)
             return
         if len(samples) < 2 * (1 + self.variants):

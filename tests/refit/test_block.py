@@ -118,6 +118,38 @@ def test_neighbours_make_up_for_each_other(make):
     )
 
 
+def test_blocks_that_are_trained_once_more_take_half_of_the_steps_before():
+    graph, _ = halved(structures.residual())
+    blocks = len(find_trainable(graph))
+    alone, once_more = [], []
+    for turn in turns_of(graph, 2):
+        (alone if turn.count == 1 else once_more).append(turn.steps(60))
+    assert blocks > 2
+    assert alone == [30] * (blocks // 2 * 2) + [60] * (blocks % 2)
+    assert once_more == [60] * (blocks // 2)
+
+
+def test_blocks_take_all_steps_where_neighbours_cannot_be_put_together(monkeypatch):
+    monkeypatch.setattr("surgeon.refit.block.rows_are_apart", lambda *_: False)
+    results = []
+    for neighbours in (1, 2):
+        graph, reference = halved(structures.residual())
+        steps = []
+        found = reconstruct(
+            graph,
+            reference,
+            batches(structures.residual()),
+            COURSE,
+            neighbours=neighbours,
+            progress=steps.append,
+        )
+        assert sum(steps) == sum(turn.steps(COURSE.steps) for turn in turns_of(graph, neighbours))
+        results.append(found.errors)
+    assert list(results[0]) == list(results[1])
+    first = next(iter(results[0]))
+    assert results[0][first] == results[1][first]
+
+
 @pytest.mark.parametrize("rate", [1e3, 1e30])
 @pytest.mark.filterwarnings("error")
 def test_a_block_that_cannot_improve_stays_bit_for_bit(rate):
