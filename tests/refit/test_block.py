@@ -125,7 +125,7 @@ def test_blocks_that_are_trained_once_more_take_half_of_the_steps_before():
     for turn in turns_of(graph, 2):
         (alone if turn.count == 1 else once_more).append(turn.steps(60))
     assert blocks > 2
-    assert alone == [30] * (blocks // 2 * 2) + [60] * (blocks % 2)
+    assert alone == [30] * (blocks - 2) + [60] * 2
     assert once_more == [60] * (blocks // 2)
 
 
