@@ -11,6 +11,7 @@ import pytest
 from quantizable import context_for, crafted, network
 
 from surgeon.graph.load import from_model
+from surgeon.stats.compare import Outputs
 from surgeon.stats.latency import Latency
 from surgeon_passes.quantize import Quantize
 from surgeon_passes.quantizing import speed, worth
@@ -18,7 +19,7 @@ from surgeon_passes.quantizing.control import Mixes
 from surgeon_passes.quantizing.maker import Maker
 from surgeon_passes.quantizing.partition import Times
 from surgeon_passes.quantizing.prepare import prepared
-from surgeon_passes.quantizing.sensitivity import HALVED, LEAST, largest
+from surgeon_passes.quantizing.sensitivity import HALVED, LEAST, Sensitivity, largest
 
 OPTIONS = Quantize(equalize=False, smooth=False, calibration="minmax", correct_bias=False)
 MOST = 48
@@ -85,7 +86,9 @@ def raced(*ratios: float) -> Any:
         (-10.0, 0.5, 0.69, True),
         (-10.0, 0.5, 0.71, False),  # the race says otherwise
         (-10.0, 0.85, 0.96, False),  # hardly faster than float
-        (200.0, 0.5, 0.5, False),
+        (200.0, 0.5, 0.55, True),  # and again
+        (200.0, 0.5, 0.71, False),
+        (2000.0, 0.5, 0.5, False),  # not tried
         (20.0, 0.97, 0.97, False),
     ],
 )
@@ -100,8 +103,34 @@ def test_the_guilty_operator_stays_float_where_that_is_cheap(
         (only,) = found
         assert only.error > 0.9
         assert only.time == pytest.approx(slower / (350 + slower))
-        saved = "no time" if slower < 0 else "5.4 % of the time"
+        saved = {-10.0: "no time", 20.0: "5.4 % of the time", 200.0: "36.4 % of the time"}[slower]
         assert only.reason == f"its 8 bits save {saved} here and make 100 % of the error"
+
+
+@pytest.mark.parametrize(
+    ("ratios", "stays"),
+    [
+        ((0.55, 0.56), ["second", "third"]),
+        ((0.55, 0.65), ["second"]),  # the other costs more than a tenth of the error is worth
+        ((0.80, 0.56), ["second", "third"]),
+        ((0.80, 0.80), []),
+        ((0.96, 0.97), []),
+    ],
+)
+def test_what_is_raced_decides_how_much_stays_float(
+    ratios: tuple[float, float], stays: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second makes nine tenths of the error and is cheap; the third looks twice as dear as the rest is worth."""
+    context = context_for(crafted())
+    mixes = mixes_of(crafted(), context, tmp_path)
+    shares = {"second": 0.9, "third": 0.1}
+    found = [Sensitivity((name,), share) for name, share in shares.items()]
+    monkeypatch.setattr(worth, "largest", lambda *_: found)
+    times = times_of(mixes, 20.0)
+    times = replace(times, integers={**times.integers, "third": 100.0 - 0.03 * 370})
+    monkeypatch.setattr(Outputs, "distance", lambda _, model, threads: distances.pop(0))
+    distances = [1.0, 0.1, 0.0]
+    assert [each.node for each in worth.spared(mixes, times, 0.5, context, raced(0.5, *ratios))] == stays
 
 
 def test_small_errors_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
