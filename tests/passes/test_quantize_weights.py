@@ -101,6 +101,17 @@ def test_fitted_scales_are_better_than_those_of_the_largest_number() -> None:
     assert np.sum((in_blocks(rows, 32, 4, symmetric=True).numbers(256) - rows) ** 2) < 0.95 * error
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("size", [1e-45, 1e-43, 1e-39])
+def test_numbers_too_small_for_a_scale_count_as_zeros(size: float, symmetric: bool) -> None:
+    rows = np.full((2, 16), size, np.float32)
+    rows[1, ::2] = 1.0
+    with np.errstate(divide="raise", invalid="raise"):
+        found = in_blocks(rows, 16, 8, symmetric=symmetric).numbers(16)
+    assert np.abs(found - rows).max() <= 1 / 255
+    assert np.abs(found[0]).max() <= 2 * size
+
+
 def test_what_fits_the_grid_is_kept_exactly() -> None:
     mask = np.where(np.tri(64, dtype=bool), 0, -1e9).astype(np.float32)
     assert (in_blocks(mask, 64, 8, symmetric=True).numbers(64) == mask).all()

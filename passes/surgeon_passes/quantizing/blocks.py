@@ -138,12 +138,17 @@ def _symmetric(values: NDArray[np.float32], top: int) -> tuple[NDArray[np.float3
     """The number furthest from zero, with its sign, gets the lowest step: there is one more on that side."""
     furthest = np.take_along_axis(values, np.abs(values).argmax(-1)[..., None], -1)[..., 0]
     middle = (top + 1) // 2
-    scales = np.where(furthest == 0, 1.0, furthest / -middle).astype(np.float32)
+    scales = _usable((furthest / -middle).astype(np.float32))
     return scales, np.full(scales.shape, middle, np.float32)
 
 
 def _asymmetric(values: NDArray[np.float32], top: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The range of a block, which always includes zero."""
     low, high = np.minimum(values.min(-1), 0), np.maximum(values.max(-1), 0)
-    scales = np.where(high > low, (high - low) / top, 1.0).astype(np.float32)
+    scales = _usable((high - low) / top)
     return scales, np.clip(np.rint(-low / scales), 0, top).astype(np.float32)
+
+
+def _usable(scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What can be divided by: numbers so small that their scale is 0 count as zeros."""
+    return np.where(scales == 0, 1.0, scales).astype(np.float32)
