@@ -46,8 +46,8 @@ class Distill(EndToEnd):
 
     def run(self, graph: Graph, context: Context) -> Graph:
         """Train ``graph``; raises UsageError where the data do not fit it."""
-        from surgeon.refit.block import find_trainable
         from surgeon.refit.distill import Teacher
+        from surgeon.refit.turns import find_trainable
         from surgeon.stats.variants import variation_for
         from surgeon_passes.training.whole import Setting, as_reference, learn
 

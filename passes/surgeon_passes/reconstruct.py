@@ -30,8 +30,9 @@ class Reconstruct(Pass):
     kept unless it is better on held-out samples.
 
     Attributes:
-        effort: Steps per block: fast (100), default (300) or thorough (1000).
-        steps: Steps per block, instead of ``effort``.
+        effort: Steps at a time: fast (100), default (300) or thorough (1000). A block that is trained once more with its
+            neighbours takes half of them before; the last ones take all.
+        steps: So many steps instead of ``effort``.
         batch: Samples per step.
         rate: The largest learning rate of Adam; it falls along half a cosine.
         neighbours: So many blocks in a row are trained as one, after each of them was; 1 for each block alone.
@@ -71,7 +72,8 @@ class Reconstruct(Pass):
         import time
 
         from surgeon.grad.train import Course
-        from surgeon.refit.block import reconstruct, turns_of
+        from surgeon.refit.block import reconstruct
+        from surgeon.refit.turns import turns_of
         from surgeon.stats.promises import noted
         from surgeon_passes.training.excluded import excluded_by
 
@@ -92,8 +94,7 @@ class Reconstruct(Pass):
         feeds = [batch[0] for batch in context.calibration()]
         more = self._variants(graph, feeds, context)
         started = time.perf_counter()
-        total = sum(turn.steps(steps) for turn in turns_of(graph, self.neighbours))
-        with context.progress("reconstruct", total) as advance:
+        with context.progress("reconstruct", steps * len(turns_of(graph, self.neighbours))) as advance:
             found = reconstruct(
                 graph,
                 context.reference,

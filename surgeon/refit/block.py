@@ -7,6 +7,7 @@ what follows learns to live with what they leave. A block stays as it was unless
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -14,28 +15,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from surgeon.grad.blocks import Block, find_blocks, together
 from surgeon.grad.objective import Objective
 from surgeon.grad.parameters import parameters_of
 from surgeon.grad.rows import rows_are_apart
 from surgeon.grad.samples import Samples
 from surgeon.grad.train import Course, State, train
-from surgeon.graph.order import needs, ordered
 from surgeon.graph.schemas import opsets
-from surgeon.graph.shapes import Shapes, infer
+from surgeon.graph.shapes import infer
 from surgeon.graph.weights import peek
 from surgeon.refit.keeping import ties_of
+from surgeon.refit.turns import carrying, turns_of
 from surgeon.stats.replay import Replay
-from surgeon.stats.weight import FLOATS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from surgeon.grad.blocks import Block
     from surgeon.grad.tape import Tape, Value
     from surgeon.grad.ties import Tie
     from surgeon.reference import Reference
+    from surgeon.refit.turns import Turn
 
     Array = NDArray[Any]
 
@@ -43,9 +44,7 @@ TARGET = "surgeon/target/"
 HELD_OUT = 0.125
 CAREFUL = 0.1
 SAME = 1e-8  # relative error below which a block has nothing to learn
-# of its steps is enough for a block that is trained once more with its neighbours; not for the last ones, which fit the
-# samples closely as it is and gain little together
-SHARE = 1 / 2
+SHARE = 1 / 2  # of its steps that a block takes before it is trained once more with its neighbours
 
 
 @dataclass
@@ -86,14 +85,14 @@ def reconstruct(
         graph: The smaller graph.
         reference: What it should compute.
         feeds: Batches of inputs, without labels.
-        course: How each block is trained.
+        course: How each block is trained, and neighbours as one; with half of the steps where the latter follows.
         neighbours: So many blocks are trained as one, after each of them was.
         variants: How many variants of the samples follow them in ``feeds``, each with as many batches.
         threads: Threads for onnxruntime.
         limit_bytes: Activations held in memory, per graph, and those of a step.
         excluded: Whether a node or tensor, by name, is to be left alone.
         ties: Of constants by name, what of them stays zero and what moves together; by default what their values promise.
-        progress: Called with 1 after every step; there are those of all that `turns_of` gives.
+        progress: Called with how much was done; each of `turns_of` is as much as the course has steps.
     """
     turns = turns_of(graph, neighbours)
     made = _Reconstruction(graph, reference, feeds, turns, course, variants, threads, limit_bytes, excluded)
@@ -102,40 +101,14 @@ def reconstruct(
     return made.run(progress)
 
 
-def find_trainable(graph: gs.Graph) -> list[Block]:
-    """The blocks of a graph."""
-    return find_blocks(graph, _carrying(graph, infer(graph)))
-
-
 @dataclass(frozen=True)
-class Turn:
-    """What is trained at a time.
+class _Lesson:
+    """What is learned in a turn: constants by name, of a piece alone, towards targets, from samples of what it reads and of these."""
 
-    Attributes:
-        block: A block of the graph, or neighbours as one.
-        count: How many.
-        share: Of the steps that are asked for, how much it takes.
-    """
-
-    block: Block
-    count: int = 1
-    share: float = 1.0
-
-    def steps(self, asked: int) -> int:
-        """How many steps it takes of those that are asked for."""
-        return round(self.share * asked)
-
-
-def turns_of(graph: gs.Graph, neighbours: int = 1) -> list[Turn]:
-    """What is trained of a graph in turn: each block, and so many neighbours as one behind the last of them."""
-    blocks = find_trainable(graph)
-    followed = len(blocks) - neighbours if neighbours > 1 else 0
-    result = []
-    for end, block in enumerate(blocks, 1):
-        result.append(Turn(block, share=SHARE if end <= followed else 1.0))
-        if neighbours > 1 and end % neighbours == 0:
-            result.append(Turn(together(graph, blocks, end - neighbours, end), neighbours))
-    return result
+    parameters: Mapping[str, gs.Constant]
+    targets: Sequence[str]
+    alone: gs.Graph
+    samples: Samples
 
 
 class _Reconstruction:
@@ -155,40 +128,50 @@ class _Reconstruction:
         self.threads, self.excluded, self.limit = threads, excluded, limit_bytes
         self.shapes = infer(graph)
         self.versions = opsets(graph)
-        self.carrying = _carrying(graph, self.shapes)
-        self.turns, self.asked = turns, course.steps
-        self.courses = [
-            replace(course, seed=course.seed + number, steps=turn.steps(course.steps))
-            for number, turn in enumerate(turns)
-        ]
+        self.carrying = carrying(graph, self.shapes)
+        self.turns, self.course = turns, course
         options: dict[str, Any] = {"threads": threads, "limit_bytes": limit_bytes}
         self.new = Replay(graph, self.shapes.dtypes, feeds, **options)
         self.old = Replay(reference.graph, infer(reference.graph).dtypes, feeds, **options)
         self.found = Reconstructed()
         self.ties: Mapping[str, Tie] = ties_of(graph)
 
-    def run(self, progress: Callable[[int], None]) -> Reconstructed:
-        # from the start, for either graph may run ahead of the blocks where something else needs what they make
-        targets = [
+        # what cannot be held, such as a sequence, cannot be read or learned from either
+        self.targets = [
             [name for name in turn.block.makes if name in self.old.made and name in self.old.dtypes]
-            for turn in self.turns
+            for turn in turns
         ]
-        # what cannot be held, such as a sequence, cannot be read either
-        reads = [[name for name in turn.block.reads if name in self.shapes.dtypes] for turn in self.turns]
-        for replay, every in ((self.old, targets), (self.new, reads)):
+        self.reads = [[name for name in turn.block.reads if name in self.shapes.dtypes] for turn in turns]
+        self.lessons: dict[int, _Lesson | None] = {}
+
+    def run(self, progress: Callable[[int], None]) -> Reconstructed:
+        held = ((self.old, self.targets), (self.new, self.reads))
+        # from the start, for either graph may run ahead of the blocks where something else needs what they make
+        for replay, every in held:
             for name in chain(*every):
                 replay.hold(name)
         for number, turn in enumerate(self.turns):
-            parameters = self._parameters(turn.block)
-            if targets[number] and parameters and len(reads[number]) == len(turn.block.reads):
-                self._train(self.courses[number], turn, targets[number], parameters, progress)
+            lesson = self._lesson(number)
+            if lesson is None:
+                progress(self.course.steps)
             else:
-                progress(self.courses[number].steps)
-            for replay, every in ((self.old, targets), (self.new, reads)):
+                self._train(number, lesson, progress)
+            if self.found.kept and self._reads_are_held(number):
+                self.new.again(turn.block.nodes)  # they may have run before what they read was trained
+            for replay, every in held:
                 for name in every[number]:
                     replay.release(name)
         self.found.spilled = self.old.store.spilled + self.new.store.spilled
         return self.found
+
+    def _reads_are_held(self, number: int) -> bool:
+        return len(self.reads[number]) == len(self.turns[number].block.reads)
+
+    def _lesson(self, number: int) -> _Lesson | None:
+        """What is learned in a turn, and from what; None if nothing is."""
+        if number not in self.lessons:
+            self.lessons[number] = self._prepared(number)
+        return self.lessons[number]
 
     def _parameters(self, block: Block) -> dict[str, gs.Constant]:
         """Constants that the block alone reads, and that nobody wants left alone."""
@@ -208,69 +191,68 @@ class _Reconstruction:
             for user in tensor.outputs
         )
 
-    def _train(
-        self,
-        course: Course,
-        turn: Turn,
-        targets: Sequence[str],
-        parameters: Mapping[str, gs.Constant],
-        progress: Callable[[int], None],
-    ) -> None:
-        block = turn.block
-        self.old.advance(targets)
-        self.new.advance(block.reads)
-        targets = [name for name in targets if self._fits(name)]
+    def _prepared(self, number: int) -> _Lesson | None:
+        turn = self.turns[number]
+        parameters = self._parameters(turn.block)
+        if not (parameters and self.targets[number] and self._reads_are_held(number)):
+            return None
+        self.old.advance(self.targets[number])
+        self.new.advance(turn.block.reads)
+        targets = [name for name in self.targets[number] if self._fits(name)]
         if not targets:
-            progress(course.steps)
-            return
-        alone = _alone(self.graph, block, targets)
-        samples = self._samples([*block.reads, *(TARGET + name for name in targets)], alone)
-        if not samples.rows and turn.share < 1:  # not trained once more: all of its steps are now
-            progress(course.steps)
-            course, progress = replace(course, steps=self.asked), lambda _: None
-        if not samples.rows and turn.count > 1:  # batches as a whole would be as many times as much
-            progress(course.steps)
-            return
+            return None
+        alone = _alone(self.graph, turn.block, targets)
+        samples = self._samples([*turn.block.reads, *(TARGET + name for name in targets)], alone)
+        if turn.count > 1 and not samples.rows:  # batches as a whole would be as many times as much
+            return None
+        return _Lesson(parameters, targets, alone, samples)
+
+    def _train(self, number: int, lesson: _Lesson, progress: Callable[[int], None]) -> None:
+        turn, samples = self.turns[number], lesson.samples
         if len(samples) < 2 * (1 + self.variants):
-            self.found.stopped |= dict.fromkeys(parameters, "there is one sample, and none to judge by")
-            progress(course.steps)
+            self.found.stopped |= dict.fromkeys(
+                lesson.parameters, "there is one sample, and none to judge by"
+            )
+            progress(self.course.steps)
             return
+        course = replace(self.course, seed=self.course.seed + number)
+        if turn.joint is not None and self._lesson(turn.joint) is not None:
+            course = replace(course, steps=math.ceil(SHARE * course.steps))
         learn, held = self._split(samples)
-        energy = {name: self._variance(name) for name in targets}
+        energy = {name: self._variance(name) for name in lesson.targets}
         objective = Objective(
-            alone,
+            lesson.alone,
             lambda tape: _loss(tape, energy),
-            list(parameters),
+            list(lesson.parameters),
             rows=samples.rows,
             threads=self.threads,
         )
-        start = {name: np.array(peek(constant)) for name, constant in parameters.items()}
         state = _trained(
             course,
             objective,
-            start,
+            {name: np.array(peek(constant)) for name, constant in lesson.parameters.items()},
             samples,
             learn,
             held,
             self.ties,
             self.limit,
-            progress,
-            alone=turn.count == 1,
+            _scaled(progress, course.steps, self.course.steps),
+            # what is not finished has a second chance
+            again=turn.count == 1 or any(each.joint == number for each in self.turns),
         )
-        label = targets[-1] if turn.count == 1 else f"{targets[-1]}, {turn.count} blocks"
+        label = lesson.targets[-1] if turn.count == 1 else f"{lesson.targets[-1]}, {turn.count} blocks"
         self.found.errors[label] = (state.before, state.loss)
         if turn.count == 1:
             self.found.stopped |= {**objective.partial, **objective.stopped}
         if state.improved:
             self.found.kept.append(label)
-            for name, constant in parameters.items():
+            for name, constant in lesson.parameters.items():
                 constant.values = state.best[name]
-            self.new.again(block.nodes)
 
     def _split(self, samples: Samples) -> tuple[Array, Array]:
         """Samples to learn from and to judge by: no variant of the latter is among the former."""
         own = replace(samples, sizes=samples.sizes[: len(samples.sizes) // (1 + self.variants)])
-        learn, held = own.split(HELD_OUT, np.random.default_rng(self.courses[0].split))
+        learn, held = own.split(HELD_OUT, np.random.default_rng(self.course.split))
         every = [len(own) * k for k in range(1 + self.variants)]
         # what was fitted before this, in closed form say, may have seen the samples themselves, and would look too good
         judged = every[1:] or every
@@ -323,7 +305,7 @@ def _trained(
     limit_bytes: int,
     progress: Callable[[int], None],
     *,
-    alone: bool,
+    again: bool,
 ) -> State:
     _, feeds = next(samples.take(held[:1], 1))
     course = replace(course, most=min(course.most, objective.divide(feeds, course.batch, limit_bytes)))
@@ -333,21 +315,23 @@ def _trained(
         course = replace(course, steps=0)
     state = train(objective, start, samples, learn, held, course, ties=ties, progress=progress)
     progress(course.steps - state.optimizer.steps)
-    if state.improved or not course.steps or not alone:
+    if state.improved or not course.steps or not again:
         return state
     # weights that are nearly right already are shaken up by large steps
     careful = replace(course, rate=course.rate * CAREFUL)
     return train(objective, start, samples, learn, held, careful, ties=ties)
 
 
-def _carrying(graph: gs.Graph, shapes: Shapes) -> set[str]:
-    """Tensors that depend on the graph's inputs, and are floats or rounded ones."""
-    found = {tensor.name for tensor in graph.inputs}
-    for node in ordered(graph.nodes):
-        if any(tensor.name in found for tensor in needs(node)):
-            found |= {tensor.name for tensor in node.outputs}
-    rounded = {node.outputs[0].name for node in graph.nodes if node.op == "QuantizeLinear"}
-    return {name for name in found if name in rounded or shapes.dtypes.get(name) in FLOATS}
+def _scaled(progress: Callable[[int], None], steps: int, total: int) -> Callable[[int], None]:
+    """Says of so many steps how much of a total they are."""
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        before, done = done, done + count
+        progress(done * total // max(steps, 1) - before * total // max(steps, 1))
+
+    return advance
 
 
 def _alone(graph: gs.Graph, block: Block, targets: Sequence[str]) -> gs.Graph:

@@ -20,7 +20,7 @@ from surgeon.graph.schemas import opsets
 from surgeon.graph.sessions import run, session, with_outputs
 from surgeon.graph.shapes import infer
 from surgeon.probes import probe_feeds
-from surgeon.refit.block import find_trainable
+from surgeon.refit.turns import find_trainable
 
 NAMES = list(EVERY)
 

@@ -86,7 +86,8 @@ def raced(*ratios: float) -> Any:
         (-10.0, 0.5, 0.69, True),
         (-10.0, 0.5, 0.71, False),  # the race says otherwise
         (-10.0, 0.85, 0.96, False),  # hardly faster than float
-        (200.0, 0.5, 0.55, True),  # and again
+        (200.0, 0.5, 0.55, True),  # the race says that it costs less than was foretold
+        (200.0, 0.8, 0.85, True),  # and that there is time for it
         (200.0, 0.5, 0.71, False),
         (2000.0, 0.5, 0.5, False),  # not tried
         (20.0, 0.97, 0.97, False),
@@ -104,33 +105,58 @@ def test_the_guilty_operator_stays_float_where_that_is_cheap(
         assert only.error > 0.9
         assert only.time == pytest.approx(slower / (350 + slower))
         saved = {-10.0: "no time", 20.0: "5.4 % of the time", 200.0: "36.4 % of the time"}[slower]
-        assert only.reason == f"its 8 bits save {saved} here and make 100 % of the error"
+        assert only.reason == f"alone its 8 bits save {saved} here and make 100 % of the error"
+
+
+DEAR = 0.03  # of the float model's time: cheap enough for a tenth of the error if taken for half of that
+DEARER = 0.06  # or for a quarter
 
 
 @pytest.mark.parametrize(
-    ("ratios", "stays"),
+    ("ratios", "errors", "stays"),
     [
-        ((0.55, 0.56), ["second", "third"]),
-        ((0.55, 0.65), ["second"]),  # the other costs more than a tenth of the error is worth
-        ((0.80, 0.56), ["second", "third"]),
-        ((0.80, 0.80), []),
-        ((0.96, 0.97), []),
+        ((0.55, 0.56, 0.57), (0.2, 0.1, 0.0), ["second", "third", "first"]),
+        ((0.55, 0.56, 0.59), (0.2, 0.1, 0.0), ["second", "third"]),  # the last tenth costs too much
+        ((0.55, 0.58, 0.60), (0.2, 0.1, 0.0), ["second"]),
+        ((0.80, 0.81, 0.57), (0.2, 0.1, 0.0), ["second", "third", "first"]),
+        ((0.80, 0.81, 0.82), (0.2, 0.1, 0.0), []),
+        ((0.96, 0.97, 0.97), (0.2, 0.1, 0.0), []),  # hardly faster than float
+        ((0.30, 0.30, 0.30), (1.2, 1.1, 1.3), []),  # faster, but no better
     ],
 )
 def test_what_is_raced_decides_how_much_stays_float(
-    ratios: tuple[float, float], stays: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ratios: tuple[float, ...],
+    errors: tuple[float, ...],
+    stays: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The second makes nine tenths of the error and is cheap; the third looks twice as dear as the rest is worth."""
+    """The second makes most of the error and is cheap; the others look too dear, one more so than the other."""
     context = context_for(crafted())
     mixes = mixes_of(crafted(), context, tmp_path)
-    shares = {"second": 0.9, "third": 0.1}
-    found = [Sensitivity((name,), share) for name, share in shares.items()]
-    monkeypatch.setattr(worth, "largest", lambda *_: found)
-    times = times_of(mixes, 20.0)
-    times = replace(times, integers={**times.integers, "third": 100.0 - 0.03 * 370})
+    shares = {"second": 0.8, "third": 0.1, "first": 0.1}
+    monkeypatch.setattr(
+        worth, "largest", lambda *_: [Sensitivity((name,), share) for name, share in shares.items()]
+    )
+    distances = [1.0, *errors]
     monkeypatch.setattr(Outputs, "distance", lambda _, model, threads: distances.pop(0))
-    distances = [1.0, 0.1, 0.0]
-    assert [each.node for each in worth.spared(mixes, times, 0.5, context, raced(0.5, *ratios))] == stays
+    times = times_of(mixes, 20.0)
+    every = sum(times.floats.values())
+    costs = {"third": DEAR, "first": DEARER}
+    saved = {name: times.floats[name] - cost * every for name, cost in costs.items()}
+    times = replace(times, integers={**times.integers, **saved})
+    found = worth.spared(mixes, times, 0.5, context, raced(0.5, *ratios))
+    assert [each.node for each in found] == stays
+
+
+def test_not_everything_stays_float(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All look as if 8 bits saved nothing, and all make as much of the error."""
+    context = context_for(crafted())
+    mixes = mixes_of(crafted(), context, tmp_path)
+    names = (*CONVOLUTIONS, "head")
+    monkeypatch.setattr(worth, "largest", lambda *_: [Sensitivity((name,), 1.0) for name in names])
+    times = replace(times_of(mixes, 0.0), integers=dict.fromkeys(names, 100.0))
+    assert worth.spared(mixes, times, 0.5, context, raced(0.5, 0.5)) == []
 
 
 def test_small_errors_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

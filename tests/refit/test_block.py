@@ -19,7 +19,8 @@ from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
 from surgeon.graph.weights import peek
 from surgeon.reference import Reference
-from surgeon.refit.block import find_trainable, reconstruct, turns_of
+from surgeon.refit.block import reconstruct
+from surgeon.refit.turns import find_trainable, turns_of
 from surgeon.surgery import axis_masks, cut, keep_of
 
 COURSE = Course(steps=60, batch=16, rate=5e-3, evaluations=6)
@@ -116,38 +117,6 @@ def test_neighbours_make_up_for_each_other(make):
     assert again.errors[last][0] == pytest.approx(
         found.errors.get(f"{last}, 2 blocks", found.errors[last])[1]
     )
-
-
-def test_blocks_that_are_trained_once_more_take_half_of_the_steps_before():
-    graph, _ = halved(structures.residual())
-    blocks = len(find_trainable(graph))
-    alone, once_more = [], []
-    for turn in turns_of(graph, 2):
-        (alone if turn.count == 1 else once_more).append(turn.steps(60))
-    assert blocks > 2
-    assert alone == [30] * (blocks - 2) + [60] * 2
-    assert once_more == [60] * (blocks // 2)
-
-
-def test_blocks_take_all_steps_where_neighbours_cannot_be_put_together(monkeypatch):
-    monkeypatch.setattr("surgeon.refit.block.rows_are_apart", lambda *_: False)
-    results = []
-    for neighbours in (1, 2):
-        graph, reference = halved(structures.residual())
-        steps = []
-        found = reconstruct(
-            graph,
-            reference,
-            batches(structures.residual()),
-            COURSE,
-            neighbours=neighbours,
-            progress=steps.append,
-        )
-        assert sum(steps) == sum(turn.steps(COURSE.steps) for turn in turns_of(graph, neighbours))
-        results.append(found.errors)
-    assert list(results[0]) == list(results[1])
-    first = next(iter(results[0]))
-    assert results[0][first] == results[1][first]
 
 
 @pytest.mark.parametrize("rate", [1e3, 1e30])

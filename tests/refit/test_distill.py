@@ -15,8 +15,8 @@ from surgeon.graph.load import from_model
 from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session, with_outputs
 from surgeon.reference import Reference
-from surgeon.refit.block import find_trainable
 from surgeon.refit.distill import TARGET, Teacher
+from surgeon.refit.turns import find_trainable
 
 CLASSIFIER = "a = MatMul (x, w1)\nb = Relu (a)\nc = MatMul (b, w2)\ny = Softmax (c)\nz = MatMul (b, w3)"
 

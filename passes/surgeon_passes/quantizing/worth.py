@@ -19,7 +19,7 @@ from surgeon_passes.quantizing.sensitivity import LEAST, TINY, largest
 from surgeon_passes.quantizing.speed import race_models
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import onnx
 
@@ -36,7 +36,7 @@ FASTEST = 0.95  # of the float model's time: what comes near to that leaves noth
 MODELS = 48  # that are measured, about
 MACS = 1e12  # multiply-accumulates that they may take together: half a minute or so
 TRUST = (1.0, 0.5, 0.25)  # in what an operator is predicted to cost, which is often less in the whole model
-SECONDS = 3.0  # for the race, and for each of those in it
+SECONDS = 3.0  # of the race for each 8-bit model in it
 MOST_SAMPLES, FEWEST_SAMPLES = 16, 2
 
 
@@ -47,7 +47,8 @@ class Spared:
     Attributes:
         node: Its name.
         error: Its share of the error.
-        time: What it costs to leave it in float, as a share of the float model's time; negative where that saves time.
+        time: What it was predicted to cost to leave it in float, as a share of the float model's time; negative where that
+            saves time. A race of whole models may have found less.
         light: Whether its weights are so few that they stay float in the file as well.
     """
 
@@ -60,7 +61,7 @@ class Spared:
     def reason(self) -> str:
         """Why it stays float."""
         saved = f"{100 * self.time:.1f} % of the time" if self.time > 0 else "no time"
-        return f"its 8 bits save {saved} here and make {100 * self.error:.0f} % of the error"
+        return f"alone its 8 bits save {saved} here and make {100 * self.error:.0f} % of the error"
 
     def facts(self) -> dict[str, Any]:
         """Returns what the report says."""
@@ -98,21 +99,19 @@ def spared(
     proposals = _proposals(mixes, times, found, FASTEST - ratio)
     if not proposals:
         return []
-    models = [mixes.make({}).model, *(_without(mixes, each) for each in proposals)]
-    latencies = race([maker.model, *models], one_sample(context), SECONDS * len(models))
+    models = [mixes.make({}).model, *(_with_float(mixes, each) for each in proposals)]
+    with context.progress("race of 8-bit and float operators"):
+        latencies = race([maker.model, *models], one_sample(context), SECONDS * len(models))
     before, *after = (each.ratio for each in latencies[1:])
     error, *errors = (outputs.distance(model, context.threads) for model in models)
-    gains = [1 - left / max(error, TINY) for left in errors]
-    best, profit = max(
-        (
-            (proposal, gain / RATE - (time - before))
-            for proposal, gain, time in zip(proposals, gains, after, strict=True)
-            if gain > 0 and time <= FASTEST
-        ),
-        key=lambda each: each[1],
-        default=([], 0.0),
-    )
-    return best if profit >= 0 else []
+    best: list[Spared] = []
+    most = 0.0
+    for proposal, left, time in zip(proposals, errors, after, strict=True):
+        gain = 1 - left / max(error, TINY)
+        profit = gain / RATE - (time - before)
+        if gain > 0 and time <= FASTEST and profit >= most:
+            best, most = proposal, profit
+    return best
 
 
 def light_of(found: Sequence[Spared]) -> list[str]:
@@ -126,45 +125,52 @@ def _weights_of(graph: onnx.GraphProto) -> dict[str, int]:
     return {node.name: sum(sizes.get(name, 0) for name in node.input) for node in graph.node}
 
 
-def _without(mixes: Mixes, found: Sequence[Spared]) -> onnx.ModelProto:
+def _with_float(mixes: Mixes, found: Sequence[Spared]) -> onnx.ModelProto:
     """Makes the model in which these stay float."""
     stay = {each.node: each.reason for each in found}
     return replace(mixes, bare=light_of(found)).make(stay).model
 
 
 def _proposals(mixes: Mixes, times: Times, found: Sequence[Sensitivity], most: float) -> list[list[Spared]]:
-    """What may stay float: the less the predicted times are trusted, the more."""
-    proposals: list[list[Spared]] = []
+    """What may stay float: the less the predicted times are trusted, the more, but never everything."""
+    proposals: list[list[Spared]] = [[]]
     for trust in TRUST:
-        proposal = _worthless(mixes, times, found, most, trust)
-        if proposal and proposal not in proposals:
+        proposal = _worthless(mixes, times, found, most, trust, proposals[-1])
+        stay = {**mixes.stay, **{each.node: each.reason for each in proposal}}
+        if len(proposal) > len(proposals[-1]) and mixes.maker.choose(stay).weighted:
             proposals.append(proposal)
-    return proposals
+    return proposals[1:]
 
 
 def _worthless(
-    mixes: Mixes, times: Times, found: Sequence[Sensitivity], most: float, trust: float
+    mixes: Mixes,
+    times: Times,
+    found: Sequence[Sensitivity],
+    most: float,
+    trust: float,
+    known: Sequence[Spared],
 ) -> list[Spared]:
     """Those that cost less than their share of the error allows, most to blame first, and together less than ``most``.
 
-    ``trust`` is what their predicted costs are multiplied by.
+    ``trust`` is what their predicted costs are multiplied by; what is ``known`` is among them.
     """
     graph, whole = mixes.maker.model.graph, mixes.maker.whole
     every, error = sum(times.floats.values()), sum(each.alone for each in found)
     if not (every > 0 and 0 < error < float("inf")):
         return []
     weights = _weights_of(graph)
-    stay: Mapping[str, str] = mixes.stay
+    result = list(known)
+    stay = {*mixes.stay, *(spare.node for spare in result)}
     before = predicted(graph, whole, times, stay)
-    result: list[Spared] = []
     for each in found:
         share = each.alone / error
-        if share < LEAST or len(each.nodes) > 1:
+        if share < LEAST or len(each.nodes) > 1 or each.nodes[0] in stay:
             continue
         (name,) = each.nodes
-        after = predicted(graph, whole, times, {*stay, *(known.node for known in result), name})
+        after = predicted(graph, whole, times, {*stay, name})
         cost = (after - before) / every
-        if share >= RATE * trust * cost and trust * (sum(known.time for known in result) + cost) <= most:
+        if share >= RATE * trust * cost and trust * (sum(spare.time for spare in result) + cost) <= most:
             result.append(Spared(name, share, cost, weights[name] <= LIGHT * sum(weights.values())))
+            stay.add(name)
             before = after
     return result

@@ -1,0 +1,158 @@
+"""Blocks, and neighbours as one: who takes how many steps, and from what they learn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from grad import structures
+from ops.oracle import build
+from refit.test_block import COURSE, batches, halved, noisy
+
+from surgeon.reference import Reference
+from surgeon.refit import block
+from surgeon.refit.block import reconstruct
+from surgeon.refit.turns import find_trainable, turns_of
+from surgeon.stats.replay import Replay
+
+VECTORS = [{"x": np.random.default_rng(seed).standard_normal((8, 6)).astype(np.float32)} for seed in range(8)]
+
+
+def products(count, **lines):
+    """Products with a Relu behind each; instead of that of one, other lines."""
+    body = ["r0 = Identity (x)"]
+    for k in range(count):
+        body.append(f"c{k} = MatMul (r{k}, w{k})")
+        body.append(lines.get(f"r{k + 1}", f"r{k + 1} = Relu (c{k})"))
+    weights = {f"w{k}": (6, 6) for k in range(count)}
+    numbers = {"first": np.array([0]), "zero": np.array(0), "two": np.array(2)}
+    return build(
+        "float[N,6] x", "float[N,6] y", "\n".join([*body, f"y = Identity (r{count})"]), weights | numbers
+    )
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """How many steps training took each time, but for second tries."""
+    steps = []
+    real = block.train
+
+    def counted(*args, **options):
+        course = args[5]
+        if course.rate == COURSE.rate:
+            steps.append(course.steps)
+        return real(*args, **options)
+
+    monkeypatch.setattr(block, "train", counted)
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("blocks", "neighbours", "joints"),
+    [
+        (6, 3, [3, 3, 3, None, None, None, None, None]),
+        (8, 3, [3, 3, 3, None, 7, 7, None, None, None, None]),
+        (2, 3, [None, None]),
+        (3, 1, [None, None, None]),
+    ],
+)
+def test_blocks_say_where_they_are_trained_once_more(blocks, neighbours, joints):
+    graph, _ = noisy(products(2 * blocks))
+    turns = turns_of(graph, neighbours)
+    assert [turn.joint for turn in turns] == joints
+    assert sum(turn.count == 1 for turn in turns) == blocks == len(find_trainable(graph))
+    for turn in turns:
+        inside = () if turn.joint is None else turns[turn.joint].block.nodes
+        assert turn.joint is None or all(any(node is each for each in inside) for node in turn.block.nodes)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"), [(10, [5, 5, 5, 10, 10, 10, 10, 10]), (5, [3, 3, 3, 5, 5, 5, 5, 5]), (1, [1] * 8)]
+)
+def test_blocks_that_are_trained_once_more_take_half_of_the_steps_before(steps, expected, taken):
+    model = products(12)
+    graph, reference = noisy(model)
+    seen = []
+    reconstruct(graph, reference, VECTORS, replace(COURSE, steps=steps), neighbours=3, progress=seen.append)
+    assert taken == expected
+    assert sum(seen) == steps * len(expected)
+
+
+def gone(reference):
+    """The same without what the third block puts out."""
+    for node in reference.graph.nodes:
+        for tensor in node.outputs:
+            if tensor.name == "r6":
+                tensor.name = "another"
+    return Reference(reference.graph)
+
+
+COUPLED = "m4 = ReduceMean <keepdims=1> (c3, first)\nd4 = Sub (c3, m4)\nr4 = Relu (d4)"
+
+
+@pytest.mark.parametrize(
+    ("model", "change", "expected"),
+    [
+        (products(12, r4=COUPLED), lambda reference: reference, [10, 10, 10, 10, 10, 10, 10]),
+        (products(12), gone, [10, 10, 10, 10, 10, 10]),
+    ],
+)
+def test_blocks_take_all_steps_where_neighbours_cannot_be_trained_as_one(model, change, expected, taken):
+    graph, reference = noisy(model)
+    seen = []
+    steps = replace(COURSE, steps=10, batch=2)
+    found = reconstruct(graph, change(reference), VECTORS, steps, neighbours=3, progress=seen.append)
+    assert taken == expected
+    assert sum(name.endswith(", 3 blocks") for name in found.errors) == 1  # the other three
+    assert sum(seen) == 10 * len(turns_of(graph, 3))
+
+
+def test_neighbours_that_are_not_finished_have_a_careful_try():
+    """Large steps spoil what they have, and half of the steps of each were left for this."""
+    model = structures.residual(6)
+    graph, reference = halved(model)
+    found = reconstruct(graph, reference, batches(model), replace(COURSE, rate=1e-1), neighbours=3)
+    joint, last = (name for name in found.errors if name.endswith(", 3 blocks"))
+    assert joint in found.kept
+    assert last not in found.kept
+
+
+SEQUENCES = {
+    "r2": "q = SequenceConstruct (r1, r1)\ne1 = SequenceAt (q, zero)\nr2 = Mul (c1, e1)",
+    "r6": "q2 = SequenceInsert (q, r4)\ns5 = SequenceAt (q2, two)\nn5 = Mul (s5, c5)\nr6 = Add (c5, n5)",
+}
+
+
+@pytest.mark.parametrize("neighbours", [1, 2])
+def test_blocks_read_what_was_trained_even_where_others_ran_ahead(neighbours, monkeypatch):
+    """A sequence cannot be kept: who reads it late runs early, along with what else it needs."""
+    model = products(8, **SEQUENCES)
+    graph, reference = noisy(model, 0.3)
+    real = block._Reconstruction._train
+    stale = []
+
+    def compared(self, number, *args):
+        reads = self.turns[number].block.reads
+        fresh = Replay(graph, self.shapes.dtypes, VECTORS)
+        for name in reads:
+            fresh.hold(name)
+        fresh.advance(reads)
+        stale.extend(
+            float(np.abs(fresh.get(name, batch) - self.new.get(name, batch)).max())
+            for name in reads
+            for batch in range(len(VECTORS))
+        )
+        real(self, number, *args)
+
+    monkeypatch.setattr(block._Reconstruction, "_train", compared)
+    found = reconstruct(
+        graph,
+        reference,
+        VECTORS,
+        COURSE,
+        neighbours=neighbours,
+        excluded=lambda name: name in ("w4", "w5"),
+    )
+    assert found.kept
+    assert max(stale) < 1e-6
