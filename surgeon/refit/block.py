@@ -151,13 +151,15 @@ class _Reconstruction:
             for name in chain(*every):
                 replay.hold(name)
         for number, turn in enumerate(self.turns):
-            lesson = self._lesson(number)
+            lesson, kept = self._lesson(number), len(self.found.kept)
             if lesson is None:
                 progress(self.course.steps)
             else:
                 self._train(number, lesson, progress)
-            if self.found.kept and self._reads_are_held(number):
-                self.new.again(turn.block.nodes)  # they may have run before what they read was trained
+            # a block may also have run before what it reads was trained
+            changed = kept < len(self.found.kept) or (kept > 0 and turn.count == 1)
+            if changed and self._reads_are_held(number):
+                self.new.again(turn.block.nodes)
             for replay, every in held:
                 for name in every[number]:
                     replay.release(name)
@@ -196,11 +198,14 @@ class _Reconstruction:
         parameters = self._parameters(turn.block)
         if not (parameters and self.targets[number] and self._reads_are_held(number)):
             return None
+        inside = {node.outputs[0].name for node in turn.block.nodes}
+        if turn.count > 1 and self.new.runs(turn.block.reads) & inside:
+            return None  # what it reads depends on what it trains
         self.old.advance(self.targets[number])
         self.new.advance(turn.block.reads)
         targets = [name for name in self.targets[number] if self._fits(name)]
-        if not targets:
-            return None
+        if not targets or (turn.count > 1 and len(targets) < len(turn.block.makes)):
+            return None  # some of the neighbours would have nothing to learn from
         alone = _alone(self.graph, turn.block, targets)
         samples = self._samples([*turn.block.reads, *(TARGET + name for name in targets)], alone)
         if turn.count > 1 and not samples.rows:  # batches as a whole would be as many times as much

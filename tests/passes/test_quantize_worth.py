@@ -156,7 +156,10 @@ def test_not_everything_stays_float(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     names = (*CONVOLUTIONS, "head")
     monkeypatch.setattr(worth, "largest", lambda *_: [Sensitivity((name,), 1.0) for name in names])
     times = replace(times_of(mixes, 0.0), integers=dict.fromkeys(names, 100.0))
-    assert worth.spared(mixes, times, 0.5, context, raced(0.5, 0.5)) == []
+    monkeypatch.setattr(Outputs, "distance", lambda _, model, threads: distances.pop(0))
+    distances = [1.0, 0.25]
+    found = worth.spared(mixes, times, 0.5, context, raced(0.5, 0.5))
+    assert [each.node for each in found] == ["first", "second", "third"]
 
 
 def test_small_errors_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

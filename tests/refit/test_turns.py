@@ -26,7 +26,12 @@ def products(count, **lines):
         body.append(f"c{k} = MatMul (r{k}, w{k})")
         body.append(lines.get(f"r{k + 1}", f"r{k + 1} = Relu (c{k})"))
     weights = {f"w{k}": (6, 6) for k in range(count)}
-    numbers = {"first": np.array([0]), "zero": np.array(0), "two": np.array(2)}
+    numbers = {
+        "first": np.array([0]),
+        "zero": np.array(0),
+        "two": np.array(2),
+        "none": np.zeros(1, np.float32),
+    }
     return build(
         "float[N,6] x", "float[N,6] y", "\n".join([*body, f"y = Identity (r{count})"]), weights | numbers
     )
@@ -108,6 +113,16 @@ def test_blocks_take_all_steps_where_neighbours_cannot_be_trained_as_one(model, 
     assert sum(seen) == 10 * len(turns_of(graph, 3))
 
 
+def test_neighbours_are_not_trained_as_one_where_some_would_not_learn(taken):
+    """What the first block puts out is read far behind, and is known; what the third puts out is not."""
+    graph, reference = noisy(products(24, r23="k22 = Add (c22, r2)\nr23 = Relu (k22)"))
+    assert turns_of(graph, 3)[3].block.makes == ("r2", "r6")
+    found = reconstruct(graph, gone(reference), VECTORS, replace(COURSE, steps=10, batch=2), neighbours=3)
+    assert taken[:2] == [10, 10]
+    assert list(found.errors)[:2] == ["r2", "r4"]
+    assert "r2, 3 blocks" not in found.errors
+
+
 def test_neighbours_that_are_not_finished_have_a_careful_try():
     """Large steps spoil what they have, and half of the steps of each were left for this."""
     model = structures.residual(6)
@@ -118,16 +133,24 @@ def test_neighbours_that_are_not_finished_have_a_careful_try():
     assert last not in found.kept
 
 
+# a sequence cannot be kept: who reads it late runs early, along with what else it needs
 SEQUENCES = {
     "r2": "q = SequenceConstruct (r1, r1)\ne1 = SequenceAt (q, zero)\nr2 = Mul (c1, e1)",
     "r6": "q2 = SequenceInsert (q, r4)\ns5 = SequenceAt (q2, two)\nn5 = Mul (s5, c5)\nr6 = Add (c5, n5)",
 }
 
 
-@pytest.mark.parametrize("neighbours", [1, 2])
-def test_blocks_read_what_was_trained_even_where_others_ran_ahead(neighbours, monkeypatch):
-    """A sequence cannot be kept: who reads it late runs early, along with what else it needs."""
-    model = products(8, **SEQUENCES)
+# what a condition is made of belongs to nobody, and depends on the first block
+CONDITION = {
+    "r1": "r1 = Relu (c0)\ns0 = Tanh (c0)\nm0 = Greater (s0, none)",
+    "r3": "g2 = Where (m0, c2, none)\nr3 = Relu (g2)",
+}
+
+
+@pytest.mark.parametrize("neighbours", [1, 2, 3])
+@pytest.mark.parametrize("lines", [SEQUENCES, CONDITION])
+def test_blocks_read_what_was_trained_even_where_others_ran_ahead(lines, neighbours, monkeypatch):
+    model = products(12, **lines)
     graph, reference = noisy(model, 0.3)
     real = block._Reconstruction._train
     stale = []

@@ -127,8 +127,12 @@ def _weights_of(graph: onnx.GraphProto) -> dict[str, int]:
 
 def _with_float(mixes: Mixes, found: Sequence[Spared]) -> onnx.ModelProto:
     """Makes the model in which these stay float."""
-    stay = {each.node: each.reason for each in found}
-    return replace(mixes, bare=light_of(found)).make(stay).model
+    return replace(mixes, bare=light_of(found)).make({each.node: each.reason for each in found}).model
+
+
+def _floats(mixes: Mixes, found: Sequence[Spared]) -> dict[str, str]:
+    """All that stays float with these, and why."""
+    return {**mixes.stay, **{each.node: each.reason for each in found}}
 
 
 def _proposals(mixes: Mixes, times: Times, found: Sequence[Sensitivity], most: float) -> list[list[Spared]]:
@@ -136,8 +140,11 @@ def _proposals(mixes: Mixes, times: Times, found: Sequence[Sensitivity], most: f
     proposals: list[list[Spared]] = [[]]
     for trust in TRUST:
         proposal = _worthless(mixes, times, found, most, trust, proposals[-1])
-        stay = {**mixes.stay, **{each.node: each.reason for each in proposal}}
-        if len(proposal) > len(proposals[-1]) and mixes.maker.choose(stay).weighted:
+        while (
+            len(proposal) > len(proposals[-1]) and not mixes.maker.choose(_floats(mixes, proposal)).weighted
+        ):
+            proposal = proposal[:-1]
+        if len(proposal) > len(proposals[-1]):
             proposals.append(proposal)
     return proposals[1:]
 
