@@ -98,19 +98,12 @@ class LearnRounding(Pass):
 def describe(found: Learned, context: Context) -> None:
     """Put what was learned into the report."""
     from surgeon_passes.quantizing.values import warn_of_nothing
+    from surgeon_passes.training.blocks import described
 
-    blocks = found.blocks
-    warn_of_nothing(blocks.errors, found.left, context, "block was trained")
-    if blocks.stopped:
-        name, why = next(iter(blocks.stopped.items()))
-        context.warn(f"{len(blocks.stopped)} weights cannot be learned, the first: {name}: {why}")
+    warn_of_nothing(found.blocks.errors, found.left, context, "block was trained")
     context.record["learned"] = {
-        "blocks": [
-            {"block": name, "error_before": before, "error_after": after, "kept": name in blocks.kept}
-            for name, (before, after) in blocks.errors.items()
-        ],
+        **described(found.blocks, context),
         "changed": found.changed[0],
         "of": found.changed[1],
         "left": [{"node": name, "reason": reason} for name, reason in found.left.items()],
-        "stopped": dict(blocks.stopped),
     }

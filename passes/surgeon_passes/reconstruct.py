@@ -26,14 +26,14 @@ class Reconstruct(Pass):
     """Block-wise training: unlabelled, by gradients that onnxruntime computes.
 
     Each block, between places that as few tensors as possible cross, learns to put out what the original does, from what
-    the blocks before it, as trained, put out. No block is
-    kept unless it is better on held-out samples.
+    the blocks before it, as trained, put out. No block is kept unless it is better on held-out samples, and of all that is
+    kept only as much as the model's outputs are not worse for.
 
     Attributes:
         effort: Steps at a time: fast (100), default (300) or thorough (1000). A block that is trained once more with its
             neighbours takes half of them before; the last ones take all.
         steps: So many steps instead of ``effort``.
-        batch: Samples per step.
+        batch: Samples per step; of large images fewer, down to 8.
         rate: The largest learning rate of Adam; it falls along half a cosine.
         neighbours: So many blocks in a row are trained as one, after each of them was; 1 for each block alone.
         variants: Variants of every sample that are learned from as well; by default three, as long as memory holds them, of
@@ -150,9 +150,8 @@ class Reconstruct(Pass):
 
 
 def _describe(found: Reconstructed, context: Context, memory: int, seconds: float) -> None:
-    if found.stopped:
-        name, why = next(iter(found.stopped.items()))
-        context.warn(f"{len(found.stopped)} weights cannot be trained, the first: {name}: {why}")
+    from surgeon_passes.training.blocks import described
+
     if not found.errors:
         context.warn("no block has anything to learn: the model already computes what the original does")
     unknown = [name for name, (before, _) in found.errors.items() if not math.isfinite(before)]
@@ -166,11 +165,4 @@ def _describe(found: Reconstructed, context: Context, memory: int, seconds: floa
             "which takes longer; fewer samples or more memory avoid it"
         )
     context.record["changed"] = bool(found.kept)
-    context.record["training"] = {
-        "seconds": seconds,
-        "blocks": [
-            {"block": name, "error_before": before, "error_after": after, "kept": name in found.kept}
-            for name, (before, after) in found.errors.items()
-        ],
-        "stopped": dict(found.stopped),
-    }
+    context.record["training"] = {"seconds": seconds, **described(found, context)}

@@ -39,7 +39,7 @@ def rows_are_apart(graph: gs.Graph, samples: Samples, threads: int = 1) -> bool:
     batches = sorted({filled[0], filled[-1]})
     ends = [(batch, row) for batch in batches for row in sorted({0, samples.sizes[batch] - 1})]
     try:
-        runner = session(to_model(_for_any_shape(graph, samples)), threads=threads)
+        runner = session(to_model(for_any_shape(graph, samples)), threads=threads)
         whole = {
             batch: run(runner, {name: samples.get(name, batch) for name in samples.names})
             for batch in batches
@@ -57,7 +57,8 @@ def rows_are_apart(graph: gs.Graph, samples: Samples, threads: int = 1) -> bool:
         return False
 
 
-def _for_any_shape(graph: gs.Graph, samples: Samples) -> gs.Graph:
+def for_any_shape(graph: gs.Graph, samples: Samples) -> gs.Graph:
+    """A copy whose inputs are of any shape and of the types that the samples have."""
     result = copy_of(graph)
     result.__dict__.pop("surgeon_interface", None)
     for tensor in result.inputs:
@@ -74,7 +75,9 @@ def _rows(samples: Samples, trial: list[tuple[int, int]]) -> dict[str, Array]:
     }
 
 
-def _alike(found: Array, expected: list[Array]) -> bool:
+def _alike(found: Array | list[Array], expected: list[Array]) -> bool:
+    if not isinstance(found, np.ndarray):  # a sequence
+        return False
     if found.shape != (len(expected), *expected[0].shape):
         return False
     finite = np.abs(found[np.isfinite(found)])

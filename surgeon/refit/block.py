@@ -2,7 +2,8 @@
 
 Blocks are visited in order; each reads what the blocks before it, as trained, put out. The loss is the squared error of
 what a block puts out, relative to its variance. Neighbours that were trained one by one may then be trained as one, before
-what follows learns to live with what they leave. A block stays as it was unless that is better on held-out samples.
+what follows learns to live with what they leave. A block stays as it was unless that is better on held-out samples, and in
+the end so must be what the graph puts out, or less of what was learned is kept.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from surgeon.graph.schemas import opsets
 from surgeon.graph.shapes import infer
 from surgeon.graph.weights import peek
 from surgeon.refit.keeping import ties_of
+from surgeon.refit.outputs import Outputs
 from surgeon.refit.turns import carrying, turns_of
 from surgeon.stats.replay import Replay
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from surgeon.grad.tape import Tape, Value
     from surgeon.grad.ties import Tie
     from surgeon.reference import Reference
+    from surgeon.refit.outputs import Outcome
     from surgeon.refit.turns import Turn
 
     Array = NDArray[Any]
@@ -44,6 +47,8 @@ TARGET = "surgeon/target/"
 HELD_OUT = 0.125
 CAREFUL = 0.1
 SAME = 1e-8  # relative error below which a block has nothing to learn
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+ENOUGH, FEWEST = 64 * 32 * 32, 8  # places that a step looks at, and samples
 SHARE = 1 / 2  # of its steps that a block takes before it is trained once more with its neighbours
 
 
@@ -57,12 +62,14 @@ class Reconstructed:
         kept: Blocks that are better than they were.
         stopped: Parameters that cannot be trained, or only by part of their gradient, and why.
         spilled: How many arrays went to temporary files for lack of memory.
+        outcome: What the graph puts out, before and after; None if nothing was kept.
     """
 
     errors: dict[str, tuple[float, float]] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)
     stopped: dict[str, str] = field(default_factory=dict)
     spilled: int = 0
+    outcome: Outcome | None = None
 
 
 def reconstruct(
@@ -143,8 +150,18 @@ class _Reconstruction:
         ]
         self.reads = [[name for name in turn.block.reads if name in self.shapes.dtypes] for turn in turns]
         self.lessons: dict[int, _Lesson | None] = {}
+        self.feeds = feeds
+        self.start: dict[str, tuple[gs.Constant, Array]] = {}  # what was changed, as it was
 
     def run(self, progress: Callable[[int], None]) -> Reconstructed:
+        outputs = Outputs(
+            self.graph,
+            self.reference,
+            self.feeds,
+            lambda samples: self._split(samples)[1],
+            self.threads,
+        )
+        before = outputs.error()
         held = ((self.old, self.targets), (self.new, self.reads))
         # from the start, for either graph may run ahead of the blocks where something else needs what they make
         for replay, every in held:
@@ -163,7 +180,12 @@ class _Reconstruction:
             for replay, every in held:
                 for name in every[number]:
                     replay.release(name)
+        self.lessons.clear()  # they hold what holds them, and with it activations
         self.found.spilled = self.old.store.spilled + self.new.store.spilled
+        if self.found.kept:
+            self.found.outcome = outputs.settle(before, list(self.start.values()))
+            if not self.found.outcome.share:
+                self.found.kept.clear()
         return self.found
 
     def _reads_are_held(self, number: int) -> bool:
@@ -220,7 +242,8 @@ class _Reconstruction:
             )
             progress(self.course.steps)
             return
-        course = replace(self.course, seed=self.course.seed + number)
+        batch = min(self.course.batch, max(FEWEST, ENOUGH // self._positions(turn.block, lesson.targets)))
+        course = replace(self.course, seed=self.course.seed + number, batch=batch)
         if turn.joint is not None and self._lesson(turn.joint) is not None:
             course = replace(course, steps=math.ceil(SHARE * course.steps))
         learn, held = self._split(samples)
@@ -252,7 +275,14 @@ class _Reconstruction:
         if state.improved:
             self.found.kept.append(label)
             for name, constant in lesson.parameters.items():
+                self.start.setdefault(name, (constant, np.array(peek(constant))))
                 constant.values = state.best[name]
+
+    def _positions(self, block: Block, targets: Sequence[str]) -> int:
+        """In how many places of a sample, of which there are channels, the weights of a block are at work."""
+        if not any(node.op in CONVOLUTIONS for node in block.nodes):
+            return 1
+        return max(math.prod(self._tensor(TARGET + name, 0).shape[2:]) for name in targets)
 
     def _split(self, samples: Samples) -> tuple[Array, Array]:
         """Samples to learn from and to judge by: no variant of the latter is among the former."""

@@ -6,7 +6,9 @@ run yet may still change.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +34,7 @@ class Store:
     def __init__(self, limit_bytes: int) -> None:
         self.limit, self.used, self.spilled = limit_bytes, 0, 0
         self._arrays: dict[str, list[Array]] = {}
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: str | None = None  # goes with this
 
     def __contains__(self, name: str) -> bool:
         return name in self._arrays
@@ -59,8 +61,9 @@ class Store:
 
     def _spill(self, array: Array) -> Array:
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="surgeon-")
-        path = Path(self._folder.name) / f"{self.spilled}.bin"
+            self._folder = tempfile.mkdtemp(prefix="surgeon-")
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        path = Path(self._folder) / f"{self.spilled}.bin"
         self.spilled += 1
         mapped = np.memmap(path, dtype=array.dtype, mode="w+", shape=array.shape)
         mapped[...] = array

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import tempfile
 from dataclasses import replace
 
 import numpy as np
@@ -294,6 +296,19 @@ def test_little_memory_goes_to_files_and_is_told():
     assert tight.spilled > 0
     for name in first:  # fewer samples at once: sums in another order
         np.testing.assert_allclose(first[name], second[name], rtol=1e-4, atol=1e-5)
+
+
+def test_files_are_gone_at_the_end_without_being_collected(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    model = structures.residual()
+    graph, reference = noisy(model)
+    gc.disable()
+    try:
+        result = reconstruct(graph, reference, batches(model), COURSE, neighbours=2, limit_bytes=10_000)
+        assert result.spilled > 0
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        gc.enable()
 
 
 def test_threads_do_not_matter():

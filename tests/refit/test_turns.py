@@ -179,3 +179,29 @@ def test_blocks_read_what_was_trained_even_where_others_ran_ahead(lines, neighbo
     )
     assert found.kept
     assert max(stale) < 1e-6
+
+
+@pytest.mark.parametrize(("side", "batch"), [(8, 16), (32, 16), (64, 16), (96, 10), (256, 10)])
+def test_of_large_images_fewer_make_a_step(side, batch, monkeypatch):
+    """In 16 images of 64 by 64 there are as many places as in 64 of 32 by 32; but ten at least are looked at."""
+    monkeypatch.setattr(block, "FEWEST", 10)
+    courses = []
+    real = block.train
+
+    def seen(*args, **options):
+        courses.append(args[5])
+        return real(*args, **options)
+
+    monkeypatch.setattr(block, "train", seen)
+    body = "a = Conv <pads = [1, 1, 1, 1]> (x, w)\ny = Conv <pads = [1, 1, 1, 1]> (a, v)"
+    model = build(
+        f"float[N,2,{side},{side}] x",
+        f"float[N,2,{side},{side}] y",
+        body,
+        {"w": (2, 2, 3, 3), "v": (2, 2, 3, 3)},
+    )
+    graph, reference = noisy(model)
+    random = np.random.default_rng(0)
+    feeds = [{"x": random.standard_normal((8, 2, side, side)).astype(np.float32)} for _ in range(3)]
+    reconstruct(graph, reference, feeds, replace(COURSE, steps=2))
+    assert {course.batch for course in courses} == {batch}

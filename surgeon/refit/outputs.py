@@ -1,0 +1,132 @@
+"""How far a graph's outputs are from the original's on held-out samples: what better blocks are worth in the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from surgeon.grad.rows import for_any_shape, rows_are_apart
+from surgeon.grad.samples import Samples
+from surgeon.graph.save import to_model
+from surgeon.graph.sessions import run, session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import onnx_graphsurgeon as gs
+    from numpy.typing import NDArray
+
+    from surgeon.reference import Reference
+
+    Array = NDArray[Any]
+
+SHARES = (1.0, 1 / 2, 1 / 4)  # of the way from where weights were to where they are
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was made of all that was learned.
+
+    Attributes:
+        before: The error of the outputs at the start, as :meth:`Outputs.error` has it; NaN where it cannot be told.
+        after: At the end.
+        share: How much of the way weights went; 0 where the outputs would be worse even after a quarter of it.
+    """
+
+    before: float
+    after: float
+    share: float
+
+
+class Outputs:
+    """The outputs of a graph, whose weights change, beside the original's.
+
+    Args:
+        graph: The smaller graph; it is looked at anew every time.
+        reference: What it should compute.
+        feeds: Batches of inputs.
+        held: Says which of the samples were held out.
+        threads: Threads for onnxruntime.
+    """
+
+    def __init__(
+        self,
+        graph: gs.Graph,
+        reference: Reference,
+        feeds: Sequence[Mapping[str, Array]],
+        held: Callable[[Samples], Array],
+        threads: int = 1,
+    ) -> None:
+        self.graph, self.reference, self.threads = graph, reference, threads
+        names = [tensor.name for tensor in graph.inputs]
+
+        def get(name: str, batch: int) -> Array:
+            return feeds[batch][name]
+
+        samples = Samples.of(names, get, len(feeds), rows=True)
+        if not all(rows_are_apart(each, samples, threads) for each in (graph, reference.graph)):
+            samples = Samples.of(names, get, len(feeds), rows=False)
+        self.samples = samples
+        self.held = held(samples)
+
+    def error(self) -> float:
+        """The squared distance from the original's outputs, relative to their variance; of integers, the share that differ.
+
+        The mean over outputs that can be compared; NaN if there are none.
+        """
+        runs = [
+            session(to_model(for_any_shape(each, self.samples)), threads=self.threads)
+            for each in (self.graph, self.reference.graph)
+        ]
+        sums: dict[str, Array] = {}
+        for _, feeds in self.samples.take(self.held, max(self.samples.sizes)):
+            ours, theirs = (
+                dict(zip([tensor.name for tensor in graph.outputs], run(each, feeds), strict=True))
+                for each, graph in zip(runs, (self.graph, self.reference.graph), strict=True)
+            )
+            for name in ours.keys() & theirs.keys():
+                sums[name] = sums.get(name, 0) + _compared(ours[name], theirs[name])
+        errors = [
+            wrong / max(square - total**2 / count, TINY * count) if is_float else wrong / count
+            for wrong, count, total, square, is_float in sums.values()
+            if count
+        ]
+        return float(np.mean(errors)) if errors else float("nan")
+
+    def settle(self, before: float, start: Sequence[tuple[gs.Constant, Array]]) -> Outcome:
+        """Let weights go as far as the outputs are no worse than before: all of the way, half, a quarter, or back.
+
+        Args:
+            before: The error before.
+            start: Constants that were changed, and what they were.
+        """
+        if not np.isfinite(before):
+            return Outcome(before, self.error(), 1.0)
+        ends = [constant.values for constant, _ in start]
+        for share in SHARES:
+            if share < 1:
+                for (constant, old), end in zip(start, ends, strict=True):
+                    constant.values = (old + share * (end - old)).astype(old.dtype)
+            after = self.error()
+            if after <= before:
+                return Outcome(before, after, share)
+        for constant, old in start:
+            constant.values = old
+        return Outcome(before, before, 0.0)
+
+
+def _compared(ours: Any, theirs: Any) -> Array:
+    """How much differs, of how many values, their sum and that of their squares, and whether they are floats.
+
+    All of it, where there are more or fewer, as of boxes that were found.
+    """
+    if not isinstance(theirs, np.ndarray):  # a sequence, or nothing
+        return np.zeros(5)
+    alike = ours.shape == theirs.shape
+    if theirs.dtype.kind != "f":
+        return np.array([(ours != theirs).sum() if alike else theirs.size, theirs.size, 0, 0, False], float)
+    one, two = ours.astype(np.float64) if alike else 0, theirs.astype(np.float64)
+    return np.array([np.square(one - two).sum(), two.size, two.sum(), np.square(two).sum(), True], float)

@@ -1,0 +1,156 @@
+"""What a graph puts out in the end decides how much of what blocks learned is kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from ops.oracle import build
+from refit.test_block import COURSE, changed, constants, state
+
+from surgeon.graph.load import from_model
+from surgeon.graph.weights import peek
+from surgeon.reference import Reference
+from surgeon.refit.block import reconstruct
+from surgeon.refit.outputs import Outcome, Outputs
+from surgeon.refit.turns import find_trainable
+
+BATCHES = [{"x": np.random.default_rng(seed).standard_normal((8, 3)).astype(np.float32)} for seed in range(4)]
+HELD = np.array([1, 5, 9, 17, 23, 30])
+WEIGHT = np.array([[1, 0.1], [0.2, -1], [0.5, 0.5]])
+
+
+def model(factor, batch="N", more=""):
+    """A product and its largest place."""
+    body = f"""
+    y = MatMul (x, w)
+    k = ArgMax <axis = 1> (y)
+    {more and "s = SequenceConstruct (y)"}
+    """
+    values = np.array(WEIGHT, np.float32)
+    interface = f"float[{batch},2] y, int64[{batch},1] k{more}"
+    return build(f"float[{batch},3] x", interface, body, {"w": values * np.float32(factor)})
+
+
+def outputs(ours, theirs, feeds=BATCHES, held=HELD):
+    graph = from_model(ours)
+    return graph, Outputs(graph, Reference(from_model(theirs)), feeds, lambda samples: held)
+
+
+def test_errors_are_those_of_the_held_out_samples():
+    factor = np.array([3, 0.5])
+    _, found = outputs(model(factor), model(1))
+    x = np.concatenate([batch["x"] for batch in BATCHES])[HELD]
+    wanted, made = x @ WEIGHT, x @ (WEIGHT * factor)
+    floats = np.square(made - wanted).mean() / wanted.var()
+    integers = (made.argmax(1) != wanted.argmax(1)).mean()
+    assert integers > 0
+    assert found.error() == pytest.approx((floats + integers) / 2, rel=1e-5)
+    assert outputs(model(1), model(1))[1].error() == 0
+
+
+def test_batches_stay_whole_where_their_samples_are_not_apart():
+    body = "y = Softmax <axis = 0> (x)"
+    mixing = build("float[N,3] x", "float[N,3] y", body, {})
+    counted = []
+    graph = from_model(mixing)
+    Outputs(
+        graph, Reference(from_model(mixing)), BATCHES, lambda samples: counted.append(len(samples)) or HELD
+    )
+    fixed = from_model(model(1, batch="1"))
+    ones = [{"x": batch["x"][:1]} for batch in BATCHES]
+    found = Outputs(fixed, Reference(from_model(model(1, batch="1"))), ones, lambda samples: np.array([1, 2]))
+    assert counted == [4]
+    assert found.error() == 0
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_sequences_are_not_compared(size):
+    sequence = ", seq(float[N,2]) s"
+    feeds = [{"x": batch["x"][:size]} for batch in BATCHES]
+    _, found = outputs(model(0.5, more=sequence), model(1, more=sequence), feeds, np.array([0, 2]))
+    wanted = np.concatenate([feeds[k]["x"] for k in (0, 2)]) @ WEIGHT
+    assert found.error() == pytest.approx(np.square(wanted / 2).mean() / wanted.var() / 2, rel=1e-5)
+
+
+def test_more_or_fewer_values_are_all_wrong():
+    """Of places of values above a limit there are as many as there are such values."""
+    one, two = (
+        build("float[N,3] x", "int64[2,K] k", "m = Greater (x, z)\nk = NonZero (m)", {"z": np.float32(limit)})
+        for limit in (0.5, -0.5)
+    )
+    assert outputs(one, two, held=np.array([0, 2]))[1].error() == 1
+    assert outputs(one, one, held=np.array([0, 2]))[1].error() == 0
+
+
+@pytest.mark.parametrize("what", [np.nan, np.inf])
+def test_what_is_no_number_decides_nothing_at_first_and_is_never_accepted_later(what):
+    graph, found = outputs(model(1), model(what))
+    weight = constants(graph)["w"]
+    start = peek(weight)
+    assert not np.isfinite(found.error())
+    weight.values = start * 2
+    outcome = found.settle(found.error(), [(weight, start)])
+    assert outcome.share == 1
+    assert np.array_equal(peek(weight), start * 2)
+    graph, found = outputs(model(0.5), model(1))
+    weight = constants(graph)["w"]
+    start, before = peek(weight), found.error()
+    weight.values = start * what
+    assert found.settle(before, [(weight, start)]) == Outcome(before, before, 0)
+    assert np.array_equal(peek(weight), start)
+
+
+@pytest.mark.parametrize(
+    ("end", "share", "left"),
+    [(1.1, 1, 1.1), (0.8, 1, 0.8), (1.4, 0.5, 1.1), (1.9, 0.25, 1.075), (3, 0, 0.8), (0.7, 0, 0.8)],
+)
+def test_weights_go_as_far_as_the_outputs_are_no_worse(end, share, left):
+    graph, found = outputs(model(0.8), model(1))
+    weight = constants(graph)["w"]
+    start, before = peek(weight), found.error()
+    weight.values = (start * (end / 0.8)).astype(np.float32)
+    outcome = found.settle(before, [(weight, start)])
+    assert outcome.share == share
+    assert peek(weight).dtype == np.float32
+    np.testing.assert_allclose(peek(weight), start * (left / 0.8), rtol=1e-6)
+    assert outcome.before == before
+    assert outcome.after == found.error() <= before
+
+
+def test_a_block_that_is_better_for_nothing_is_given_back():
+    """The block comes nearer in what the next does not look at, and leaves what that does."""
+    body = """
+    a = MatMul (x, w)
+    b = Relu (a)
+    c = MatMul (b, u)
+    d = Relu (c)
+    e = MatMul (d, v)
+    y = MatMul (e, i)
+    """
+    right = {
+        "w": np.full((6, 1), 0.5, np.float32),
+        "u": np.ones((1, 6), np.float32),
+        "v": np.diag([1e-3] * 3 + [1.0] * 3).astype(np.float32),
+        "i": np.eye(6, dtype=np.float32),
+    }
+    off = right | {"u": np.array([[0.5] * 3 + [1.0] * 3], np.float32)}
+    graph = from_model(build("float[N,6] x", "float[N,6] y", body, off))
+    reference = Reference(from_model(build("float[N,6] x", "float[N,6] y", body, right)))
+    assert len(find_trainable(graph)) == 2
+    random = np.random.default_rng(0)
+    feeds = [{"x": random.standard_normal((16, 6)).astype(np.float32)} for _ in range(8)]
+    before = state(graph)
+    found = reconstruct(graph, reference, feeds, COURSE, excluded=lambda name: name in ("u", "v", "i"))
+    first, after = next(iter(found.errors.values()))
+    assert after < 0.9 * first
+    assert changed(graph, before) == set()
+    assert found.kept == []
+    assert found.outcome == Outcome(found.outcome.before, found.outcome.before, 0)
+
+
+def test_nothing_learned_has_no_outcome():
+    graph = from_model(model(1))
+    found = reconstruct(graph, Reference(from_model(model(1))), BATCHES, replace(COURSE, steps=0))
+    assert found.outcome is None
