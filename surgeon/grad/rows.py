@@ -75,9 +75,7 @@ def _rows(samples: Samples, trial: list[tuple[int, int]]) -> dict[str, Array]:
     }
 
 
-def _alike(found: Array | list[Array], expected: list[Array]) -> bool:
-    if not isinstance(found, np.ndarray):  # a sequence
-        return False
+def _alike(found: Array, expected: list[Array]) -> bool:
     if found.shape != (len(expected), *expected[0].shape):
         return False
     finite = np.abs(found[np.isfinite(found)])

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 
 from surgeon.grad.rows import for_any_shape, rows_are_apart
 from surgeon.grad.samples import Samples
+from surgeon.graph.copy import copy_of
 from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
+from surgeon.graph.shapes import infer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -61,40 +64,48 @@ class Outputs:
         threads: int = 1,
     ) -> None:
         self.graph, self.reference, self.threads = graph, reference, threads
-        names = [tensor.name for tensor in graph.inputs]
+        inputs = [tensor.name for tensor in graph.inputs]
+        numbers = _numbers(graph) & _numbers(reference.graph)
+        self.names = [tensor.name for tensor in graph.outputs if tensor.name in numbers]
 
         def get(name: str, batch: int) -> Array:
             return feeds[batch][name]
 
-        samples = Samples.of(names, get, len(feeds), rows=True)
-        if not all(rows_are_apart(each, samples, threads) for each in (graph, reference.graph)):
-            samples = Samples.of(names, get, len(feeds), rows=False)
+        samples = Samples.of(inputs, get, len(feeds), rows=True)
+        if not all(rows_are_apart(each, samples, threads) for each in self._graphs()):
+            samples = Samples.of(inputs, get, len(feeds), rows=False)
         self.samples = samples
         self.held = held(samples)
 
     def error(self) -> float:
         """The squared distance from the original's outputs, relative to their variance; of integers, the share that differ.
 
-        The mean over outputs that can be compared; NaN if there are none.
+        The mean over outputs that can be compared, which are tensors of a type that numpy has; NaN if there are none.
         """
+        if not (self.names and len(self.held)):
+            return float("nan")
         runs = [
             session(to_model(for_any_shape(each, self.samples)), threads=self.threads)
-            for each in (self.graph, self.reference.graph)
+            for each in self._graphs()
         ]
-        sums: dict[str, Array] = {}
+        sums: list[Array] = [np.zeros(5)] * len(self.names)
         for _, feeds in self.samples.take(self.held, max(self.samples.sizes)):
-            ours, theirs = (
-                dict(zip([tensor.name for tensor in graph.outputs], run(each, feeds), strict=True))
-                for each, graph in zip(runs, (self.graph, self.reference.graph), strict=True)
-            )
-            for name in ours.keys() & theirs.keys():
-                sums[name] = sums.get(name, 0) + _compared(ours[name], theirs[name])
+            both = zip(*(run(each, feeds) for each in runs), strict=True)
+            sums = [total + _compared(*each) for total, each in zip(sums, both, strict=True)]
         errors = [
-            wrong / max(square - total**2 / count, TINY * count) if is_float else wrong / count
-            for wrong, count, total, square, is_float in sums.values()
+            wrong / max(square - total**2 / count, TINY * count) if floats else wrong / count
+            for wrong, count, total, square, floats in sums
             if count
         ]
         return float(np.mean(errors)) if errors else float("nan")
+
+    def _graphs(self) -> list[gs.Graph]:
+        """Both as they are now, with what can be compared as outputs, in the same order."""
+        copies = [copy_of(graph) for graph in (self.graph, self.reference.graph)]
+        for each in copies:
+            made = {tensor.name: tensor for tensor in each.outputs}
+            each.outputs = [made[name] for name in self.names]
+        return copies
 
     def settle(self, before: float, start: Sequence[tuple[gs.Constant, Array]]) -> Outcome:
         """Let weights go as far as the outputs are no worse than before: all of the way, half, a quarter, or back.
@@ -118,13 +129,21 @@ class Outputs:
         return Outcome(before, before, 0.0)
 
 
-def _compared(ours: Any, theirs: Any) -> Array:
+def _numbers(graph: gs.Graph) -> set[str]:
+    """Names of the outputs that are tensors of numbers, or of flags, as numpy knows them."""
+    known = {
+        name
+        for name, kind in infer(graph).dtypes.items()
+        if np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)).kind in "fiub"
+    }
+    return known & {tensor.name for tensor in graph.outputs}
+
+
+def _compared(ours: Array, theirs: Array) -> Array:
     """How much differs, of how many values, their sum and that of their squares, and whether they are floats.
 
     All of it, where there are more or fewer, as of boxes that were found.
     """
-    if not isinstance(theirs, np.ndarray):  # a sequence, or nothing
-        return np.zeros(5)
     alike = ours.shape == theirs.shape
     if theirs.dtype.kind != "f":
         return np.array([(ours != theirs).sum() if alike else theirs.size, theirs.size, 0, 0, False], float)
