@@ -282,7 +282,7 @@ class _Reconstruction:
         """In how many places of a sample, of which there are channels, the weights of a block are at work."""
         if not any(node.op in CONVOLUTIONS for node in block.nodes):
             return 1
-        return max(math.prod(self._tensor(TARGET + name, 0).shape[2:]) for name in targets)
+        return max(1, *(math.prod(self._tensor(TARGET + name, 0).shape[2:]) for name in targets))
 
     def _split(self, samples: Samples) -> tuple[Array, Array]:
         """Samples to learn from and to judge by: no variant of the latter is among the former."""

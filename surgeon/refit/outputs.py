@@ -14,6 +14,7 @@ from surgeon.graph.copy import copy_of
 from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
 from surgeon.graph.shapes import infer
+from surgeon.refit.turns import depending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 SHARES = (1.0, 1 / 2, 1 / 4)  # of the way from where weights were to where they are
+FLOOR = 1e-2  # of the mean square: the variance of few samples may be next to nothing
 TINY = 1e-12
 
 
@@ -64,9 +66,13 @@ class Outputs:
         threads: int = 1,
     ) -> None:
         self.graph, self.reference, self.threads = graph, reference, threads
-        inputs = [tensor.name for tensor in graph.inputs]
-        numbers = _numbers(graph) & _numbers(reference.graph)
+        graphs = (graph, reference.graph)
+        inputs = sorted({tensor.name for each in graphs for tensor in each.inputs})
+        numbers = set.intersection(*(_numbers(each) for each in graphs))
         self.names = [tensor.name for tensor in graph.outputs if tensor.name in numbers]
+        self.held = np.zeros(0, np.int64)
+        if not self.names:
+            return
 
         def get(name: str, batch: int) -> Array:
             return feeds[batch][name]
@@ -80,22 +86,23 @@ class Outputs:
     def error(self) -> float:
         """The squared distance from the original's outputs, relative to their variance; of integers, the share that differ.
 
-        The mean over outputs that can be compared, which are tensors of a type that numpy has; NaN if there are none.
+        The mean over outputs that can be compared, which depend on the inputs and are tensors of a type that numpy has; NaN if
+        there are none, or no samples were held out.
         """
-        if not (self.names and len(self.held)):
+        if not len(self.held):
             return float("nan")
         runs = [
             session(to_model(for_any_shape(each, self.samples)), threads=self.threads)
             for each in self._graphs()
         ]
-        sums: list[Array] = [np.zeros(5)] * len(self.names)
+        sums: list[Array] = [np.zeros(6)] * len(self.names)
         for _, feeds in self.samples.take(self.held, max(self.samples.sizes)):
             both = zip(*(run(each, feeds) for each in runs), strict=True)
             sums = [total + _compared(*each) for total, each in zip(sums, both, strict=True)]
         errors = [
-            wrong / max(square - total**2 / count, TINY * count) if floats else wrong / count
-            for wrong, count, total, square, floats in sums
-            if count
+            distance / max(square - total**2 / max(count, 1), FLOOR * square, TINY) + wrong / size
+            for distance, count, total, square, wrong, size in sums
+            if size
         ]
         return float(np.mean(errors)) if errors else float("nan")
 
@@ -122,7 +129,9 @@ class Outputs:
                 for (constant, old), end in zip(start, ends, strict=True):
                     constant.values = (old + share * (end - old)).astype(old.dtype)
             after = self.error()
-            if after <= before:
+            if after < before or (
+                after == before and share == 1
+            ):  # of rounded weights part of the way may be none
                 return Outcome(before, after, share)
         for constant, old in start:
             constant.values = old
@@ -131,21 +140,28 @@ class Outputs:
 
 def _numbers(graph: gs.Graph) -> set[str]:
     """Names of the outputs that are tensors of numbers, or of flags, as numpy knows them."""
-    known = {
-        name
-        for name, kind in infer(graph).dtypes.items()
-        if np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)).kind in "fiub"
+    kinds = infer(graph).dtypes
+    named = {tensor.name for tensor in graph.outputs} & depending(graph) & kinds.keys()
+    return {
+        name for name in named if np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kinds[name])).kind in "fiub"
     }
-    return known & {tensor.name for tensor in graph.outputs}
 
 
 def _compared(ours: Array, theirs: Array) -> Array:
-    """How much differs, of how many values, their sum and that of their squares, and whether they are floats.
+    """What two arrays have to do with each other.
 
-    All of it, where there are more or fewer, as of boxes that were found.
+    Returns:
+        Of numbers that are finite in both: the squared distance, how many, their sum and that of their squares. Of all: how
+        many differ that are integers, or that are finite in one alone, or infinite in another way, and how many there are. All
+        of them differ where there are more or fewer, as of boxes that were found.
     """
-    alike = ours.shape == theirs.shape
+    size = theirs.size
+    if ours.shape != theirs.shape:
+        return np.array([0, 0, 0, 0, size, size], float)
     if theirs.dtype.kind != "f":
-        return np.array([(ours != theirs).sum() if alike else theirs.size, theirs.size, 0, 0, False], float)
-    one, two = ours.astype(np.float64) if alike else 0, theirs.astype(np.float64)
-    return np.array([np.square(one - two).sum(), two.size, two.sum(), np.square(two).sum(), True], float)
+        return np.array([0, 0, 0, 0, (ours != theirs).sum(), size], float)
+    finite = np.isfinite(ours) & np.isfinite(theirs)
+    same = finite | (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
+    one, two = ours[finite].astype(np.float64), theirs[finite].astype(np.float64)
+    sums = [np.square(one - two).sum(), two.size, two.sum(), np.square(two).sum()]
+    return np.array([*sums, size - same.sum(), size], float)

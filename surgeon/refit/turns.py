@@ -50,11 +50,17 @@ def turns_of(graph: gs.Graph, neighbours: int = 1) -> list[Turn]:
     return turns
 
 
-def carrying(graph: gs.Graph, shapes: Shapes) -> set[str]:
-    """Tensors that depend on the graph's inputs, and are floats or rounded ones."""
+def depending(graph: gs.Graph) -> set[str]:
+    """Tensors that depend on the graph's inputs, and these."""
     found = {tensor.name for tensor in graph.inputs}
     for node in ordered(graph.nodes):
         if any(tensor.name in found for tensor in needs(node)):
             found |= {tensor.name for tensor in node.outputs}
+    return found
+
+
+def carrying(graph: gs.Graph, shapes: Shapes) -> set[str]:
+    """Tensors that depend on the graph's inputs, and are floats or rounded ones."""
+    found = depending(graph)
     rounded = {node.outputs[0].name for node in graph.nodes if node.op == "QuantizeLinear"}
     return {name for name in found if name in rounded or shapes.dtypes.get(name) in FLOATS}

@@ -95,20 +95,78 @@ def test_more_or_fewer_values_are_all_wrong():
 
 
 @pytest.mark.parametrize("what", [np.nan, np.inf])
-def test_what_is_no_number_decides_nothing_at_first_and_is_never_accepted_later(what):
-    graph, found = outputs(model(1), model(what))
-    weight = constants(graph)["w"]
-    start = peek(weight)
-    assert not np.isfinite(found.error())
-    weight.values = start * 2
-    outcome = found.settle(found.error(), [(weight, start)])
-    assert outcome.share == 1
-    assert np.array_equal(peek(weight), start * 2)
+def test_what_is_no_number_is_given_back(what):
     graph, found = outputs(model(0.5), model(1))
     weight = constants(graph)["w"]
     start, before = peek(weight), found.error()
     weight.values = start * what
     assert found.settle(before, [(weight, start)]) == Outcome(before, before, 0)
+    assert np.array_equal(peek(weight), start)
+
+
+def test_infinite_places_hide_nothing_of_the_others():
+    body = "a = MatMul (x, w)\nm = Greater (x, zero)\ny = Where (m, minus, a)"
+    square = {"zero": np.float32(0), "minus": np.float32(-np.inf)}
+    right, off = (
+        build("float[N,3] x", "float[N,3] y", body, square | {"w": np.eye(3, dtype=np.float32) * factor})
+        for factor in (np.float32(1), np.float32(0.5))
+    )
+    _, found = outputs(off, right)
+    x = np.concatenate([batch["x"] for batch in BATCHES])[HELD]
+    seen = x[x <= 0]
+    energy = np.square(seen - seen.mean()).sum()
+    assert found.error() == pytest.approx(np.square(seen / 2).sum() / energy, rel=1e-5)
+    assert outputs(right, right)[1].error() == 0
+
+
+def test_outputs_that_depend_on_no_input_are_not_compared():
+    """An initializer, and what is made of one, whose rows are no samples: what else there is goes by samples all the same."""
+    interface = "float[N,2] y, float[5] made, float[5] c"
+    body = "y = MatMul (x, w)\nmade = Neg (c)"
+    constant = {"c": np.arange(5, dtype=np.float32)}
+    one, two = (
+        build("float[N,3] x", interface, body, {"w": (WEIGHT * factor).astype(np.float32)} | constant)
+        for factor in (0.5, 1)
+    )
+    for each in (one, two):
+        assert [tensor.name for tensor in each.graph.output] == ["y", "made", "c"]
+    _, found = outputs(one, two, feeds=BATCHES[:1], held=np.array([1, 5]))
+    wanted = BATCHES[0]["x"][[1, 5]] @ WEIGHT
+    assert found.error() == pytest.approx(np.square(wanted / 2).mean() / wanted.var(), rel=1e-5)
+    graph = from_model(one)
+    learned = reconstruct(graph, Reference(from_model(two)), BATCHES, COURSE)
+    assert learned.kept
+    assert learned.outcome.after < learned.outcome.before
+
+
+def test_one_sample_has_no_variance_and_does_not_decide_all():
+    body = "y = MatMul (x, w)\np = MatMul (x, v)"
+    one, two = (
+        build(
+            "float[N,3] x",
+            "float[N,2] y, float[N,1] p",
+            body,
+            {"w": (WEIGHT * factor).astype(np.float32), "v": np.full((3, 1), near, np.float32)},
+        )
+        for factor, near in ((0.5, 1.001), (1, 1))
+    )
+    _, found = outputs(one, two, held=np.array([3]))
+    assert 0.01 < found.error() < 10
+
+
+def test_of_what_is_rounded_part_of_the_way_may_be_none():
+    body = "r = Round (w)\ny = MatMul (x, r)"
+    graph, found = outputs(
+        *(
+            build("float[N,3] x", "float[N,2] y", body, {"w": np.rint(WEIGHT * f).astype(np.float32)})
+            for f in (4, 8)
+        )
+    )
+    weight = constants(graph)["w"]
+    start, before = peek(weight), found.error()
+    weight.values = start - np.float32(1.6) * np.sign(start)  # a quarter of it is rounded back
+    assert found.error() > before
+    assert found.settle(before, [(weight, start)]).share == 0
     assert np.array_equal(peek(weight), start)
 
 

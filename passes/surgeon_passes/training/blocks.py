@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ def described(found: Reconstructed, context: Context) -> dict[str, Any]:
             "error_after": outcome.after,
             "share": outcome.share,
         }
+        if not math.isfinite(outcome.before):
+            context.warn(
+                "what the model puts out could not be compared on held-out samples: blocks were judged one by one alone"
+            )
         if outcome.share < 1:
             context.warn(
                 "each block came nearer to the original, but with all of it the outputs were worse on held-out samples: "
