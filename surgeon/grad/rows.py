@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from surgeon.errors import DataError, UnsupportedModelError
 from surgeon.graph.copy import copy_of
@@ -12,7 +13,8 @@ from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
 
 if TYPE_CHECKING:
-    import onnx_graphsurgeon as gs
+    from collections.abc import Collection, Mapping
+
     from numpy.typing import NDArray
 
     from surgeon.grad.samples import Samples
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 CLOSE = 1e-3  # of the largest value: products of other sizes may add up in another order
 
 
-def rows_are_apart(graph: gs.Graph, samples: Samples, threads: int = 1) -> bool:
+def rows_are_apart(
+    graph: gs.Graph, samples: Samples, threads: int = 1, judged: Collection[str] | None = None
+) -> bool:
     """Whether rows of one or two batches, mixed, give what each gave in its own batch.
 
     A recurrent operator along the first axis, statistics over a batch and sizes that are written into the graph all
@@ -32,6 +36,8 @@ def rows_are_apart(graph: gs.Graph, samples: Samples, threads: int = 1) -> bool:
         graph: What is computed. It is not changed.
         samples: Of all of the graph's inputs.
         threads: Threads for onnxruntime.
+        judged: Names of the tensors whose rows are looked at; what the graph puts out then only has to be computed. By default
+            the outputs.
     """
     filled = [batch for batch, size in enumerate(samples.sizes) if size]
     if not samples.rows or len(samples) < 2:
@@ -39,7 +45,15 @@ def rows_are_apart(graph: gs.Graph, samples: Samples, threads: int = 1) -> bool:
     batches = sorted({filled[0], filled[-1]})
     ends = [(batch, row) for batch in batches for row in sorted({0, samples.sizes[batch] - 1})]
     try:
-        runner = session(to_model(for_any_shape(graph, samples)), threads=threads)
+        work = for_any_shape(graph, {name: samples.get(name, 0) for name in samples.names})
+        if judged is not None:
+            tensors = work.tensors()
+            work.outputs = [
+                *map(tensors.__getitem__, judged),
+                *(t for t in work.outputs if t.name not in judged),
+            ]
+        runner = session(to_model(work), threads=threads)
+        count = len(work.outputs if judged is None else judged)
         whole = {
             batch: run(runner, {name: samples.get(name, batch) for name in samples.names})
             for batch in batches
@@ -47,7 +61,7 @@ def rows_are_apart(graph: gs.Graph, samples: Samples, threads: int = 1) -> bool:
         return all(
             _alike(found, [whole[batch][k][row] for batch, row in trial])
             for trial in (ends[::-1], ends[:1])
-            for k, found in enumerate(run(runner, _rows(samples, trial)))
+            for k, found in enumerate(run(runner, _rows(samples, trial))[:count])
         )
     except (
         DataError,
@@ -57,14 +71,15 @@ def rows_are_apart(graph: gs.Graph, samples: Samples, threads: int = 1) -> bool:
         return False
 
 
-def for_any_shape(graph: gs.Graph, samples: Samples) -> gs.Graph:
-    """A copy whose inputs are of any shape and of the types that the samples have."""
+def for_any_shape(graph: gs.Graph, feeds: Mapping[str, Array]) -> gs.Graph:
+    """A copy whose inputs are of any shape and of the types that are fed."""
     result = copy_of(graph)
     result.__dict__.pop("surgeon_interface", None)
     for tensor in result.inputs:
-        tensor.shape, tensor.dtype = None, samples.get(tensor.name, 0).dtype
+        tensor.shape, tensor.dtype = None, feeds[tensor.name].dtype
     for tensor in result.outputs:
-        tensor.shape = None
+        if isinstance(tensor, gs.Variable):
+            tensor.shape = None
     return result
 
 

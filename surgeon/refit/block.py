@@ -24,15 +24,17 @@ from surgeon.grad.train import Course, State, train
 from surgeon.graph.schemas import opsets
 from surgeon.graph.shapes import infer
 from surgeon.graph.weights import peek
+from surgeon.refit.division import divide
 from surgeon.refit.keeping import ties_of
 from surgeon.refit.outputs import Outputs
 from surgeon.refit.turns import carrying, turns_of
 from surgeon.stats.replay import Replay
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
+    from onnx_graphsurgeon.ir.tensor import LazyValues
 
     from surgeon.grad.blocks import Block
     from surgeon.grad.tape import Tape, Value
@@ -44,7 +46,6 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 TARGET = "surgeon/target/"
-HELD_OUT = 0.125
 CAREFUL = 0.1
 SAME = 1e-8  # relative error below which a block has nothing to learn
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
@@ -131,15 +132,24 @@ class _Reconstruction:
         limit_bytes: int,
         excluded: Callable[[str], bool],
     ) -> None:
-        self.graph, self.reference, self.variants = graph, reference, variants
+        self.graph, self.reference = graph, reference
         self.threads, self.excluded, self.limit = threads, excluded, limit_bytes
         self.shapes = infer(graph)
         self.versions = opsets(graph)
         self.carrying = carrying(graph, self.shapes)
         self.turns, self.course = turns, course
         options: dict[str, Any] = {"threads": threads, "limit_bytes": limit_bytes}
-        self.new = Replay(graph, self.shapes.dtypes, feeds, **options)
-        self.old = Replay(reference.graph, infer(reference.graph).dtypes, feeds, **options)
+        types = infer(reference.graph).dtypes
+        self.division = divide(
+            (graph, reference.graph),
+            feeds,
+            course.split,
+            variants=variants,
+            judged=_ends(turns, self.shapes.dtypes.keys() & types.keys()),
+            threads=threads,
+        )
+        self.new = Replay(graph, self.shapes.dtypes, self.division.feeds, **options)
+        self.old = Replay(reference.graph, types, self.division.feeds, **options)
         self.found = Reconstructed()
         self.ties: Mapping[str, Tie] = ties_of(graph)
 
@@ -150,18 +160,9 @@ class _Reconstruction:
         ]
         self.reads = [[name for name in turn.block.reads if name in self.shapes.dtypes] for turn in turns]
         self.lessons: dict[int, _Lesson | None] = {}
-        self.feeds = feeds
-        self.start: dict[str, tuple[gs.Constant, Array]] = {}  # what was changed, as it was
+        self.start: dict[str, tuple[gs.Constant, Array | LazyValues]] = {}  # what was changed, as it was
 
     def run(self, progress: Callable[[int], None]) -> Reconstructed:
-        outputs = Outputs(
-            self.graph,
-            self.reference,
-            self.feeds,
-            lambda samples: self._split(samples)[1],
-            self.threads,
-        )
-        before = outputs.error()
         held = ((self.old, self.targets), (self.new, self.reads))
         # from the start, for either graph may run ahead of the blocks where something else needs what they make
         for replay, every in held:
@@ -183,7 +184,8 @@ class _Reconstruction:
         self.lessons.clear()  # they hold what holds them, and with it activations
         self.found.spilled = self.old.store.spilled + self.new.store.spilled
         if self.found.kept:
-            self.found.outcome = outputs.settle(before, list(self.start.values()))
+            outputs = Outputs(self.graph, self.reference, self.division.judge, self.threads, self.limit)
+            self.found.outcome = outputs.settle(list(self.start.values()))
             if not self.found.outcome.share:
                 self.found.kept.clear()
         return self.found
@@ -236,17 +238,19 @@ class _Reconstruction:
 
     def _train(self, number: int, lesson: _Lesson, progress: Callable[[int], None]) -> None:
         turn, samples = self.turns[number], lesson.samples
-        if len(samples) < 2 * (1 + self.variants):
+        learn, held = self.division.numbers(samples)
+        if not (len(learn) and len(held)):
             self.found.stopped |= dict.fromkeys(
                 lesson.parameters, "there is one sample, and none to judge by"
             )
             progress(self.course.steps)
             return
         batch = min(self.course.batch, max(FEWEST, ENOUGH // self._positions(turn.block, lesson.targets)))
+        if not samples.rows:
+            batch = math.ceil(batch / self.division.size)
         course = replace(self.course, seed=self.course.seed + number, batch=batch)
         if turn.joint is not None and self._lesson(turn.joint) is not None:
             course = replace(course, steps=math.ceil(SHARE * course.steps))
-        learn, held = self._split(samples)
         energy = {name: self._variance(name) for name in lesson.targets}
         objective = Objective(
             lesson.alone,
@@ -275,7 +279,7 @@ class _Reconstruction:
         if state.improved:
             self.found.kept.append(label)
             for name, constant in lesson.parameters.items():
-                self.start.setdefault(name, (constant, np.array(peek(constant))))
+                self.start.setdefault(name, (constant, constant._values))  # noqa: SLF001  # as it is stored
                 constant.values = state.best[name]
 
     def _positions(self, block: Block, targets: Sequence[str]) -> int:
@@ -283,15 +287,6 @@ class _Reconstruction:
         if not any(node.op in CONVOLUTIONS for node in block.nodes):
             return 1
         return max(1, *(math.prod(self._tensor(TARGET + name, 0).shape[2:]) for name in targets))
-
-    def _split(self, samples: Samples) -> tuple[Array, Array]:
-        """Samples to learn from and to judge by: no variant of the latter is among the former."""
-        own = replace(samples, sizes=samples.sizes[: len(samples.sizes) // (1 + self.variants)])
-        learn, held = own.split(HELD_OUT, np.random.default_rng(self.course.split))
-        every = [len(own) * k for k in range(1 + self.variants)]
-        # what was fitted before this, in closed form say, may have seen the samples themselves, and would look too good
-        judged = every[1:] or every
-        return np.concatenate([learn + k for k in every]), np.concatenate([held + k for k in judged])
 
     def _tensor(self, name: str, batch: int) -> Array:
         if name.startswith(TARGET):
@@ -319,14 +314,20 @@ class _Reconstruction:
         )
 
     def _variance(self, name: str) -> float:
-        """The mean over samples and channels of the squared distance from the mean."""
+        """The mean over what is learned from, and channels, of the squared distance from the mean."""
         total = square = 0.0
         count = 0
-        for batch in range(self.old.batches):
+        for batch in range(len(self.division.learn)):
             values = np.asarray(self._tensor(TARGET + name, batch), np.float64)
             values = values[np.isfinite(values)]
             total, square, count = total + values.sum(), square + np.square(values).sum(), count + values.size
         return max(float(square / count - (total / count) ** 2), 1e-12) if count else 1.0
+
+
+def _ends(turns: Sequence[Turn], known: Collection[str]) -> list[str]:
+    """What blocks make that no block reads."""
+    read = {name for turn in turns for name in turn.block.reads}
+    return sorted({name for turn in turns for name in turn.block.makes if name in known} - read)
 
 
 def _trained(

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 
-from surgeon.grad.rows import for_any_shape, rows_are_apart
-from surgeon.grad.samples import Samples
-from surgeon.graph.copy import copy_of
+from surgeon.grad.losses import PASSED_ON
+from surgeon.grad.rows import for_any_shape
 from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
 from surgeon.graph.shapes import infer
+from surgeon.graph.weights import peek
 from surgeon.refit.turns import depending
+from surgeon.stats.replay import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import onnx_graphsurgeon as gs
     from numpy.typing import NDArray
+    from onnx_graphsurgeon.ir.tensor import LazyValues
 
     from surgeon.reference import Reference
 
     Array = NDArray[Any]
 
-SHARES = (1.0, 1 / 2, 1 / 4)  # of the way from where weights were to where they are
+SHARES = (1 / 2, 1 / 4)  # of the way from where weights were to where they are
 FLOOR = 1e-2  # of the mean square: the variance of few samples may be next to nothing
 TINY = 1e-12
+MOVING = PASSED_ON | {"Transpose"}
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,9 @@ class Outputs:
     Args:
         graph: The smaller graph; it is looked at anew every time.
         reference: What it should compute.
-        feeds: Batches of inputs.
-        held: Says which of the samples were held out.
+        feeds: Batches of inputs that nothing was learned from.
         threads: Threads for onnxruntime.
+        limit_bytes: What of the original's outputs is held in memory.
     """
 
     def __init__(
@@ -62,103 +66,117 @@ class Outputs:
         graph: gs.Graph,
         reference: Reference,
         feeds: Sequence[Mapping[str, Array]],
-        held: Callable[[Samples], Array],
         threads: int = 1,
+        limit_bytes: int = 2**31,
     ) -> None:
-        self.graph, self.reference, self.threads = graph, reference, threads
-        graphs = (graph, reference.graph)
-        inputs = sorted({tensor.name for each in graphs for tensor in each.inputs})
-        numbers = set.intersection(*(_numbers(each) for each in graphs))
-        self.names = [tensor.name for tensor in graph.outputs if tensor.name in numbers]
-        self.held = np.zeros(0, np.int64)
-        if not self.names:
-            return
+        self.graph, self.feeds, self.threads = graph, feeds, threads
+        self.original, self.limit = reference.graph, limit_bytes
+        ours, theirs = _labels(graph), _labels(self.original)
+        self.labels = {name: ours[name] or theirs[name] for name in ours.keys() & theirs.keys()}
 
-        def get(name: str, batch: int) -> Array:
-            return feeds[batch][name]
+    @cached_property
+    def _wanted(self) -> Store:
+        """What the original puts out, by output and batch."""
+        store = Store(self.limit)
+        for results in self._run(self.original):
+            for name, array in results.items():
+                store.put(name, array)
+        return store
 
-        samples = Samples.of(inputs, get, len(feeds), rows=True)
-        if not all(rows_are_apart(each, samples, threads) for each in self._graphs()):
-            samples = Samples.of(inputs, get, len(feeds), rows=False)
-        self.samples = samples
-        self.held = held(samples)
+    def _run(self, graph: gs.Graph) -> Iterator[dict[str, Array]]:
+        """Batch by batch what can be compared of what a graph puts out."""
+        work = for_any_shape(graph, self.feeds[0])
+        work.outputs = [tensor for tensor in work.outputs if tensor.name in self.labels]
+        names, inputs = ([tensor.name for tensor in tensors] for tensors in (work.outputs, work.inputs))
+        runner = session(to_model(work), threads=self.threads)
+        for feeds in self.feeds:
+            results = run(runner, {name: feeds[name] for name in inputs})
+            yield dict(zip(names, results, strict=True))
 
     def error(self) -> float:
-        """The squared distance from the original's outputs, relative to their variance; of integers, the share that differ.
+        """The squared distance from the original's outputs, relative to their variance; of labels, the share that differ.
 
         The mean over outputs that can be compared, which depend on the inputs and are tensors of a type that numpy has; NaN if
-        there are none, or no samples were held out.
+        there are none, or no batches.
         """
-        if not len(self.held):
+        if not (self.labels and self.feeds):
             return float("nan")
-        runs = [
-            session(to_model(for_any_shape(each, self.samples)), threads=self.threads)
-            for each in self._graphs()
-        ]
-        sums: list[Array] = [np.zeros(6)] * len(self.names)
-        for _, feeds in self.samples.take(self.held, max(self.samples.sizes)):
-            both = zip(*(run(each, feeds) for each in runs), strict=True)
-            sums = [total + _compared(*each) for total, each in zip(sums, both, strict=True)]
+        sums: dict[str, Array] = dict.fromkeys(self.labels, np.zeros(6))
+        wanted = self._wanted
+        for batch, results in enumerate(self._run(self.graph)):
+            for name, ours in results.items():
+                compared = _compared(ours, wanted.get(name, batch), labels=self.labels[name])
+                sums[name] = sums[name] + compared
         errors = [
             distance / max(square - total**2 / max(count, 1), FLOOR * square, TINY) + wrong / size
-            for distance, count, total, square, wrong, size in sums
+            for distance, count, total, square, wrong, size in sums.values()
             if size
         ]
         return float(np.mean(errors)) if errors else float("nan")
 
-    def _graphs(self) -> list[gs.Graph]:
-        """Both as they are now, with what can be compared as outputs, in the same order."""
-        copies = [copy_of(graph) for graph in (self.graph, self.reference.graph)]
-        for each in copies:
-            made = {tensor.name: tensor for tensor in each.outputs}
-            each.outputs = [made[name] for name in self.names]
-        return copies
-
-    def settle(self, before: float, start: Sequence[tuple[gs.Constant, Array]]) -> Outcome:
+    def settle(self, start: Sequence[tuple[gs.Constant, Array | LazyValues]]) -> Outcome:
         """Let weights go as far as the outputs are no worse than before: all of the way, half, a quarter, or back.
 
         Args:
-            before: The error before.
-            start: Constants that were changed, and what they were.
+            start: Constants that were changed, and what was stored of them.
         """
-        if not np.isfinite(before):
-            return Outcome(before, self.error(), 1.0)
-        ends = [constant.values for constant, _ in start]
+        ends = [peek(constant) for constant, _ in start]
+        after = self.error()
+        for constant, stored in start:
+            constant.values = stored
+        before = self.error()
+        ways = [(constant, peek(constant), end) for (constant, _), end in zip(start, ends, strict=True)]
+        if after <= before or not np.isfinite(before):
+            _go(ways, 1.0)
+            return Outcome(before, after, 1.0)
         for share in SHARES:
-            if share < 1:
-                for (constant, old), end in zip(start, ends, strict=True):
-                    constant.values = (old + share * (end - old)).astype(old.dtype)
+            _go(ways, share)
             after = self.error()
-            if after < before or (
-                after == before and share == 1
-            ):  # of rounded weights part of the way may be none
+            if after < before:  # of rounded weights part of the way may be none
                 return Outcome(before, after, share)
-        for constant, old in start:
-            constant.values = old
+        for constant, stored in start:
+            constant.values = stored
         return Outcome(before, before, 0.0)
 
 
-def _numbers(graph: gs.Graph) -> set[str]:
-    """Names of the outputs that are tensors of numbers, or of flags, as numpy knows them."""
-    kinds = infer(graph).dtypes
-    named = {tensor.name for tensor in graph.outputs} & depending(graph) & kinds.keys()
-    return {
-        name for name in named if np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kinds[name])).kind in "fiub"
-    }
+def _go(ways: Iterable[tuple[gs.Constant, Array, Array]], share: float) -> None:
+    """Let constants be a share of the way from one value to another."""
+    for constant, start, end in ways:
+        constant.values = end if share == 1 else (start + share * (end - start)).astype(start.dtype)
 
 
-def _compared(ours: Array, theirs: Array) -> Array:
+def _labels(graph: gs.Graph) -> dict[str, bool]:
+    """The outputs that are tensors of numbers, or of flags, as numpy knows them, and whether these name something.
+
+    So do flags and integers, but for those of eight bits and what was a float before it was rounded.
+    """
+    dtypes, tensors = infer(graph).dtypes, graph.tensors()
+    found = {}
+    for name in depending(graph) & {tensor.name for tensor in graph.outputs} & dtypes.keys():
+        source = tensors[name]
+        while source.inputs and source.inputs[0].op in MOVING:
+            source = source.inputs[0].inputs[0]
+        stored, made = (
+            np.dtype(onnx.helper.tensor_dtype_to_np_dtype(dtypes[each]))
+            for each in (name, source.name if source.name in dtypes else name)
+        )
+        if stored.kind in "fiub":
+            found[name] = made.kind == "b" or (made.kind in "iu" and made.itemsize > 1)
+    return found
+
+
+def _compared(ours: Array, theirs: Array, *, labels: bool) -> Array:
     """What two arrays have to do with each other.
 
     Returns:
         Of numbers that are finite in both: the squared distance, how many, their sum and that of their squares. Of all: how
-        many differ that are integers, or that are finite in one alone, or infinite in another way, and how many there are. All
+        many differ that are labels, or that are finite in one alone, or infinite in another way, and how many there are. All
         of them differ where there are more or fewer, as of boxes that were found.
     """
     size = theirs.size
     if ours.shape != theirs.shape:
         return np.array([0, 0, 0, 0, size, size], float)
-    if theirs.dtype.kind != "f":
+    if labels:
         return np.array([0, 0, 0, 0, (ours != theirs).sum(), size], float)
     finite = np.isfinite(ours) & np.isfinite(theirs)
     same = finite | (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))

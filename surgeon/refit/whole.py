@@ -18,6 +18,7 @@ from surgeon.graph.copy import copy_of
 from surgeon.graph.schemas import opsets
 from surgeon.graph.shapes import infer
 from surgeon.graph.weights import peek
+from surgeon.refit.division import HELD_OUT
 from surgeon.refit.keeping import ties_of
 from surgeon.stats.weight import FLOATS
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
     Feeds = dict[str, Array]
 
-HELD_OUT = 0.125
 FEWEST = 2  # samples: one to learn from and one to judge by
 
 

@@ -157,14 +157,15 @@ def test_blocks_read_what_was_trained_even_where_others_ran_ahead(lines, neighbo
 
     def compared(self, number, *args):
         reads = self.turns[number].block.reads
-        fresh = Replay(graph, self.shapes.dtypes, VECTORS)
+        feeds = self.division.feeds
+        fresh = Replay(graph, self.shapes.dtypes, feeds)
         for name in reads:
             fresh.hold(name)
         fresh.advance(reads)
         stale.extend(
             float(np.abs(fresh.get(name, batch) - self.new.get(name, batch)).max())
             for name in reads
-            for batch in range(len(VECTORS))
+            for batch in range(len(feeds))
         )
         real(self, number, *args)
 
