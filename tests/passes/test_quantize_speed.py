@@ -86,6 +86,10 @@ def test_the_split_is_the_best_of_all(data: st.DataObject) -> None:
     splits = [
         {name for unit, taken in zip(units, chosen, strict=True) if taken for name in unit.nodes}
         for chosen in itertools.product((False, True), repeat=len(units))
+        # a sum has 8 bits only where what it adds up does
+        if all(
+            chosen[need] for unit, taken in zip(units, chosen, strict=True) if taken for need in unit.needs
+        )
     ]
     assert least == pytest.approx(cost(model, times, integer))
     assert least == pytest.approx(min(cost(model, times, each) for each in splits))
@@ -95,14 +99,54 @@ def test_the_split_is_the_best_of_all(data: st.DataObject) -> None:
         )
 
 
-def test_what_depends_on_one_operator_alone_goes_with_it() -> None:
+@pytest.mark.parametrize(
+    ("joined", "nodes", "needs"),
+    [
+        (True, [["n0", "n1", "n2"], ["n3"], ["n4"]], [set(), set(), {0, 1}]),
+        (False, [["n0"], ["n1"], ["n2"], ["n3"], ["n4"]], [set(), {0}, {0}, set(), {0, 3}]),
+    ],
+)
+def test_what_depends_on_one_operator_alone_goes_with_it(
+    joined: bool, nodes: list[list[str]], needs: list[set[int]]
+) -> None:
     model = convolutions(
         [("x",), ("t0",), ("t1", "t0"), ("x",), ("t2", "t3")], ["Conv", "Sigmoid", "Mul", "Conv", "Add"]
     )
     times = Times({f"n{index}": 1.0 for index in range(5)}, {"n1": 3.0}, {}, 0.0, 0.0)
-    units = units_of(model.graph, whole_of(model), times)
-    assert [unit.nodes for unit in units] == [["n0", "n1", "n2"], ["n3"], ["n4"]]
-    assert (units[0].float_us, units[0].integer_us) == (3.0, 3.0)
+    units = units_of(model.graph, whole_of(model), times, joined=joined)
+    assert [unit.nodes for unit in units] == nodes
+    assert [unit.needs for unit in units] == needs
+    assert sum(unit.float_us for unit in units) == 5.0
+    assert (units[0].float_us, units[0].integer_us) == ((3.0, 3.0) if joined else (1.0, 0.0))
+
+
+def test_what_is_fused_into_an_operator_goes_with_it() -> None:
+    model = convolutions([("x",), ("t0",), ("t1",)], ["Conv", "Relu", "AveragePool"])
+    times = Times({"n0": 9.0, "n2": 1.0}, {"n0": 3.0, "n2": 8.0}, {}, 0.0, 0.0)
+    assert [unit.nodes for unit in units_of(model.graph, whole_of(model), times)] == [["n0", "n1"], ["n2"]]
+
+
+def test_a_pooling_that_is_slow_in_eight_bits_stays_float_without_the_convolution_before_it() -> None:
+    """Together they lose nothing in 8 bits, and a convolution in float takes its pooling along."""
+    model = convolutions([("x",), ("t0",), ("t1",)], ["Conv", "AveragePool", "Conv"])
+    times = Times(
+        {"n0": 90.0, "n1": 2.0, "n2": 90.0},
+        {"n0": 30.0, "n1": 50.0, "n2": 30.0},
+        dict.fromkeys(("x", "t0", "t1", "t2"), 1),
+        1.0,
+        0.0,
+    )
+    whole = whole_of(model)
+    floats, least = best(model.graph, whole, times)
+    assert [unit.nodes for unit in floats] == [["n1"]]
+    assert least == predicted(model.graph, whole, times, {"n1"}) == 30 + 2 + 30 + 4
+    assert best(model.graph, whole, times, joined=True) == ([], 30 + 50 + 30 + 2)
+    assert predicted(model.graph, whole, times, {"n0"}) == 90 + 2 + 30 + 2
+    choices = [
+        choose(model, lambda name: False, static=True, stay=dict.fromkeys(stay, "slow")).nodes
+        for stay in (["n1"], ["n0"])
+    ]
+    assert choices == [["n0", "n2"], ["n2"]]
 
 
 def test_what_only_moves_values_takes_the_side_of_its_neighbours() -> None:

@@ -24,17 +24,19 @@ _FLOAT, _INTEGER = "float", "integer"
 
 @dataclass
 class Unit:
-    """Operators that become 8-bit together: one and everything chosen that depends on it alone.
+    """Operators that become 8-bit together: one, and those chosen that depend on it alone.
 
     Attributes:
         nodes: Names of its nodes, the first one first.
         float_us: Microseconds it takes in float.
         integer_us: Microseconds it takes with 8 bits, without conversions at its ends.
+        needs: Numbers of the units, with weights, whose results it passes on: it has 8 bits only where they do.
     """
 
     nodes: list[str] = field(default_factory=list)
     float_us: float = 0.0
     integer_us: float = 0.0
+    needs: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -60,36 +62,43 @@ class Times:
         return self.per_kernel + self.per_element * self.sizes.get(tensor, 0)
 
 
-def units_of(graph: onnx.GraphProto, choice: Choice, times: Times) -> list[Unit]:
+def units_of(graph: onnx.GraphProto, choice: Choice, times: Times, *, joined: bool = False) -> list[Unit]:
     """Groups the chosen nodes; what moves values between 8-bit operators is a unit of its own that costs nothing.
 
     Args:
         graph: The prepared graph, in topological order.
         choice: What may become 8-bit.
         times: What its nodes take.
+        joined: Whether all that depends on one node alone is a unit with it; if not, only what takes no time of its own, for it is
+            fused into it.
     """
     chosen = set(choice.nodes)
-    owner: dict[str, Unit] = {}
-    units = []
+    owner: dict[str, int] = {}
+    units: list[Unit] = []
     constants = {entry.name for entry in graph.initializer}
     for node in graph.node:
         if node.name not in chosen:
             continue
         makers = [owner.get(name) for name in node.input if name and name not in constants]
-        unit = makers[0] if makers and node.name not in choice.weighted else None
-        if unit is None or any(each is not unit for each in makers):
-            unit = Unit()
-            units.append(unit)
+        takes = times.floats.get(node.name, 0.0), times.integers.get(node.name, 0.0)
+        number = makers[0] if makers and (joined or not any(takes)) else None
+        weighted = node.name in choice.weighted
+        if number is None or weighted or any(each != number for each in makers):
+            number = len(units)
+            units.append(Unit())
+            for maker in () if weighted else (each for each in makers if each is not None):
+                is_product = units[maker].nodes[0] in choice.weighted
+                units[number].needs |= {maker} if is_product else units[maker].needs
+        unit = units[number]
         unit.nodes.append(node.name)
-        unit.float_us += times.floats.get(node.name, 0.0)
-        unit.integer_us += times.integers.get(node.name, 0.0)
-        for output in node.output:
-            owner[output] = unit
+        unit.float_us += takes[0]
+        unit.integer_us += takes[1]
+        owner.update(dict.fromkeys(node.output, number))
     return units
 
 
 def best(
-    graph: onnx.GraphProto, choice: Choice, times: Times, *, caution: float = 1.0
+    graph: onnx.GraphProto, choice: Choice, times: Times, *, caution: float = 1.0, joined: bool = False
 ) -> tuple[list[Unit], float]:
     """Finds the units that are faster in float, conversions considered.
 
@@ -98,25 +107,27 @@ def best(
         choice: What may become 8-bit.
         times: What its nodes take.
         caution: The times of 8-bit units are multiplied by this: above 1 only what clearly wins stays 8-bit.
+        joined: See `units_of`.
 
     Returns:
         The units that stay float, and the microseconds the split is predicted to take.
     """
-    units = units_of(graph, choice, times)
+    units = units_of(graph, choice, times, joined=joined)
     network = _borders(graph, choice, units, times)
     for index, unit in enumerate(units):
         network.add_edge(_INTEGER, index, capacity=unit.float_us)
         network.add_edge(index, _FLOAT, capacity=unit.integer_us * caution)
+        network.add_edges_from((index, need) for need in unit.needs)  # without a capacity: infinite
     time, (_, floats) = nx.minimum_cut(network, _INTEGER, _FLOAT)
     return [unit for index, unit in enumerate(units) if index in floats], float(time)
 
 
 def predicted(graph: onnx.GraphProto, choice: Choice, times: Times, floats: Collection[str]) -> float:
-    """Returns the microseconds a given split takes: the units of the nodes named stay float, the others do not."""
+    """Returns the microseconds a given split takes: the units of the nodes named stay float, and what needs these, the others do not."""
     units = units_of(graph, choice, times)
     network = _borders(graph, choice, units, times)
     for index, unit in enumerate(units):
-        if unit.nodes[0] in floats:
+        if any(units[each].nodes[0] in floats for each in (index, *unit.needs)):
             network.add_edge(_INTEGER, index, capacity=unit.float_us)
             network.add_edge(index, _FLOAT)  # without a capacity: infinite
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -170,8 +171,8 @@ def _proposals(
     everything = predicted(model.graph, whole, times, ())
     seen = {frozenset(whole.nodes)}
     proposals: list[tuple[Choice, Stay]] = []
-    for caution in _CAUTIONS:
-        stay = reasons(best(model.graph, whole, times, caution=caution)[0])
+    for caution, joined in itertools.product(_CAUTIONS, (True, False)):
+        stay = reasons(best(model.graph, whole, times, caution=caution, joined=joined)[0])
         if not stay or everything - predicted(model.graph, whole, times, stay) < least:
             continue
         choice = rechoose(stay)
