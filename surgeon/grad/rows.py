@@ -36,8 +36,8 @@ def rows_are_apart(
         graph: What is computed. It is not changed.
         samples: Of all of the graph's inputs.
         threads: Threads for onnxruntime.
-        judged: Names of the tensors whose rows are looked at; what the graph puts out then only has to be computed. By default
-            the outputs.
+        judged: Names of tensors that are looked at, and along each of their axes, since samples may be further in there; what the
+            graph puts out then only has to be computed. By default its outputs, along the first.
     """
     filled = [batch for batch, size in enumerate(samples.sizes) if size]
     if not samples.rows or len(samples) < 2:
@@ -58,17 +58,18 @@ def rows_are_apart(
             batch: run(runner, {name: samples.get(name, batch) for name in samples.names})
             for batch in batches
         }
-        return all(
-            _alike(found, [whole[batch][k][row] for batch, row in trial])
-            for trial in (ends[::-1], ends[:1])
-            for k, found in enumerate(run(runner, _rows(samples, trial))[:count])
-        )
-    except (
-        DataError,
-        UnsupportedModelError,
-        IndexError,
-    ):  # sizes are written into it, or an output has no rows
+        mixed = [(trial, run(runner, _rows(samples, trial))) for trial in (ends[::-1], ends[:1])]
+    except (DataError, UnsupportedModelError):  # sizes are written into it
         return False
+
+    def apart(k: int, axis: int) -> bool:
+        return all(
+            _alike(found[k], [(whole[batch][k], row) for batch, row in trial], axis) for trial, found in mixed
+        )
+
+    if judged is None:
+        return all(apart(k, 0) for k in range(count))
+    return all(any(apart(k, axis) for axis in range(whole[batches[0]][k].ndim)) for k in range(count))
 
 
 def for_any_shape(graph: gs.Graph, feeds: Mapping[str, Array]) -> gs.Graph:
@@ -90,8 +91,15 @@ def _rows(samples: Samples, trial: list[tuple[int, int]]) -> dict[str, Array]:
     }
 
 
-def _alike(found: Array, expected: list[Array]) -> bool:
-    if found.shape != (len(expected), *expected[0].shape):
+def _alike(found: Array, expected: list[tuple[Array, int]], axis: int) -> bool:
+    """Whether a result consists, along an axis, of the rows of others that are given by number."""
+    if any(array.ndim <= axis or array.shape[axis] <= row for array, row in expected):
+        return False
+    rows = [np.take(array, row, axis) for array, row in expected]
+    if any(row.shape != rows[0].shape for row in rows):
+        return False
+    wanted = np.stack(rows, axis)
+    if found.shape != wanted.shape:
         return False
     finite = np.abs(found[np.isfinite(found)])
-    return bool(np.allclose(found, expected, rtol=0, atol=CLOSE * finite.max(initial=0), equal_nan=True))
+    return bool(np.allclose(found, wanted, rtol=0, atol=CLOSE * finite.max(initial=0), equal_nan=True))

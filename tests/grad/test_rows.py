@@ -11,14 +11,14 @@ from surgeon.grad.samples import Samples
 from surgeon.graph.load import from_model
 
 
-def apart(model, batches, **shapes):
+def apart(model, batches, judged=None, **shapes):
     random = np.random.default_rng(0)
     arrays = [
         {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
         for _ in range(batches)
     ]
     samples = Samples.of(list(shapes), lambda name, batch: arrays[batch][name], batches, rows=True)
-    return rows_are_apart(from_model(model), samples)
+    return rows_are_apart(from_model(model), samples, judged=judged)
 
 
 def recurrent(direction):
@@ -65,3 +65,26 @@ def test_inputs_of_different_leading_sizes():
     model = build("float[N,3] a, float[M,5] b", "float[N,3] y", body, {"w": (5, 3)})
     assert not apart(model, 2, a=(4, 3), b=(1, 5))
     assert apart(model, 2, a=(4, 3), b=(4, 5))
+
+
+@pytest.mark.parametrize(("batches", "size"), [(1, 2), (3, 1), (2, 6), (2, 4)])
+def test_samples_may_be_further_in(batches, size):
+    """A tensor inside that begins with time; along no axis are samples apart in statistics over all of them."""
+    body = """
+    t = Transpose <perm = [1, 0, 2]> (x)
+    r = LSTM <hidden_size = 4> (t, w, u)
+    s = Squeeze (r, one)
+    m = ReduceMean <keepdims = 1> (x, zero)
+    c = Sub (x, m)
+    total = ReduceSum <keepdims = 0> (x)
+    y = Transpose <perm = [1, 0, 2]> (s)
+    """
+    weights = {"w": (1, 16, 3), "u": (1, 16, 4), "one": np.array([1]), "zero": np.array([0])}
+    model = build("float[N,6,3] x", "float[N,6,4] y, float total", body, weights)
+    shape = (size, 6, 3)
+    assert not apart(model, batches, x=shape)
+    assert apart(model, batches, ["y"], x=shape)
+    assert apart(model, batches, ["s"], x=shape)
+    assert apart(model, batches, ["s", "y"], x=shape)
+    assert not apart(model, batches, ["s", "c"], x=shape)
+    assert not apart(model, batches, ["total"], x=shape)

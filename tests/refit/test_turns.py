@@ -206,3 +206,29 @@ def test_of_large_images_fewer_make_a_step(side, batch, monkeypatch):
     feeds = [{"x": random.standard_normal((8, 2, side, side)).astype(np.float32)} for _ in range(3)]
     reconstruct(graph, reference, feeds, replace(COURSE, steps=2))
     assert {course.batch for course in courses} == {batch}
+
+
+@pytest.mark.parametrize(("size", "steps"), [(1, 16), (5, 4), (16, 1), (40, 1)])
+def test_a_step_has_as_many_samples_where_batches_are_taken_whole(size, steps, monkeypatch):
+    """The first axis of what the block reads is time: of samples there are as many as the model's inputs have rows."""
+    courses = []
+    real = block.train
+
+    def seen(*args, **options):
+        assert not args[2].rows
+        courses.append(args[5])
+        return real(*args, **options)
+
+    monkeypatch.setattr(block, "train", seen)
+    body = """
+    t = Transpose <perm = [1, 0, 2]> (x)
+    r = LSTM <hidden_size = 4> (t, w, u)
+    s = Squeeze (r, one)
+    y = Transpose <perm = [1, 0, 2]> (s)
+    """
+    weights = {"w": (1, 16, 3), "u": (1, 16, 4), "one": np.array([1])}
+    graph, reference = noisy(build("float[N,6,3] x", "float[N,6,4] y", body, weights))
+    random = np.random.default_rng(0)
+    feeds = [{"x": random.standard_normal((size, 6, 3)).astype(np.float32)} for _ in range(3)]
+    reconstruct(graph, reference, feeds, replace(COURSE, steps=2))
+    assert [course.batch for course in courses] == [steps]
