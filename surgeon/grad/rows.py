@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from numpy.typing import NDArray
 
@@ -36,40 +37,62 @@ def rows_are_apart(
         graph: What is computed. It is not changed.
         samples: Of all of the graph's inputs.
         threads: Threads for onnxruntime.
-        judged: Names of tensors that are looked at, and along each of their axes, since samples may be further in there; what the
-            graph puts out then only has to be computed. By default its outputs, along the first.
+        judged: Names of tensors that are looked at; what the graph puts out then only has to be computed. Samples may be further
+            in there, or several rows each. By default its outputs, whose rows along the first axis have to be those of the inputs.
     """
     filled = [batch for batch, size in enumerate(samples.sizes) if size]
     if not samples.rows or len(samples) < 2:
         return False
     batches = sorted({filled[0], filled[-1]})
     ends = [(batch, row) for batch in batches for row in sorted({0, samples.sizes[batch] - 1})]
+    work = for_any_shape(graph, {name: samples.get(name, 0) for name in samples.names})
+    if judged is not None:
+        tensors = work.tensors()
+        others = [tensor for tensor in work.outputs if tensor.name not in judged]
+        work.outputs = [*map(tensors.__getitem__, judged), *others]
+    names = [tensor.name for tensor in work.outputs] if judged is None else list(judged)
     try:
-        work = for_any_shape(graph, {name: samples.get(name, 0) for name in samples.names})
-        if judged is not None:
-            tensors = work.tensors()
-            work.outputs = [
-                *map(tensors.__getitem__, judged),
-                *(t for t in work.outputs if t.name not in judged),
-            ]
         runner = session(to_model(work), threads=threads)
-        count = len(work.outputs if judged is None else judged)
         whole = {
-            batch: run(runner, {name: samples.get(name, batch) for name in samples.names})
+            batch: run(runner, {name: samples.get(name, batch) for name in samples.names}, names)
             for batch in batches
         }
-        mixed = [(trial, run(runner, _rows(samples, trial))) for trial in (ends[::-1], ends[:1])]
+        mixed = [(trial, run(runner, _rows(samples, trial), names)) for trial in (ends[::-1], ends[:1])]
     except (DataError, UnsupportedModelError):  # sizes are written into it
         return False
+    return all(
+        any(
+            all(
+                _alike(
+                    view(found[k], len(trial)),
+                    [(view(whole[batch][k], samples.sizes[batch]), row) for batch, row in trial],
+                )
+                for trial, found in mixed
+            )
+            for view in ([_first] if judged is None else _views(whole[batches[0]][k].ndim))
+        )
+        for k in range(len(names))
+    )
 
-    def apart(k: int, axis: int) -> bool:
-        return all(
-            _alike(found[k], [(whole[batch][k], row) for batch, row in trial], axis) for trial, found in mixed
+
+def _first(array: Array, count: int) -> Array | None:
+    """An array whose first axis is that of so many samples; None if it is not."""
+    return array if array.shape[:1] == (count,) else None
+
+
+def _views(rank: int) -> list[Callable[[Array, int], Array | None]]:
+    """Ways to see an array as so many samples: along each axis, which may count rows of samples, or samples in each of these."""
+
+    def view(array: Array, count: int, axis: int, inner: int) -> Array | None:
+        size = array.shape[axis] if array.ndim == rank else 0
+        if not size or size % count:
+            return None
+        parts = (count, size // count)[:: 1 - 2 * inner]
+        return np.moveaxis(
+            array.reshape(*array.shape[:axis], *parts, *array.shape[axis + 1 :]), axis + inner, 0
         )
 
-    if judged is None:
-        return all(apart(k, 0) for k in range(count))
-    return all(any(apart(k, axis) for axis in range(whole[batches[0]][k].ndim)) for k in range(count))
+    return [partial(view, axis=axis, inner=inner) for axis in range(rank) for inner in (0, 1)]
 
 
 def for_any_shape(graph: gs.Graph, feeds: Mapping[str, Array]) -> gs.Graph:
@@ -84,6 +107,15 @@ def for_any_shape(graph: gs.Graph, feeds: Mapping[str, Array]) -> gs.Graph:
     return result
 
 
+def with_open_rows(graph: gs.Graph) -> gs.Graph:
+    """A copy whose inputs may have any number of rows, whatever number is declared."""
+    result = copy_of(graph)
+    for tensor in result.inputs:
+        if tensor.shape:
+            tensor.shape = ["surgeon/rows", *tensor.shape[1:]]
+    return result
+
+
 def _rows(samples: Samples, trial: list[tuple[int, int]]) -> dict[str, Array]:
     return {
         name: np.concatenate([samples.get(name, batch)[row : row + 1] for batch, row in trial])
@@ -91,15 +123,10 @@ def _rows(samples: Samples, trial: list[tuple[int, int]]) -> dict[str, Array]:
     }
 
 
-def _alike(found: Array, expected: list[tuple[Array, int]], axis: int) -> bool:
-    """Whether a result consists, along an axis, of the rows of others that are given by number."""
-    if any(array.ndim <= axis or array.shape[axis] <= row for array, row in expected):
-        return False
-    rows = [np.take(array, row, axis) for array, row in expected]
-    if any(row.shape != rows[0].shape for row in rows):
-        return False
-    wanted = np.stack(rows, axis)
-    if found.shape != wanted.shape:
+def _alike(found: Array | None, expected: list[tuple[Array | None, int]]) -> bool:
+    """Whether a result consists of the rows of others that are given by number."""
+    rows = [array[row] for array, row in expected if array is not None]
+    if found is None or len(rows) < len(expected) or any(row.shape != found.shape[1:] for row in rows):
         return False
     finite = np.abs(found[np.isfinite(found)])
-    return bool(np.allclose(found, wanted, rtol=0, atol=CLOSE * finite.max(initial=0), equal_nan=True))
+    return bool(np.allclose(found, rows, rtol=0, atol=CLOSE * finite.max(initial=0), equal_nan=True))

@@ -84,8 +84,10 @@ def session(
         ) from error
 
 
-def run(runner: ort.InferenceSession, feeds: Mapping[str, Array]) -> list[Array]:
-    """Runs a session and returns all of its outputs.
+def run(
+    runner: ort.InferenceSession, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None
+) -> list[Array]:
+    """Runs a session and returns its outputs, all of them unless some are named.
 
     Feeds that are not inputs of the model are ignored, so that one set of feeds serves a model and its
     optimized copy.
@@ -101,12 +103,12 @@ def run(runner: ort.InferenceSession, feeds: Mapping[str, Array]) -> list[Array]
             f"the model's input has no data: {', '.join(missing)}", hint=f"given: {', '.join(sorted(feeds))}"
         )
     try:
-        outputs: list[Array] = runner.run(None, {name: feeds[name] for name in names})
+        results: list[Array] = runner.run(outputs, {name: feeds[name] for name in names})
     except native.InvalidArgument as error:
         raise DataError(f"the data do not fit the model: {first_line(error)}") from error
     except RUNTIME_ERRORS as error:
         raise UnsupportedModelError(f"onnxruntime cannot run the model: {first_line(error)}") from error
-    return outputs
+    return results
 
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:

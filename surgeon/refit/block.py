@@ -18,7 +18,7 @@ import onnx_graphsurgeon as gs
 
 from surgeon.grad.objective import Objective
 from surgeon.grad.parameters import parameters_of
-from surgeon.grad.rows import rows_are_apart
+from surgeon.grad.rows import rows_are_apart, with_open_rows
 from surgeon.grad.samples import Samples
 from surgeon.grad.train import Course, State, train
 from surgeon.graph.schemas import opsets
@@ -148,6 +148,8 @@ class _Reconstruction:
             judged=_ends(turns, self.shapes.dtypes.keys() & types.keys()),
             threads=threads,
         )
+        if self.division.size > 1:  # and as many as there are, whatever is declared
+            self.shapes = infer(with_open_rows(graph))
         self.new = Replay(graph, self.shapes.dtypes, self.division.feeds, **options)
         self.old = Replay(reference.graph, types, self.division.feeds, **options)
         self.found = Reconstructed()
@@ -241,7 +243,8 @@ class _Reconstruction:
         learn, held = self.division.numbers(samples)
         if not (len(learn) and len(held)):
             self.found.stopped |= dict.fromkeys(
-                lesson.parameters, "there is one sample, and none to judge by"
+                lesson.parameters,
+                "there is one sample, or one batch that cannot be divided, and none to judge by",
             )
             progress(self.course.steps)
             return

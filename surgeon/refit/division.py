@@ -67,7 +67,7 @@ def divide(
         seed: Of what is held out.
         variants: How many variants of the samples follow them in ``feeds``, each with as many batches. Of what is held out
             only variants are judged by: what was fitted to the samples before would look too good on these.
-        judged: Names of tensors that have to be apart; by default the outputs.
+        judged: Names of tensors in which samples have to be apart; by default the outputs.
         threads: Threads for onnxruntime.
     """
     inputs = sorted({tensor.name for each in graphs for tensor in each.inputs})
@@ -78,9 +78,12 @@ def divide(
     def of(first: int, *, rows: bool) -> Samples:
         return Samples.of(inputs, lambda name, batch: feeds[first + batch][name], count, rows=rows)
 
-    own = of(0, rows=True)
-    rows = own.rows and all(rows_are_apart(each, own, threads, judged) for each in graphs)
-    kinds = [of(k * count, rows=rows) for k in range(1 + variants)]
+    kinds = [of(k * count, rows=True) for k in range(1 + variants)]
+    own = kinds[0]
+    rows = all(each.rows and each.sizes == own.sizes for each in kinds)
+    rows = rows and all(rows_are_apart(each, own, threads, judged) for each in graphs)
+    if not rows:
+        kinds = [of(k * count, rows=False) for k in range(1 + variants)]
     learn, held = kinds[0].split(HELD_OUT, np.random.default_rng(seed))
     size = max(own.sizes)
     return Division(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from surgeon.grad.losses import PASSED_ON
+from surgeon.grad.losses import PASSED_ON as RESHAPING
 from surgeon.grad.rows import for_any_shape
 from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 SHARES = (1 / 2, 1 / 4)  # of the way from where weights were to where they are
 FLOOR = 1e-2  # of the mean square: the variance of few samples may be next to nothing
 TINY = 1e-12
-MOVING = PASSED_ON | {"Transpose"}
+PASSED_ON = RESHAPING | {"Transpose"}
+ROUNDING = frozenset({"Cast", "CastLike", "QuantizeLinear", "DynamicQuantizeLinear"})
 
 
 @dataclass(frozen=True)
@@ -148,21 +149,41 @@ def _go(ways: Iterable[tuple[gs.Constant, Array, Array]], share: float) -> None:
 def _labels(graph: gs.Graph) -> dict[str, bool]:
     """The outputs that are tensors of numbers, or of flags, as numpy knows them, and whether these name something.
 
-    So do flags and integers, but for those of eight bits and what was a float before it was rounded.
+    So do flags, and integers, whatever type they are given later, unless they are floats that were rounded.
     """
-    dtypes, tensors = infer(graph).dtypes, graph.tensors()
-    found = {}
-    for name in depending(graph) & {tensor.name for tensor in graph.outputs} & dtypes.keys():
-        source = tensors[name]
-        while source.inputs and source.inputs[0].op in MOVING:
-            source = source.inputs[0].inputs[0]
-        stored, made = (
-            np.dtype(onnx.helper.tensor_dtype_to_np_dtype(dtypes[each]))
-            for each in (name, source.name if source.name in dtypes else name)
-        )
-        if stored.kind in "fiub":
-            found[name] = made.kind == "b" or (made.kind in "iu" and made.itemsize > 1)
-    return found
+    kinds = {name: _kind(dtype) for name, dtype in infer(graph).dtypes.items()}
+    dynamic = depending(graph)
+    return {
+        tensor.name: kinds[tensor.name] == "b" or _is_name(tensor, kinds, dynamic)
+        for tensor in graph.outputs
+        if tensor.name in dynamic and kinds.get(tensor.name, "") in set("fiub")
+    }
+
+
+def _kind(dtype: int) -> str:
+    return str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(dtype)).kind)
+
+
+def _is_name(tensor: gs.Tensor, kinds: Mapping[str, str], dynamic: set[str]) -> bool:
+    """Whether a tensor is made of integers that no float was rounded to, or of flags."""
+    waiting, seen = [tensor], set()
+    while waiting:
+        each = waiting.pop()
+        if each.name in seen or each.name not in dynamic:
+            continue
+        seen.add(each.name)
+        kind, makers = kinds.get(each.name, "f"), list(each.inputs)
+        read = [tensor for maker in makers for tensor in maker.inputs]
+        if kind == "f":
+            waiting += read[:1] if makers and makers[0].op in PASSED_ON else []
+        elif kind != "b" and (
+            (makers and makers[0].op in ROUNDING)
+            or any(kinds.get(tensor.name, "f") != "f" for tensor in read if tensor.name in dynamic)
+        ):
+            waiting += read
+        else:
+            return True
+    return False
 
 
 def _compared(ours: Array, theirs: Array, *, labels: bool) -> Array:

@@ -84,6 +84,82 @@ def test_what_is_made_of_results_need_not_have_rows():
     assert len(divided(sized, numbered(), judged=["y"]).judge[0]["x"]) == 8
 
 
+def test_samples_may_lie_further_in_or_have_several_rows():
+    assert len(divided(WINDOWS, numbered(), judged=["e"]).judge[0]["x"]) == 4
+    turned = build(
+        "float[N,6] x",
+        "float[N,4] y",
+        "a = MatMul (x, w)\nt = Transpose (a)\nf = Reshape (t, flat)\nb = Relu (f)\nc = Reshape (b, back)\ny = Transpose (c)",
+        {"w": (6, 4), "flat": np.array([-1, 1]), "back": np.array([4, -1])},
+    )
+    for name in "atfby":
+        assert len(divided(turned, numbered(), judged=[name]).judge[0]["x"]) == 4
+
+
+def test_all_graphs_have_to_keep_samples_apart():
+    for graphs in ([ROWS, CENTRED], [CENTRED, ROWS]):
+        assert len(divide([from_model(each) for each in graphs], numbered(), 0).judge[0]["x"]) == 8
+
+
+def test_outputs_that_numpy_does_not_know_are_only_computed():
+    body = "y = MatMul (x, w)\nb = Cast <to = 16> (y)"
+    model = build(FREE, "float[N,4] y, bfloat16[N,4] b", body, {"w": (6, 4)})
+    assert len(divided(model, numbered(), judged=["y"]).judge[0]["x"]) == 4
+
+
+def test_variants_of_other_shapes():
+    body = "a = MatMul (x, w)\ny = ReduceMean <keepdims = 0> (a, one)"
+    model = build("float[N,T,6] x", "float[N,4] y", body, {"w": (6, 4), "one": np.array([1])})
+    own = [{"x": RANDOM.standard_normal((8, 5, 6)).astype(np.float32)} for _ in range(4)]
+    for lengths, size in (((7, 7, 7, 7), 1), ((4, 5, 6, 7), 8)):
+        varied = [
+            {"x": batch["x"][:, :1].repeat(length, 1)} for batch, length in zip(own, lengths, strict=True)
+        ]
+        found = divided(model, [*own, *varied], variants=1)
+        assert [len(batch["x"]) for batch in found.judge] == ([4] if size == 1 else [8])
+        assert {batch["x"].shape[1] for batch in found.judge} <= set(lengths)
+        graph, reference = noisy(model)
+        assert block.reconstruct(graph, reference, [*own, *varied], COURSE, variants=1).kept
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_number_of_samples_that_is_declared_but_not_used(count):
+    model = build(
+        "float[8,6] x", "float[8,4] y", "a = MatMul (x, w)\nb = Relu (a)\ny = MatMul (b, u)", MATRICES
+    )
+    graph, reference = noisy(model)
+    feeds = [{"x": RANDOM.standard_normal((8, 6)).astype(np.float32)} for _ in range(count)]
+    found = block.reconstruct(graph, reference, feeds, COURSE)
+    assert found.kept
+    assert np.isfinite(found.outcome.before)
+
+
+@pytest.mark.parametrize(("model", "size"), [(FOUND, 8), (WINDOWS, 8), (CENTRED, 1)])
+def test_blocks_decide_how_samples_are_divided_and_outputs_are_judged_by_what_is_held_out(
+    model, size, monkeypatch
+):
+    divisions, judged = [], []
+
+    def seen(*args, **options):
+        divisions.append(divide(*args, **options))
+        return divisions[-1]
+
+    def counted(graph, reference, feeds, *args):
+        judged.append(feeds)
+        return real(graph, reference, feeds, *args)
+
+    real = block.Outputs
+    monkeypatch.setattr(block, "divide", seen)
+    monkeypatch.setattr(block, "Outputs", counted)
+    graph, reference = noisy(model)
+    feeds = [{"x": RANDOM.standard_normal((8, 6)).astype(np.float32)} for _ in range(8)]
+    assert block.reconstruct(graph, reference, feeds, COURSE, variants=1).kept
+    (division,) = divisions
+    assert division.size == size
+    assert judged == [division.judge]
+    assert sum(len(batch["x"]) for batch in division.judge) == (4 if size == 8 else 8)
+
+
 def test_of_what_is_held_out_variants_are_judged_by():
     feeds = [*numbered(), *numbered(start=100), *numbered(start=200)]
     found = divided(ROWS, feeds, variants=2)

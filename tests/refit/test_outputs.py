@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+from onnx_graphsurgeon.ir.tensor import LazyValues
 from ops.oracle import build
 from refit.test_block import COURSE, changed, constants, state
 
@@ -92,11 +93,28 @@ def test_more_or_fewer_values_are_all_wrong():
         ("b = Cast <to = 7> (a)\nc = Cast <to = 2> (b)\ny = Transpose (c)", "uint8"),
         ("y = QuantizeLinear (a, one, none)", "uint8"),
         ("b = Round (a)\ny = Cast <to = 7> (b)", "int64"),
+        ("y = QuantizeLinear (a, one, wide)", "uint16"),
+        ("b = Cast <to = 6> (a)\nc = Clip (b, least, most)\ny = Cast <to = 2> (c)", "uint8"),
+        (
+            "b = Cast <to = 6> (a)\nc = Add (b, most)\nd = Concat <axis = 0> (b, c)\ny = Slice (d, zero, two)",
+            "int32",
+        ),
+        ("q, s, z = DynamicQuantizeLinear (a)\ny = Identity (q)", "uint8"),
+        ("q = QuantizeLinear (a, one, none)\ny = MatMulInteger (q, some)", "int32"),
     ],
 )
 def test_rounded_quantities_are_compared_as_numbers(body, kind):
     """An image that is brighter by one everywhere is not all wrong."""
-    more = {"none": np.uint8(0), "one": np.float32(1)}
+    more = {
+        "none": np.uint8(0),
+        "wide": np.uint16(0),
+        "one": np.float32(1),
+        "least": np.int32(0),
+        "most": np.int32(255),
+        "zero": np.array([0]),
+        "two": np.array([2]),
+        "some": np.ones((2, 2), np.uint8),
+    }
     one, two = (
         build(
             "float[N,3] x",
@@ -106,12 +124,24 @@ def test_rounded_quantities_are_compared_as_numbers(body, kind):
         )
         for shift in (101, 100)
     )
+    assert outputs(one, two)[1].labels == {"y": False}
     assert 0 < outputs(one, two)[1].error() < 0.1
 
 
-@pytest.mark.parametrize("body", ["y = Cast <to = 1> (k)", "y = Cast <to = 2> (k)", "y = Greater (a, zero)"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "y = Cast <to = 1> (k)",
+        "y = Cast <to = 2> (k)",
+        "y = Greater (a, zero)",
+        "b = Relu (a)\ny = Cast <to = 9> (b)",
+        "b = Cast <to = 1> (k)\ny = Cast <to = 2> (b)",
+    ],
+)
 def test_labels_are_compared_as_such_whatever_their_type(body):
-    kind = {"Cast <to = 1>": "float", "Cast <to = 2>": "uint8"}.get(body[4:17], "bool")
+    kind = next(
+        (k for to, k in ((1, "float"), (2, "uint8")) if body.endswith(f"<to = {to}> ({body[-2:-1]})")), "bool"
+    )
     factor = np.array([3, -0.5])
     one, two = (
         build(
@@ -148,6 +178,17 @@ def test_what_was_sparse_is_sparse_again():
     weight.values = np.asarray(peek(weight) + 1)
     assert found.settle([(weight, stored)]).share == 0
     assert len(to_model(graph).graph.sparse_initializer) == 1
+
+
+def test_what_is_given_back_is_stored_as_it_was(monkeypatch):
+    losses = iter([3, 2, 3, 3])
+    monkeypatch.setattr(Outputs, "error", lambda self: next(losses))
+    graph = from_model(model(0.5))
+    stored = constants(graph)["w"]._values
+    assert isinstance(stored, LazyValues)
+    found = reconstruct(graph, Reference(from_model(model(1))), BATCHES, COURSE)
+    assert found.outcome == Outcome(2, 2, 0)
+    assert constants(graph)["w"]._values is stored
 
 
 def test_the_original_runs_once_and_nothing_where_nothing_is_learned(monkeypatch):
