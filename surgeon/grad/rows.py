@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from surgeon.grad.samples import Samples
 
     Array = NDArray[Any]
+    View = Callable[[Array, int], Array | None]
 
 CLOSE = 1e-3  # of the largest value: products of other sizes may add up in another order
 
@@ -60,19 +61,19 @@ def rows_are_apart(
         mixed = [(trial, run(runner, _rows(samples, trial), names)) for trial in (ends[::-1], ends[:1])]
     except (DataError, UnsupportedModelError):  # sizes are written into it
         return False
-    return all(
-        any(
-            all(
-                _alike(
-                    view(found[k], len(trial)),
-                    [(view(whole[batch][k], samples.sizes[batch]), row) for batch, row in trial],
-                )
-                for trial, found in mixed
+
+    def apart(k: int, view: View) -> bool:
+        return all(
+            _alike(
+                view(found[k], len(trial)),
+                [(view(whole[batch][k], samples.sizes[batch]), row) for batch, row in trial],
             )
-            for view in ([_first] if judged is None else _views(whole[batches[0]][k].ndim))
+            for trial, found in mixed
         )
-        for k in range(len(names))
-    )
+
+    if judged is None:
+        return all(apart(k, _first) for k in range(len(names)))
+    return all(any(apart(k, view) for view in _views(whole[batches[0]][k].ndim)) for k in range(len(names)))
 
 
 def _first(array: Array, count: int) -> Array | None:
@@ -80,7 +81,7 @@ def _first(array: Array, count: int) -> Array | None:
     return array if array.shape[:1] == (count,) else None
 
 
-def _views(rank: int) -> list[Callable[[Array, int], Array | None]]:
+def _views(rank: int) -> list[View]:
     """Ways to see an array as so many samples: along each axis, which may count rows of samples, or samples in each of these."""
 
     def view(array: Array, count: int, axis: int, inner: int) -> Array | None:

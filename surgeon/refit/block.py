@@ -148,7 +148,7 @@ class _Reconstruction:
             judged=_ends(turns, self.shapes.dtypes.keys() & types.keys()),
             threads=threads,
         )
-        if self.division.size > 1:  # and as many as there are, whatever is declared
+        if self.division.size > 1:  # batches hold other numbers of samples than may be declared
             self.shapes = infer(with_open_rows(graph))
         self.new = Replay(graph, self.shapes.dtypes, self.division.feeds, **options)
         self.old = Replay(reference.graph, types, self.division.feeds, **options)
