@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from surgeon_passes.quantizing.speed import Race
 
 FINE = 1e-3  # error of the outputs, relative to their variance, of which nothing needs to be taken away
-RATE = 5.0  # staying float has to take away so many times the share of the error as it costs of the float model's time
+RATE = 3.0  # staying float has to take away so many times the share of the error as it costs of the float model's time
 LIGHT = 0.01  # of all weights, up to which those of an operator stay float
 FASTEST = 0.95  # of the float model's time: what comes near to that leaves nothing to spend
 MODELS = 48  # that are measured, about
@@ -73,7 +73,8 @@ def spared(
 ) -> list[Spared]:
     """Find the operators whose error is not worth the time they save.
 
-    Times and errors of operators propose them; whole models with and without decide.
+    Times and errors of operators propose them; whole models with and without decide, by the root of the squared error: in
+    proportion to that decisions change.
 
     Args:
         mixes: The models there are, with what stays float for speed.
@@ -107,7 +108,7 @@ def spared(
     best: list[Spared] = []
     most = 0.0
     for proposal, left, time in zip(proposals, errors, after, strict=True):
-        gain = 1 - left / max(error, TINY)
+        gain = 1 - math.sqrt(left / max(error, TINY))
         profit = gain / RATE - (time - before)
         if gain > 0 and time <= FASTEST and profit >= most:
             best, most = proposal, profit
