@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from surgeon.grad.losses import PASSED_ON as RESHAPING
+from surgeon.grad.losses import PASSED_ON
 from surgeon.grad.rows import for_any_shape
 from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
@@ -32,8 +32,11 @@ if TYPE_CHECKING:
 SHARES = (1 / 2, 1 / 4)  # of the way from where weights were to where they are
 FLOOR = 1e-2  # of the mean square: the variance of few samples may be next to nothing
 TINY = 1e-12
-PASSED_ON = RESHAPING | {"Transpose"}
+MOVING = PASSED_ON | {"Transpose"}
 ROUNDING = frozenset({"Cast", "CastLike", "QuantizeLinear", "DynamicQuantizeLinear"})
+PRODUCTS = frozenset({"MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv"})
+JOINING = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min", "Concat", "Where"})
+FINDING = frozenset({"ArgMax", "ArgMin", "TopK", "NonZero", "NonMaxSuppression", "Shape", "Size"})
 
 
 @dataclass(frozen=True)
@@ -166,24 +169,23 @@ def _kind(dtype: int) -> str:
 
 def _is_name(tensor: gs.Tensor, kinds: Mapping[str, str], dynamic: set[str]) -> bool:
     """Whether a tensor is made of integers that no float was rounded to, or of flags."""
-    waiting, seen = [tensor], set()
-    while waiting:
-        each = waiting.pop()
-        if each.name in seen or each.name not in dynamic:
-            continue
-        seen.add(each.name)
-        kind, makers = kinds.get(each.name, "f"), list(each.inputs)
-        read = [tensor for maker in makers for tensor in maker.inputs]
-        if kind == "f":
-            waiting += read[:1] if makers and makers[0].op in PASSED_ON else []
-        elif kind != "b" and (
-            (makers and makers[0].op in ROUNDING)
-            or any(kinds.get(tensor.name, "f") != "f" for tensor in read if tensor.name in dynamic)
-        ):
-            waiting += read
-        else:
-            return True
-    return False
+    if tensor.name not in dynamic:
+        return False
+    kind, makers = kinds.get(tensor.name, "f"), list(tensor.inputs)
+    if kind == "b":
+        return True
+    if not makers:
+        return kind in "iu"
+    operator, read = makers[0].op, list(makers[0].inputs)
+    if kind not in "iu":
+        return operator in MOVING and _is_name(read[0], kinds, dynamic)
+    if operator in PRODUCTS:
+        return False
+    if operator in JOINING:
+        return any(_is_name(each, kinds, dynamic) for each in read[operator == "Where" :])
+    if operator in ROUNDING or (operator not in FINDING and kinds.get(read[0].name, "f") in "iub"):
+        return _is_name(read[0], kinds, dynamic)
+    return True
 
 
 def _compared(ours: Array, theirs: Array, *, labels: bool) -> Array:

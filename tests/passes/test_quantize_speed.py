@@ -20,7 +20,7 @@ from surgeon.stats.kernels import Kernel
 from surgeon.stats.latency import Latency
 from surgeon_passes.quantize import Quantize
 from surgeon_passes.quantizing import speed
-from surgeon_passes.quantizing.choose import Choice, choose
+from surgeon_passes.quantizing.choose import FUSED, Choice, choose
 from surgeon_passes.quantizing.kernels import count
 from surgeon_passes.quantizing.partition import Times, best, predicted, units_of
 
@@ -126,27 +126,102 @@ def test_what_is_fused_into_an_operator_goes_with_it() -> None:
     assert [unit.nodes for unit in units_of(model.graph, whole_of(model), times)] == [["n0", "n1"], ["n2"]]
 
 
+POOLED = Times(
+    {"n0": 90.0, "n1": 2.0, "n2": 90.0},
+    {"n0": 30.0, "n1": 50.0, "n2": 30.0},
+    dict.fromkeys(("x", "t0", "t1", "t2"), 1),
+    1.0,
+    0.0,
+)
+
+
 def test_a_pooling_that_is_slow_in_eight_bits_stays_float_without_the_convolution_before_it() -> None:
     """Together they lose nothing in 8 bits, and a convolution in float takes its pooling along."""
-    model = convolutions([("x",), ("t0",), ("t1",)], ["Conv", "AveragePool", "Conv"])
-    times = Times(
-        {"n0": 90.0, "n1": 2.0, "n2": 90.0},
-        {"n0": 30.0, "n1": 50.0, "n2": 30.0},
-        dict.fromkeys(("x", "t0", "t1", "t2"), 1),
-        1.0,
-        0.0,
-    )
-    whole = whole_of(model)
-    floats, least = best(model.graph, whole, times)
+    model = convolutions([("x",), ("t0",), ("t1",)], ["Conv", "AveragePool", "Exp"])
+    whole = choose(model, lambda name: False, static=True)
+    assert whole.nodes == ["n0", "n1"]
+    floats, least = best(model.graph, whole, POOLED)
     assert [unit.nodes for unit in floats] == [["n1"]]
-    assert least == predicted(model.graph, whole, times, {"n1"}) == 30 + 2 + 30 + 4
-    assert best(model.graph, whole, times, joined=True) == ([], 30 + 50 + 30 + 2)
-    assert predicted(model.graph, whole, times, {"n0"}) == 90 + 2 + 30 + 2
-    choices = [
-        choose(model, lambda name: False, static=True, stay=dict.fromkeys(stay, "slow")).nodes
-        for stay in (["n1"], ["n0"])
+    assert least == predicted(model.graph, whole, POOLED, {"n1"}) == 30 + 2 + 2
+    assert best(model.graph, whole, POOLED, joined=True) == ([], 30 + 50 + 2)
+    assert predicted(model.graph, whole, POOLED, {"n0"}) == 90 + 2
+    proposed = speed._proposals(
+        model, whole, lambda stay: choose(model, lambda name: False, static=True, stay=stay), POOLED
+    )
+    assert [(choice.nodes, list(stay)) for choice, stay in proposed] == [(["n0"], ["n1"])]
+
+
+def test_a_pooling_between_eight_bits_has_such_whatever_is_written() -> None:
+    """onnxruntime sees to that: it is not proposed, and its time is not hoped for."""
+    model = convolutions([("x",), ("t0",), ("t1",)], ["Conv", "AveragePool", "Conv"])
+    whole = choose(model, lambda name: False, static=True)
+    assert best(model.graph, whole, POOLED) == ([], 30 + 50 + 30 + 2)
+
+
+@pytest.mark.parametrize(
+    ("operator", "inputs", "attributes"),
+    [
+        ("AveragePool", ["b"], {"kernel_shape": [3, 3], "pads": [1] * 4}),
+        ("GlobalAveragePool", ["b"], {}),
+        ("Add", ["a", "b"], {}),
+        ("Mul", ["a", "b"], {}),
+        ("Sigmoid", ["b"], {}),
+        ("LeakyRelu", ["b"], {}),
+        ("Concat", ["a", "b"], {"axis": 1}),
+        ("Resize", ["b", "", "scales"], {"mode": "nearest"}),
+        ("MaxPool", ["b"], {"kernel_shape": [3, 3], "pads": [1] * 4}),
+    ],
+)
+def test_what_onnxruntime_computes_in_eight_bits_all_the_same(
+    operator: str, inputs: list[str], attributes: dict[str, object]
+) -> None:
+    channels = 16 if operator == "Concat" else 8
+    nodes = [
+        oh.make_node("Conv", ["x", "w"], ["a"], name="one"),
+        oh.make_node("Conv", ["a", "w"], ["b"], name="two"),
+        oh.make_node(operator, inputs, ["c"], name="middle", **attributes),
+        oh.make_node("Conv", ["c", "v"], ["y"], name="three"),
     ]
-    assert choices == [["n0", "n2"], ["n2"]]
+    weights = [weight("w", 8, 8, 1, 1), weight("v", 8, channels, 1, 1)]
+    weights.append(nh.from_array(np.array([1, 1, 2, 2], np.float32), "scales"))
+    ends = [oh.make_tensor_value_info("x", 1, ["N", 8, 6, 6]), oh.make_tensor_value_info("y", 1, None)]
+    model = oh.make_model(
+        oh.make_graph(nodes, "g", ends[:1], ends[1:], weights),
+        ir_version=8,
+        opset_imports=[oh.make_opsetid("", 17)],
+    )
+    counts = []
+    for exclude in ((), ("middle",)):
+        context = context_for(model)
+        quantized(model, context, exclude=exclude)
+        counts.append((context.record["kernels"], context.record["leftover"]))
+    assert (counts[0] == counts[1]) == (operator in FUSED)
+
+
+OPERATORS = ("Conv", "Add", "Concat", "AveragePool", "Sigmoid", "Mul", "Exp", "Resize")
+
+
+@given(st.data(), st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_a_split_is_what_is_made_of_it(data: st.DataObject, joined: bool) -> None:
+    """Whatever stays float by the split: of the others, all have 8 bits, and no more."""
+    number = data.draw(st.integers(2, 9))
+    tensors = ["x", *(f"t{index}" for index in range(number))]
+    operators, edges = [], []
+    for index in range(number):
+        operators.append(data.draw(st.sampled_from(OPERATORS)) if index else "Conv")
+        count = 2 if operators[-1] in ("Add", "Mul", "Concat") else 1
+        edges.append(tuple(data.draw(st.sampled_from(tensors[: index + 1])) for _ in range(count)))
+    model = convolutions(edges, operators)
+    whole = choose(model, lambda name: False, static=True)
+    microseconds = st.integers(0, 50).map(float)
+    floats, integers = ({f"n{k}": data.draw(microseconds) for k in range(number)} for _ in range(2))
+    times = Times(floats, integers, dict.fromkeys(tensors, data.draw(st.integers(0, 20))), 1.0, 2.0)
+    units, least = best(model.graph, whole, times, joined=joined)
+    stay = {name: "slow" for unit in units for name in unit.nodes}
+    made = choose(model, lambda name: False, static=True, stay=stay)
+    assert made.nodes == [name for name in whole.nodes if name not in stay]
+    assert least < float("inf")
 
 
 def test_what_only_moves_values_takes_the_side_of_its_neighbours() -> None:

@@ -122,6 +122,12 @@ def test_variants_of_other_shapes():
         assert block.reconstruct(graph, reference, [*own, *varied], COURSE, variants=1).kept
 
 
+def test_variants_of_other_numbers_of_samples():
+    fewer = [{"x": batch["x"][:5]} for batch in numbered(start=100)]
+    found = divided(ROWS, [*numbered(), *fewer], variants=1)
+    assert [len(batch["x"]) for batch in found.judge] == [5]
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_number_of_samples_that_is_declared_but_not_used(count):
     model = build(

@@ -101,6 +101,8 @@ def test_more_or_fewer_values_are_all_wrong():
         ),
         ("q, s, z = DynamicQuantizeLinear (a)\ny = Identity (q)", "uint8"),
         ("q = QuantizeLinear (a, one, none)\ny = MatMulInteger (q, some)", "int32"),
+        ("q = QuantizeLinear (a, one, none)\ns = Shape (a)\ny = Reshape (q, s)", "uint8"),
+        ("q = QuantizeLinear (a, one, none)\nl = Greater (a, hundred)\ny = Where (l, q, none)", "uint8"),
     ],
 )
 def test_rounded_quantities_are_compared_as_numbers(body, kind):
@@ -108,6 +110,7 @@ def test_rounded_quantities_are_compared_as_numbers(body, kind):
     more = {
         "none": np.uint8(0),
         "wide": np.uint16(0),
+        "hundred": np.float32(90),
         "one": np.float32(1),
         "least": np.int32(0),
         "most": np.int32(255),
@@ -136,6 +139,7 @@ def test_rounded_quantities_are_compared_as_numbers(body, kind):
         "y = Greater (a, zero)",
         "b = Relu (a)\ny = Cast <to = 9> (b)",
         "b = Cast <to = 1> (k)\ny = Cast <to = 2> (b)",
+        "b = Add (k, k)\nc = Sub (b, k)\ny = Cast <to = 1> (c)",
     ],
 )
 def test_labels_are_compared_as_such_whatever_their_type(body):
@@ -148,7 +152,10 @@ def test_labels_are_compared_as_such_whatever_their_type(body):
             "float[N,3] x",
             f"{kind}[N,K] y",
             f"a = MatMul (x, w)\nk = ArgMax <axis = 1> (a)\n{body}",
-            {"w": (WEIGHT * by).astype(np.float32), "zero": np.float32(0)},
+            {
+                "w": (WEIGHT * by).astype(np.float32),
+                "zero": np.float32(0),
+            },
         )
         for by in (factor, 1)
     )
@@ -156,6 +163,17 @@ def test_labels_are_compared_as_such_whatever_their_type(body):
         (X @ (WEIGHT * by) > 0) if kind == "bool" else (X @ (WEIGHT * by)).argmax(1) for by in (factor, 1)
     )
     assert 0 < outputs(one, two)[1].error() == pytest.approx((made != wanted).mean())
+
+
+@pytest.mark.parametrize("found", ["ArgMax <axis = 1> (q)", "NonZero (q)", "Shape (q)"])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_places_among_rounded_quantities_are_labels(found, swapped):
+    """If they are so in either graph."""
+    body = f"a = MatMul (x, w)\nq = QuantizeLinear (a, one, none)\nm = {found}\ny = Cast <to = 1> (m)"
+    values = {"w": WEIGHT.astype(np.float32), "one": np.float32(1), "none": np.uint8(128)}
+    place = build("float[N,3] x", "float[K,M] y", body, values)
+    other = build("float[N,3] x", "float[N,2] y", "y = MatMul (x, w)", {"w": WEIGHT.astype(np.float32)})
+    assert outputs(*((other, place) if swapped else (place, other)))[1].labels == {"y": True}
 
 
 def test_what_was_sparse_is_sparse_again():

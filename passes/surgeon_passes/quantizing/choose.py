@@ -13,10 +13,15 @@ from onnx import TensorProto
 _WEIGHT_INPUT = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}
 _NEVER = {"GRU", "RNN", "LSTM", "Einsum", "Attention", "MultiHeadAttention"}
 _SMALLEST_TABLE = 1024  # elements; smaller Gathers pick constants, not embeddings
-_FOLLOWERS = {"Relu", "Clip", "MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"}
-_JOINS = {"Add", "Mul", "Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool"}
+FOLLOWERS = {"Relu", "Clip", "MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"}
+JOINS = {"Add", "Mul", "Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool"}
+FUSED = {
+    *JOINS,
+    "Concat",
+    "Resize",
+}  # onnxruntime computes them in 8 bits wherever all they read and all that reads them has such
 _MOVERS = {"Concat": slice(None), "Split": slice(1), "Resize": slice(1)}  # and which of their inputs are data
-_STREAM = {*_JOINS, *_FOLLOWERS, "Pad", "Slice", "Split", "Concat", "Resize"}
+_STREAM = {*JOINS, *FOLLOWERS, "Pad", "Slice", "Split", "Concat", "Resize"}
 _LAST = {
     "Flatten",
     "Reshape",
@@ -183,15 +188,14 @@ def _may_follow(
     weights: dict[str, TensorProto],
     quantized: Collection[str],
 ) -> bool:
-    if node.op_type in _FOLLOWERS:
+    if node.op_type in FOLLOWERS:
         return True
     if node.op_type in _MOVERS:
         if not _moves_integers(node) or not _reaches_integers(node, readers):
             return False
-    elif node.op_type not in _JOINS:
+    elif node.op_type not in JOINS:
         return False
-    data = node.input[_MOVERS.get(node.op_type, slice(None))]
-    return all(_from_convolution(name, producers, quantized) for name in data if name not in weights)
+    return all(_from_convolution(name, producers, quantized) for name in data_of(node) if name not in weights)
 
 
 def _moves_integers(node: onnx.NodeProto) -> bool:
@@ -206,9 +210,9 @@ def _reaches_integers(node: onnx.NodeProto, readers: dict[str, list[onnx.NodePro
     while waiting:
         for name in waiting.pop().output:
             for reader in readers.get(name, []):
-                if reader.op_type in _WEIGHT_INPUT or reader.op_type in _JOINS:
+                if reader.op_type in _WEIGHT_INPUT or reader.op_type in JOINS:
                     return True
-                if reader.op_type in {*_MOVERS, *_FOLLOWERS} and reader.name not in seen:
+                if reader.op_type in {*_MOVERS, *FOLLOWERS} and reader.name not in seen:
                     seen.add(reader.name)
                     waiting.append(reader)
     return False
@@ -243,10 +247,20 @@ def _results(
 
 def _from_convolution(name: str, producers: dict[str, onnx.NodeProto], quantized: Collection[str]) -> bool:
     """Tells whether a tensor comes straight out of a quantized convolution, or of elementwise operators after one."""
+    return convolution_before(name, producers) in quantized
+
+
+def convolution_before(name: str, producers: Mapping[str, onnx.NodeProto]) -> str | None:
+    """Returns the convolution that a tensor comes out of, straight or by elementwise operators and the like; None if there is none."""
     node = producers.get(name)
     while node is not None and node.op_type not in ("Conv", "ConvTranspose"):
         node = producers.get(node.input[0]) if node.op_type in _STREAM else None
-    return node is not None and node.name in quantized
+    return None if node is None else node.name
+
+
+def data_of(node: onnx.NodeProto) -> list[str]:
+    """Returns what of a node's inputs has to come in 8 bits for it to have them, constants aside."""
+    return list(node.input[_MOVERS.get(node.op_type, slice(None))])
 
 
 def _inside(graph: onnx.GraphProto) -> Iterable[tuple[str, str]]:

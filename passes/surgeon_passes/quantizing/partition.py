@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import networkx as nx
 import onnx
 
-from surgeon_passes.quantizing.choose import Choice
+from surgeon_passes.quantizing.choose import FOLLOWERS, FUSED, Choice, convolution_before, data_of
 
 #: Operators through which onnxruntime passes 8-bit values on by itself.
 MOVES = {"Concat", "Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
@@ -74,8 +74,10 @@ def units_of(graph: onnx.GraphProto, choice: Choice, times: Times, *, joined: bo
     """
     chosen = set(choice.nodes)
     owner: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     units: list[Unit] = []
     constants = {entry.name for entry in graph.initializer}
+    producers = {output: node for node in graph.node for output in node.output}
     for node in graph.node:
         if node.name not in chosen:
             continue
@@ -86,15 +88,32 @@ def units_of(graph: onnx.GraphProto, choice: Choice, times: Times, *, joined: bo
         if number is None or weighted or any(each != number for each in makers):
             number = len(units)
             units.append(Unit())
-            for maker in () if weighted else (each for each in makers if each is not None):
-                is_product = units[maker].nodes[0] in choice.weighted
-                units[number].needs |= {maker} if is_product else units[maker].needs
+            if not weighted:
+                data = [name for name in data_of(node) if name not in constants]
+                units[number].needs |= _needs(node, data, units, owner, numbers, producers)
         unit = units[number]
         unit.nodes.append(node.name)
         unit.float_us += takes[0]
         unit.integer_us += takes[1]
         owner.update(dict.fromkeys(node.output, number))
+        numbers[node.name] = number
     return units
+
+
+def _needs(
+    node: onnx.NodeProto,
+    data: Sequence[str],
+    units: Sequence[Unit],
+    owner: Mapping[str, int],
+    numbers: Mapping[str, int],
+    producers: Mapping[str, onnx.NodeProto],
+) -> set[int]:
+    """The units with weights that have to have 8 bits for a node to have them; see `surgeon_passes.quantizing.choose.choose`."""
+    if node.op_type in FOLLOWERS:  # as what makes its input
+        maker = owner.get(node.input[0])
+        return set() if maker is None else units[maker].needs or {maker}
+    before = {convolution_before(name, producers) for name in data}
+    return {number for name, number in numbers.items() if name in before}
 
 
 def best(
@@ -119,7 +138,33 @@ def best(
         network.add_edge(index, _FLOAT, capacity=unit.integer_us * caution)
         network.add_edges_from((index, need) for need in unit.needs)  # without a capacity: infinite
     time, (_, floats) = nx.minimum_cut(network, _INTEGER, _FLOAT)
-    return [unit for index, unit in enumerate(units) if index in floats], float(time)
+    names = {name for index, unit in enumerate(units) if index in floats for name in unit.nodes}
+    stay = names
+    while fused := _fused(graph, choice, stay):
+        stay = stay - fused
+    if stay != names:
+        time = predicted(graph, choice, times, stay)
+    return [unit for unit in units if unit.nodes[0] in stay], float(time)
+
+
+def _fused(graph: onnx.GraphProto, choice: Choice, floats: Collection[str]) -> set[str]:
+    """What of the nodes that should stay float onnxruntime computes in 8 bits all the same, for all around it has such."""
+    integers = set(choice.nodes) - set(floats)
+    constants = {entry.name for entry in graph.initializer}
+    outputs = {output.name for output in graph.output}
+    makers = {name: node.name for node in graph.node for name in node.output}
+    readers: dict[str, set[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, set()).add(node.name)
+    return {
+        node.name
+        for node in graph.node
+        if node.name in floats
+        and node.op_type in FUSED
+        and all(makers.get(name) in integers for name in data_of(node) if name and name not in constants)
+        and all(name not in outputs and readers.get(name, set()) <= integers for name in node.output)
+    }
 
 
 def predicted(graph: onnx.GraphProto, choice: Choice, times: Times, floats: Collection[str]) -> float:

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from surgeon_passes.quantizing.speed import Race
 
 FINE = 1e-3  # error of the outputs, relative to their variance, of which nothing needs to be taken away
-RATE = 3.0  # staying float has to take away so many times the share of the error as it costs of the float model's time
+# so many times the share that staying float costs of the float model's time it has to take away of the error, of an
+# operator alone of the squared one: what seems worth that is tried
+RATE = 3.0
 LIGHT = 0.01  # of all weights, up to which those of an operator stay float
 FASTEST = 0.95  # of the float model's time: what comes near to that leaves nothing to spend
 MODELS = 48  # that are measured, about
