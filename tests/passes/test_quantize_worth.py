@@ -83,12 +83,11 @@ def raced(*ratios: float) -> Any:
     ("slower", "ratio", "after", "stays"),
     [
         (20.0, 0.5, 0.55, True),
-        (-10.0, 0.5, 0.80, True),
-        (-10.0, 0.5, 0.84, False),  # the race says otherwise
+        (-10.0, 0.5, 0.94, True),  # whatever the race says, it spoils everything
         (-10.0, 0.85, 0.96, False),  # hardly faster than float
         (200.0, 0.5, 0.55, True),  # the race says that it costs less than was foretold
         (200.0, 0.8, 0.85, True),  # and that there is time for it
-        (200.0, 0.5, 0.84, False),
+        (200.0, 0.5, 0.96, False),
         (4000.0, 0.8, 0.8, False),  # not tried
         (20.0, 0.97, 0.97, False),
     ],
@@ -108,6 +107,17 @@ def test_the_guilty_operator_stays_float_where_that_is_cheap(
         assert only.reason == f"alone its 8 bits save {saved} here and make 100 % of the error"
 
 
+@pytest.mark.parametrize(("after", "stays"), [(0.501, []), (0.499, ["second"])])
+def test_an_error_that_matters_little_is_worth_no_time(
+    after: float, stays: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worth, "PRICE", 1e4)
+    context = context_for(crafted())
+    mixes = mixes_of(crafted(), context, tmp_path)
+    found = worth.spared(mixes, times_of(mixes, 20.0), 0.5, context, raced(0.5, after))
+    assert [each.node for each in found] == stays
+
+
 DEAR = 0.05  # of the float model's time: cheap enough for a tenth of the error if taken for half of that
 DEARER = 0.1  # or for a quarter
 
@@ -120,7 +130,11 @@ DEARER = 0.1  # or for a quarter
         ((0.55, 0.60, 0.71), (0.2, 0.1, 0.0), ["second"]),
         ((0.80, 0.81, 0.57), (0.2, 0.1, 0.0), ["second", "third", "first"]),
         ((0.80, 0.81, 0.84), (0.2, 0.1, 0.0), []),
-        ((0.70, 0.71, 0.84), (0.25, 0.25, 0.25), []),  # a quarter of the squared error is half of the error
+        (
+            (0.70, 0.71, 0.84),
+            (0.25, 0.25, 0.25),
+            [],
+        ),  # a quarter of the squared error is half of what they are off
         ((0.66, 0.71, 0.84), (0.25, 0.25, 0.25), ["second"]),
         ((0.96, 0.97, 0.97), (0.2, 0.1, 0.0), []),  # hardly faster than float
         ((0.30, 0.30, 0.30), (1.2, 1.1, 1.3), []),  # faster, but no better
@@ -140,7 +154,7 @@ def test_what_is_raced_decides_how_much_stays_float(
     monkeypatch.setattr(
         worth, "largest", lambda *_: [Sensitivity((name,), share) for name, share in shares.items()]
     )
-    distances = [1.0, *errors]
+    distances = [0.01, *(each / 100 for each in errors)]
     monkeypatch.setattr(Outputs, "distance", lambda _, model, threads: distances.pop(0))
     times = times_of(mixes, 20.0)
     every = sum(times.floats.values())

@@ -15,7 +15,7 @@ from surgeon.graph.load import from_model
 from surgeon.measure import one_sample
 from surgeon.stats.compare import Outputs
 from surgeon_passes.quantizing.partition import predicted
-from surgeon_passes.quantizing.sensitivity import LEAST, TINY, largest
+from surgeon_passes.quantizing.sensitivity import LEAST, largest
 from surgeon_passes.quantizing.speed import race_models
 
 if TYPE_CHECKING:
@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from surgeon_passes.quantizing.speed import Race
 
 FINE = 1e-3  # error of the outputs, relative to their variance, of which nothing needs to be taken away
-# so many times the share that staying float costs of the float model's time it has to take away of the error, of an
-# operator alone of the squared one: what seems worth that is tried
-RATE = 3.0
+RATE = 3.0  # an operator is tried that makes so many times the share of the squared error as it costs of the float model's time
+PRICE = (
+    0.3  # of what the outputs are off, relative to their spread, has to go for all of the float model's time
+)
 LIGHT = 0.01  # of all weights, up to which those of an operator stay float
 FASTEST = 0.95  # of the float model's time: what comes near to that leaves nothing to spend
 MODELS = 48  # that are measured, about
@@ -75,8 +76,8 @@ def spared(
 ) -> list[Spared]:
     """Find the operators whose error is not worth the time they save.
 
-    Times and errors of operators propose them; whole models with and without decide, by the root of the squared error: in
-    proportion to that decisions change.
+    Times and errors of operators propose them; whole models with and without decide, by the root of the squared error, not by
+    shares of it: in proportion to that decisions change, and what is small already is worth no time.
 
     Args:
         mixes: The models there are, with what stays float for speed.
@@ -110,8 +111,8 @@ def spared(
     best: list[Spared] = []
     most = 0.0
     for proposal, left, time in zip(proposals, errors, after, strict=True):
-        gain = 1 - math.sqrt(left / max(error, TINY))
-        profit = gain / RATE - (time - before)
+        gain = math.sqrt(error) - math.sqrt(left)
+        profit = gain / PRICE - (time - before)
         if gain > 0 and time <= FASTEST and profit >= most:
             best, most = proposal, profit
     return best
