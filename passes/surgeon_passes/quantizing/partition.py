@@ -69,8 +69,8 @@ def units_of(graph: onnx.GraphProto, choice: Choice, times: Times, *, joined: bo
         graph: The prepared graph, in topological order.
         choice: What may become 8-bit.
         times: What its nodes take.
-        joined: Whether all that depends on one node alone is a unit with it; if not, only what takes no time of its own, for it is
-            fused into it.
+        joined: Whether all that depends on one node alone is a unit with it; if not, only what has no kernel of its own in one of the
+            models, for it is fused into it there. A fused kernel may be named after either.
     """
     chosen = set(choice.nodes)
     owner: dict[str, int] = {}
@@ -83,7 +83,7 @@ def units_of(graph: onnx.GraphProto, choice: Choice, times: Times, *, joined: bo
             continue
         makers = [owner.get(name) for name in node.input if name and name not in constants]
         takes = times.floats.get(node.name, 0.0), times.integers.get(node.name, 0.0)
-        number = makers[0] if makers and (joined or not any(takes)) else None
+        number = makers[0] if makers and (joined or not all(takes)) else None
         weighted = node.name in choice.weighted
         if number is None or weighted or any(each != number for each in makers):
             number = len(units)

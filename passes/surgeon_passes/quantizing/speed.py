@@ -240,9 +240,8 @@ def reasons(units: Sequence[Unit]) -> dict[str, str]:
     """Says for each node of the units, which stay float, why it does."""
     said = {}
     for unit in units:
-        ratio = unit.integer_us / unit.float_us if unit.float_us else float("inf")
         reason = "converting to 8 bits and back costs more here than it saves"
-        if ratio > 1:
-            reason = f"8 bits take {ratio:.1f} times as long here"
+        if 0 < unit.float_us < unit.integer_us:
+            reason = f"8 bits take {unit.integer_us / unit.float_us:.1f} times as long here"
         said.update(dict.fromkeys(unit.nodes, reason))
     return said
