@@ -11,6 +11,7 @@ import onnx
 
 from surgeon.grad.losses import PASSED_ON
 from surgeon.grad.rows import for_any_shape
+from surgeon.graph.order import ordered
 from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
 from surgeon.graph.shapes import infer
@@ -150,14 +151,12 @@ def _go(ways: Iterable[tuple[gs.Constant, Array, Array]], share: float) -> None:
 
 
 def _labels(graph: gs.Graph) -> dict[str, bool]:
-    """The outputs that are tensors of numbers, or of flags, as numpy knows them, and whether these name something.
-
-    So do flags, and integers, whatever type they are given later, unless they are floats that were rounded.
-    """
+    """The outputs that are tensors of numbers, or of flags, as numpy knows them, and whether these name something."""
     kinds = {name: _kind(dtype) for name, dtype in infer(graph).dtypes.items()}
     dynamic = depending(graph)
+    naming = _naming(graph, kinds, dynamic)
     return {
-        tensor.name: kinds[tensor.name] == "b" or _is_name(tensor, kinds, dynamic)
+        tensor.name: tensor.name in naming
         for tensor in graph.outputs
         if tensor.name in dynamic and kinds.get(tensor.name, "") in set("fiub")
     }
@@ -167,24 +166,29 @@ def _kind(dtype: int) -> str:
     return str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(dtype)).kind)
 
 
-def _is_name(tensor: gs.Tensor, kinds: Mapping[str, str], dynamic: set[str]) -> bool:
-    """Whether a tensor is made of integers that no float was rounded to, or of flags."""
-    if tensor.name not in dynamic:
-        return False
-    kind, makers = kinds.get(tensor.name, "f"), list(tensor.inputs)
+def _naming(graph: gs.Graph, kinds: Mapping[str, str], dynamic: set[str]) -> set[str]:
+    """Tensors of flags, and of integers, whatever type they are given later, unless they are floats that were rounded."""
+    found = {tensor.name for tensor in graph.inputs if kinds.get(tensor.name, "f") in "iub"}
+    for node in ordered(graph.nodes):
+        outputs = {tensor.name for tensor in node.outputs} & dynamic
+        found |= {name for name in outputs if _names(node, kinds.get(name, "f"), kinds, found)}
+    return found
+
+
+def _names(node: gs.Node, kind: str, kinds: Mapping[str, str], found: set[str]) -> bool:
+    """Whether what a node puts out names something, where those found of what it reads do."""
+    read = [tensor.name for tensor in node.inputs]
+    passed = bool(read) and read[0] in found
     if kind == "b":
         return True
-    if not makers:
-        return kind in "iu"
-    operator, read = makers[0].op, list(makers[0].inputs)
     if kind not in "iu":
-        return operator in MOVING and _is_name(read[0], kinds, dynamic)
-    if operator in PRODUCTS:
+        return node.op in MOVING and passed
+    if node.op in PRODUCTS:
         return False
-    if operator in JOINING:
-        return any(_is_name(each, kinds, dynamic) for each in read[operator == "Where" :])
-    if operator in ROUNDING or (operator not in FINDING and kinds.get(read[0].name, "f") in "iub"):
-        return _is_name(read[0], kinds, dynamic)
+    if node.op in JOINING:
+        return any(name in found for name in read[node.op == "Where" :])
+    if node.op in ROUNDING or (node.op not in FINDING and kinds.get(read[0], "f") in "iub"):
+        return passed
     return True
 
 

@@ -176,6 +176,14 @@ def test_places_among_rounded_quantities_are_labels(found, swapped):
     assert outputs(*((other, place) if swapped else (place, other)))[1].labels == {"y": True}
 
 
+def test_long_sums_of_places_are_followed():
+    """Each of which reads the last one twice."""
+    sums = "\n".join(f"a{i + 1} = Add (a{i}, a{i})" for i in range(2000))
+    body = f"m = MatMul (x, w)\na0 = ArgMax <axis = 1> (m)\n{sums}\ny = Cast <to = 1> (a2000)"
+    one = build("float[N,3] x", "float[N,1] y", body, {"w": WEIGHT.astype(np.float32)})
+    assert outputs(one, one)[1].labels == {"y": True}
+
+
 def test_what_was_sparse_is_sparse_again():
     values = np.where(np.abs(WEIGHT) > 0.3, WEIGHT, 0).astype(np.float32)
     dense = build("float[N,3] x", "float[N,2] y", "y = MatMul (x, w)", {"w": values})
