@@ -13,15 +13,12 @@ from onnx import TensorProto
 _WEIGHT_INPUT = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}
 _NEVER = {"GRU", "RNN", "LSTM", "Einsum", "Attention", "MultiHeadAttention"}
 _SMALLEST_TABLE = 1024  # elements; smaller Gathers pick constants, not embeddings
-FOLLOWERS = {"Relu", "Clip", "MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"}
-JOINS = {"Add", "Mul", "Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool"}
-FUSED = {
-    *JOINS,
-    "Concat",
-    "Resize",
-}  # onnxruntime computes them in 8 bits wherever all they read and all that reads them has such
+_FOLLOWERS = {"Relu", "Clip", "MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"}
+_JOINS = {"Add", "Mul", "Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool"}
+# onnxruntime computes them in 8 bits wherever all they read and all that reads them has such
+FUSED = {*_JOINS, "Concat", "Resize"}
 _MOVERS = {"Concat": slice(None), "Split": slice(1), "Resize": slice(1)}  # and which of their inputs are data
-_STREAM = {*JOINS, *FOLLOWERS, "Pad", "Slice", "Split", "Concat", "Resize"}
+_STREAM = {*_JOINS, *_FOLLOWERS, "Pad", "Slice", "Split", "Concat", "Resize"}
 _LAST = {
     "Flatten",
     "Reshape",
@@ -114,6 +111,31 @@ def choose(
     return choice
 
 
+def needs_of(graph: onnx.GraphProto, choice: Choice) -> dict[str, set[str]]:
+    """Says for each chosen operator which others have to be chosen for it to be: those with weights whose results it passes on.
+
+    Args:
+        graph: The graph, in topological order.
+        choice: What `choose` made of it, or less.
+    """
+    chosen, needs = set(choice.nodes), dict[str, set[str]]()
+    constants = {entry.name for entry in graph.initializer}
+    producers = {output: node for node in graph.node for output in node.output}
+    for node in graph.node:
+        if node.name not in chosen:
+            continue
+        before: set[str | None] = set()
+        if node.op_type in _FOLLOWERS:  # as what makes its input
+            maker = producers.get(node.input[0])
+            before |= set() if maker is None else needs.get(maker.name) or {maker.name}
+        elif node.name not in choice.weighted:
+            before |= {
+                _convolution_before(name, producers) for name in data_of(node) if name not in constants
+            }
+        needs[node.name] = {name for name in before if name in chosen}
+    return needs
+
+
 def read_by(node: onnx.NodeProto) -> Iterator[str]:
     """Yields what a node reads, also inside its bodies (their own tensors have no names of the main graph)."""
     yield from (name for name in node.input if name)
@@ -188,14 +210,16 @@ def _may_follow(
     weights: dict[str, TensorProto],
     quantized: Collection[str],
 ) -> bool:
-    if node.op_type in FOLLOWERS:
+    if node.op_type in _FOLLOWERS:
         return True
     if node.op_type in _MOVERS:
         if not _moves_integers(node) or not _reaches_integers(node, readers):
             return False
-    elif node.op_type not in JOINS:
+    elif node.op_type not in _JOINS:
         return False
-    return all(_from_convolution(name, producers, quantized) for name in data_of(node) if name not in weights)
+    return all(
+        _convolution_before(name, producers) in quantized for name in data_of(node) if name not in weights
+    )
 
 
 def _moves_integers(node: onnx.NodeProto) -> bool:
@@ -210,9 +234,9 @@ def _reaches_integers(node: onnx.NodeProto, readers: dict[str, list[onnx.NodePro
     while waiting:
         for name in waiting.pop().output:
             for reader in readers.get(name, []):
-                if reader.op_type in _WEIGHT_INPUT or reader.op_type in JOINS:
+                if reader.op_type in _WEIGHT_INPUT or reader.op_type in _JOINS:
                     return True
-                if reader.op_type in {*_MOVERS, *FOLLOWERS} and reader.name not in seen:
+                if reader.op_type in {*_MOVERS, *_FOLLOWERS} and reader.name not in seen:
                     seen.add(reader.name)
                     waiting.append(reader)
     return False
@@ -245,12 +269,7 @@ def _results(
     return results
 
 
-def _from_convolution(name: str, producers: dict[str, onnx.NodeProto], quantized: Collection[str]) -> bool:
-    """Tells whether a tensor comes straight out of a quantized convolution, or of elementwise operators after one."""
-    return convolution_before(name, producers) in quantized
-
-
-def convolution_before(name: str, producers: Mapping[str, onnx.NodeProto]) -> str | None:
+def _convolution_before(name: str, producers: Mapping[str, onnx.NodeProto]) -> str | None:
     """Returns the convolution that a tensor comes out of, straight or by elementwise operators and the like; None if there is none."""
     node = producers.get(name)
     while node is not None and node.op_type not in ("Conv", "ConvTranspose"):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import networkx as nx
 import onnx
 
-from surgeon_passes.quantizing.choose import FOLLOWERS, FUSED, Choice, convolution_before, data_of
+from surgeon_passes.quantizing.choose import FUSED, Choice, data_of, needs_of
 
 #: Operators through which onnxruntime passes 8-bit values on by itself.
 MOVES = {"Concat", "Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
@@ -72,48 +72,27 @@ def units_of(graph: onnx.GraphProto, choice: Choice, times: Times, *, joined: bo
         joined: Whether all that depends on one node alone is a unit with it; if not, only what has no kernel of its own in one of the
             models, for it is fused into it there. A fused kernel may be named after either.
     """
-    chosen = set(choice.nodes)
-    owner: dict[str, int] = {}
+    chosen, needs = set(choice.nodes), needs_of(graph, choice)
+    makers: dict[str, int] = {}
     numbers: dict[str, int] = {}
     units: list[Unit] = []
     constants = {entry.name for entry in graph.initializer}
-    producers = {output: node for node in graph.node for output in node.output}
     for node in graph.node:
         if node.name not in chosen:
             continue
-        makers = [owner.get(name) for name in node.input if name and name not in constants]
+        before = [makers.get(name) for name in node.input if name and name not in constants]
         takes = times.floats.get(node.name, 0.0), times.integers.get(node.name, 0.0)
-        number = makers[0] if makers and (joined or not all(takes)) else None
-        weighted = node.name in choice.weighted
-        if number is None or weighted or any(each != number for each in makers):
+        number = before[0] if before and (joined or not all(takes)) else None
+        if number is None or node.name in choice.weighted or any(each != number for each in before):
             number = len(units)
-            units.append(Unit())
-            if not weighted:
-                data = [name for name in data_of(node) if name not in constants]
-                units[number].needs |= _needs(node, data, units, owner, numbers, producers)
+            units.append(Unit(needs={numbers[name] for name in needs[node.name]}))
         unit = units[number]
         unit.nodes.append(node.name)
         unit.float_us += takes[0]
         unit.integer_us += takes[1]
-        owner.update(dict.fromkeys(node.output, number))
+        makers.update(dict.fromkeys(node.output, number))
         numbers[node.name] = number
     return units
-
-
-def _needs(
-    node: onnx.NodeProto,
-    data: Sequence[str],
-    units: Sequence[Unit],
-    owner: Mapping[str, int],
-    numbers: Mapping[str, int],
-    producers: Mapping[str, onnx.NodeProto],
-) -> set[int]:
-    """The units with weights that have to have 8 bits for a node to have them; see `surgeon_passes.quantizing.choose.choose`."""
-    if node.op_type in FOLLOWERS:  # as what makes its input
-        maker = owner.get(node.input[0])
-        return set() if maker is None else units[maker].needs or {maker}
-    before = {convolution_before(name, producers) for name in data}
-    return {number for name, number in numbers.items() if name in before}
 
 
 def best(
