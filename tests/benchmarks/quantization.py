@@ -109,7 +109,7 @@ def table(
     chosen: Sequence[Task], columns: Sequence[str], settings: Settings, cells: Cells, rows: list[Row]
 ) -> Iterator[str]:
     """The lines of the table, as they are finished; ``rows`` collects their facts."""
-    yield f"\nInt8 after training, up to {settings.samples} calibration samples\n"
+    yield f"\nInt8 after training, up to {settings.samples} calibration samples, draw {settings.draw}\n"
     yield f"| {' | '.join(HEADS)} |\n|{'---|' * len(HEADS)}"
     for task in chosen:
         dense = cell(task, FLOAT, settings, cells)
@@ -136,6 +136,7 @@ def arguments() -> argparse.Namespace:
         help=f"a further column: other passes of surgeon than those of the column {SURGEON}; repeatable",
     )
     parser.add_argument("--samples", type=int, default=Settings.samples, help="default %(default)s")
+    parser.add_argument("--draw", type=int, default=Settings.draw, help="other calibration samples for each")
     parser.add_argument("--timeout", type=float, default=Settings.timeout, help="seconds for a quantizer")
     parser.add_argument("--nncf-python", type=Path, help="an interpreter that can import NNCF")
     parser.add_argument("--cache", type=Path, help="a JSON file that keeps finished rows")
@@ -151,7 +152,7 @@ def settings_of(asked: argparse.Namespace) -> Settings:
     if python is None and importlib.util.find_spec("nncf") is not None:
         python = Path(sys.executable)
     passes = {SURGEON: "quantize"} | {f"{SURGEON} {chain}": chain for chain in asked.passes}
-    return Settings(asked.samples, asked.timeout, python, passes, asked.keep)
+    return Settings(asked.samples, asked.timeout, python, passes, asked.keep, draw=asked.draw)
 
 
 def columns_asked(patterns: str, settings: Settings) -> list[str]:

@@ -82,6 +82,7 @@ class Settings:
         passes: What surgeon runs, by column.
         keep: A folder for the quantized models, or None.
         force: Whether surgeon gives out models that are slower than the original.
+        draw: Which calibration samples are drawn, where there are more than are taken.
     """
 
     samples: int = 512
@@ -90,6 +91,7 @@ class Settings:
     passes: dict[str, str] = field(default_factory=lambda: {SURGEON: "quantize"})
     keep: Path | None = None
     force: bool = False
+    draw: int = 0
 
 
 class Cells:
@@ -148,7 +150,7 @@ def key_of(task: Task, column: str, settings: Settings) -> str:
         version = f"{settings.passes[column]}/{surgeon_version()}"
     else:
         version = rival_version(column, interpreter(column, settings))
-    return f"{task.model} {digest}/{column}/{settings.samples} samples/{version}"
+    return f"{task.model} {digest}/{column}/{settings.samples} samples/draw {settings.draw}/{version}"
 
 
 def cell(task: Task, column: str, settings: Settings, cells: Cells) -> Cell:
@@ -174,7 +176,9 @@ def quantized_cell(task: Task, column: str, settings: Settings) -> Cell:
     with tempfile.TemporaryDirectory(prefix="quantized-") as folder:
         feeds, output = Path(folder) / "feeds", Path(folder) / "quantized.onnx"
         feeds.mkdir()
-        samples = stored_feeds.store(stored_feeds.limited(task.calibration(0), settings.samples), feeds)
+        samples = stored_feeds.store(
+            stored_feeds.limited(task.calibration(settings.draw), settings.samples), feeds
+        )
         command = command_of(task, column, settings, feeds, output)
         ended = subprocesses.run(command, settings.timeout, {**OURS, "SURGEON_FEEDS": str(feeds)})
         made: Cell = {"seconds": round(ended.seconds, 1), "peak_mb": ended.peak_mb, "samples": samples}

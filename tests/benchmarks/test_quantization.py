@@ -92,6 +92,7 @@ def test_a_key_changes_with_the_model_the_samples_and_what_makes_it(tmp_path, mo
     settings = quantized.Settings(passes={"surgeon": "quantize"})
     keys = [quantized.key_of(task(), "surgeon", settings)]
     keys.append(quantized.key_of(task(), "surgeon", quantized.Settings(64, passes=settings.passes)))
+    keys.append(quantized.key_of(task(), "surgeon", quantized.Settings(passes=settings.passes, draw=1)))
     keys.append(
         quantized.key_of(task(), "surgeon", quantized.Settings(passes={"surgeon": "quantize{samples=3}"}))
     )
