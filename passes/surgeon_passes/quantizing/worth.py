@@ -16,7 +16,7 @@ from surgeon.measure import one_sample
 from surgeon.stats.compare import Outputs
 from surgeon_passes.quantizing.partition import predicted
 from surgeon_passes.quantizing.sensitivity import LEAST, largest
-from surgeon_passes.quantizing.speed import race_models
+from surgeon_passes.quantizing.speed import LIGHT, race_models
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +34,6 @@ RATE = 3.0  # an operator is tried that makes so many times the share of the squ
 PRICE = (
     0.3  # of what the outputs are off, relative to their spread, has to go for all of the float model's time
 )
-LIGHT = 0.01  # of all weights, up to which those of an operator stay float
 FASTEST = 0.95  # of the float model's time: what comes near to that leaves nothing to spend
 MODELS = 48  # that are measured, about
 MACS = 1e12  # multiply-accumulates that they may take together: half a minute or so
