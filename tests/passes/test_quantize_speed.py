@@ -315,21 +315,26 @@ def test_more_eight_bits_are_preferred_where_the_difference_is_noise(monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("ratio", "taken"), [(0.530, "light"), (0.509, "light"), (0.495, "light"), (0.488, "all")]
+    ("ratio", "expected", "taken"),
+    [(0.53, 1, "light"), (0.509, 1, "all"), (0.509, 3, "light"), (0.495, 3, "light"), (0.488, 3, "all")],
 )
-def test_eight_bits_that_bring_neither_time_nor_bytes_are_left_out(ratio: float, taken: str) -> None:
+def test_the_profile_decides_where_neither_time_nor_bytes_differ(
+    ratio: float, expected: float, taken: str
+) -> None:
     """Time is 0.5 without an operator that has a thousandth of the weights, ``ratio`` with it, less with fewer weights."""
     model = convolutions([("x",), ("t0",), ("t1",)])
     for index, channels in enumerate((1, 99, 900)):
         model.graph.node[index].input[1] = f"w{index}"
         model.graph.initializer.append(weight(f"w{index}", channels, 8, 1, 1))
 
-    def candidate(time: float, *names: str) -> speed.Candidate:
+    def candidate(time: float, expected: float, *names: str) -> speed.Candidate:
         left = dict.fromkeys({"n0", "n1", "n2"} - set(names), ("Conv", "slow"))
-        return speed.Candidate(Choice(list(names), dict.fromkeys(names, "Conv"), left), {}, latency(time))
+        choice = Choice(list(names), dict.fromkeys(names, "Conv"), left)
+        return speed.Candidate(choice, {}, latency(time), expected)
 
-    every, light = candidate(ratio, "n0", "n1", "n2"), candidate(0.5, "n1", "n2")
-    candidates = {"all": every, "light": light, "heavy": candidate(0.48, "n1"), "slow": candidate(0.6, "n2")}
+    every, light = candidate(ratio, expected, "n0", "n1", "n2"), candidate(0.5, 2, "n1", "n2")
+    heavy, slow = candidate(0.48, 0, "n1"), candidate(0.6, 0, "n2")
+    candidates = {"all": every, "light": light, "heavy": heavy, "slow": slow}
     assert speed._pick(list(candidates.values()), model) is candidates[taken]
 
 

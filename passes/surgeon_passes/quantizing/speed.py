@@ -19,7 +19,7 @@ from surgeon_passes.quantizing.partition import Times, Unit, best, predicted
 
 # a candidate with more 8-bit weights is preferred to one that takes this fraction less of the float model's time
 TOLERANCE = 0.03
-LEAST_GAIN = 0.01  # of the float model's time; what brings less is not worth its error
+LEAST_GAIN = 0.01  # of the float model's time; less is not worth a trial, nor told from noise
 LIGHT = 0.01  # of all weights; so many are no matter of size
 _CAUTIONS = (
     0.4,
@@ -72,11 +72,13 @@ class Candidate:
         choice: The operators.
         stay: The nodes it leaves in float, and why.
         latency: Its time, and the ratio to the float model's.
+        expected_us: Microseconds that it takes by the profile.
     """
 
     choice: Choice
     stay: Stay
     latency: Latency
+    expected_us: float
 
 
 @dataclass
@@ -140,7 +142,7 @@ def guard(
 
     Returns:
         The candidate that was taken: the fastest of those with the most 8-bit weights among those whose ratio to the float
-        model is within `TOLERANCE` of the fastest one's; where nothing else differs, the one with the fewest 8-bit operators.
+        model is within `TOLERANCE` of the fastest one's; where nothing else differs, what the profile speaks for.
     """
     watch = stopwatch or Stopwatch()
     everything = build(whole)
@@ -157,7 +159,12 @@ def guard(
     final = watch.race([model, *(built[index] for index in close)], feeds, _RACE_SECONDS)
     measured = dict(zip(close, final[1:], strict=True))
     candidates = [
-        Candidate(choice, stay, measured.get(index, latencies[index + 1]))
+        Candidate(
+            choice,
+            stay,
+            measured.get(index, latencies[index + 1]),
+            predicted(model.graph, whole, times, stay),
+        )
         for index, (choice, stay) in enumerate(proposals)
     ]
     taken = _pick([candidates[index] for index in close], model)
@@ -184,14 +191,14 @@ def _proposals(
 
 
 def _pick(candidates: Sequence[Candidate], model: onnx.ModelProto) -> Candidate:
-    """The most 8-bit weights, then the least time, then the fewest operators: 8 bits that bring neither make errors alone."""
+    """The most 8-bit weights, then the least time; of those that differ in neither, the one that the profile speaks for."""
     fastest = min(each.latency.ratio for each in candidates)
     within = [each for each in candidates if each.latency.ratio <= fastest + TOLERANCE]
     most = max(each.choice.reached(model) for each in within)
     small = [each for each in within if each.choice.reached(model) >= most - LIGHT]
     least = min(each.latency.ratio for each in small)
     equal = [each for each in small if each.latency.ratio <= least + LEAST_GAIN]
-    return min(equal, key=lambda each: (len(each.choice.weighted), each.latency.ratio))
+    return min(equal, key=lambda each: each.expected_us)
 
 
 def measure(
