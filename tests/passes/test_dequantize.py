@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper as nh
 from ops.oracle import build
 
+import surgeon
 from surgeon.errors import UnsupportedModelError, UsageError
 from surgeon.graph.load import from_model, load
 from surgeon.graph.save import to_model
@@ -131,6 +132,20 @@ def test_scales_per_axis() -> None:
     body = "q = QuantizeLinear <axis=1> (x, s, z)\ny = DequantizeLinear <axis=1> (q, s, z)"
     weights = {"s": np.float32([0.1, 0.2, 0.3, 0.2, 0.1]), "z": np.int8([0, 0, 0, 0, 0])}
     within(build("float[2,5] x", "float[2,5] y", body, weights), {"x": X}, 0.16)
+
+
+def test_one_scale_may_be_repeated_for_every_channel() -> None:
+    body = """
+    q = QuantizeLinear (x, s, z)
+    d = DequantizeLinear <axis=1> (q, ss, zz)
+    t = Transpose (q)
+    e = DequantizeLinear <axis=0> (t, ss, zz)
+    y = MatMul (d, e)
+    """
+    weights = {**SCALES, "ss": np.full(5, 0.1, "f"), "zz": np.full(5, 100, np.uint8)}
+    result = floats(build("float[2,5] x", "float[2,2] y", body, weights))
+    assert operators(result) == ["Transpose", "MatMul"]
+    np.testing.assert_allclose(outputs(result, {"x": X}), X @ X.T, rtol=1e-5)
 
 
 # --- weights ----------------------------------------------------------------------------------------------------
@@ -650,6 +665,28 @@ def test_there_and_back(mode: str, make, optimized: bool, tmp_path: Path) -> Non
     assert np.linalg.norm(ours - rounded) < 0.05 * size
     # what is left is the rounding of weights: with four bits 8 % of each, and the embedding enters four times
     assert np.linalg.norm(ours - want) < (0.32 if mode == "four bits" else 0.02) * size
+
+
+def test_an_operator_that_stayed_float_between_others_can_be_cut_with_them(tmp_path: Path) -> None:
+    nodes = [
+        oh.make_node("Conv", ["x", "w1"], ["a"], name="first"),
+        oh.make_node("Relu", ["a"], ["b"]),
+        oh.make_node("Conv", ["b", "w22"], ["c"], name="middle"),
+        oh.make_node("Relu", ["c"], ["d"]),
+        oh.make_node("Conv", ["d", "w333"], ["y"], name="last"),
+    ]
+    weights = [weight("w1", 8, 3, 3, 3), weight("w22", 8, 8, 3, 3), weight("w333", 4, 8, 1, 1)]
+    model = _model(nodes, oh.make_tensor_value_info("x", 1, ["N", 3, 8, 8]), weights)
+    inputs = graph_inputs(from_model(model))
+    context = Context(Path("m.onnx"), inputs=tuple(inputs))
+    context.data = synthetic_dataset(inputs, seed=1, samples=32)
+    quantize = Quantize(mode="static", guard=False, exclude=("middle",))
+    onnx.save(to_model(quantize.run(from_model(model), context)), tmp_path / "q.onnx")
+    result = to_model(Dequantize().run(load(tmp_path / "q.onnx"), Context(Path("m.onnx"))))
+    assert operators(result) == ["Conv", "Relu", "Conv", "Relu", "Conv"]
+    passes = "dequantize,prune{ratio=0.25},quantize{guard=false mode=static}"
+    counts = [each.get("quantized") for each in surgeon.run(tmp_path / "q.onnx", passes).report["passes"]]
+    assert counts[-1] == {"Conv": 3}
 
 
 @pytest.mark.parametrize("name", ["cifar10_resnet8", "dtln_model_2", "g2p_gru_decoder_step"])

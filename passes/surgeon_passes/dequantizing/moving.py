@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from surgeon.graph.weights import peek
 from surgeon.quantized import MOVING
-from surgeon_passes.dequantizing.numbers import is_small
+from surgeon_passes.dequantizing.numbers import as_one, is_small
 from surgeon_passes.dequantizing.registry import dequantizes
 
 if TYPE_CHECKING:
@@ -47,11 +47,12 @@ def moved_numbers(
     """The numbers of an output of ``given``, whose integers have this scale and zero point.
 
     Raises:
-        UnsupportedModelError: There is one for each channel: where its axis was before is not known.
+        UnsupportedModelError: There are different ones for each channel: where its axis was before is not known.
     """
+    key = ("moved", given.outputs[0].name, scale.name, "" if zero is None else zero.name)
+    scale, zero = _for_all(writer, scale), None if zero is None else _for_all(writer, zero)
     if isinstance(scale, gs.Constant) and peek(scale).size > 1:
         raise given.unsupported("its integers have scales of their own for each channel")
-    key = ("moved", given.outputs[0].name, scale.name, "" if zero is None else zero.name)
 
     def write() -> list[gs.Tensor]:
         places = range(len(given.inputs))[_ALIKE[given.operator]]
@@ -71,6 +72,13 @@ def moved_numbers(
     outputs = writer.once(key, write)
     found: gs.Tensor = outputs[[each.name for each in given.outputs].index(tensor.name)]
     return found
+
+
+def _for_all(writer: Writer, parameter: gs.Tensor) -> gs.Tensor:
+    """A scale or zero point as one, where all channels have the same."""
+    if not isinstance(parameter, gs.Constant) or peek(parameter).size == 1:
+        return parameter
+    return writer.constant(as_one(peek(parameter)))
 
 
 def _padding(writer: Writer, value: gs.Tensor | None, scale: gs.Tensor, zero: gs.Tensor | None) -> gs.Tensor:

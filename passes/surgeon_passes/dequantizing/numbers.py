@@ -33,6 +33,12 @@ def numbers_of(
     return Meaning(*parameters).numbers(values).astype(scale.dtype)
 
 
+def as_one(parameter: NDArray[Any]) -> NDArray[Any]:
+    """A scale or zero point; one of them where all channels have the same."""
+    one = parameter.ravel()[:1].reshape(())
+    return one if parameter.size and (parameter == one).all() else parameter
+
+
 def _repeated(parameter: NDArray[Any], shape: tuple[int, ...], axis: int, block: int) -> NDArray[Any]:
     """A parameter of each block, for each value; the last block may be shorter."""
     if parameter.ndim == 0:

@@ -15,7 +15,7 @@ from surgeon.graph.order import bodies
 from surgeon.graph.schemas import label, standard
 from surgeon.graph.weights import peek
 from surgeon.quantized import is_quantized_operator
-from surgeon_passes.dequantizing.numbers import is_small, numbers_of, onnx_kind
+from surgeon_passes.dequantizing.numbers import as_one, is_small, numbers_of, onnx_kind
 from surgeon_passes.dequantizing.registry import DEQUANTIZE_RULES
 
 Array: TypeAlias = "NDArray[Any]"
@@ -233,9 +233,9 @@ class Writer:
                 where=f"tensor {tensor.name}",
                 hint="start from the float model",
             )
-        first, second = peek(steps.scale).astype(np.float32), peek(scale).astype(np.float32)
+        first, second = (as_one(peek(each).astype(np.float32)) for each in (steps.scale, scale))
         zeros = [
-            np.zeros((), np.float32) if each is None else peek(each).astype(np.float32)
+            np.zeros((), np.float32) if each is None else as_one(peek(each).astype(np.float32))
             for each in (steps.zero, zero)
         ]
         if np.array_equal(first.ravel(), second.ravel()) and np.array_equal(
