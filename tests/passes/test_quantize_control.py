@@ -185,6 +185,34 @@ def test_weights_of_an_operator_in_float_are_stored_where_that_is_enough(tmp_pat
     assert np.square(before - after).sum() < 0.01 * np.square(before).sum()
 
 
+def test_what_is_float_for_speed_gets_float_weights_where_the_budget_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All arithmetic is float then, and only stored weights make errors: those of one operator make most."""
+    model = crafted(16)
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    np.savez(tmp_path / "d.npz", x=np.random.default_rng(5).standard_normal((256, 3, 8, 8)).astype("f"))
+    inputs = tuple(graph_inputs(from_model(model)))
+    data = open_data(tmp_path / "d.npz", inputs)
+    slow = dict.fromkeys([node.name for node in model.graph.node], "slow")
+    monkeypatch.setattr(Quantize, "_guarded", lambda *_: (slow, ()))
+    context = Context(
+        tmp_path / "m.onnx", inputs=inputs, data=data, evaluation=data, metric="cosine", max_drop=0.005
+    )
+    replace(PLAIN, guard=True).run(from_model(model), context)
+    record: Any = context.record
+    assert [(each["node"], each["weights"]) for each in record["control"]["float"]] == [("second", "float")]
+    assert record["stored"] == {"Conv": 1}
+    assert record["sensitivity"][0]["nodes"] == ["second"]
+    assert record["sensitivity"][0]["alone"] > 20 * record["sensitivity"][1]["alone"]
+    assert {each["node"]: each["reason"].partition(":")[0] for each in record["left_float"]} == {
+        "first": "slow",
+        "second": "accuracy",
+        "third": "slow",
+        "head": "slow",
+    }
+
+
 @pytest.mark.parametrize("kind", ["Conv", "grouped", "one channel", "ConvTranspose", "Gemm"])
 def test_what_stays_float_is_float_in_onnxruntime(kind: str, tmp_path: Path) -> None:
     """Between two 8-bit operators onnxruntime quantizes float weights itself, with one scale for all of them."""

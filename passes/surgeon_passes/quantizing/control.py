@@ -100,13 +100,14 @@ class Mixes:
         return self.make(dict.fromkeys(names, "for the trial"), names if bare else ())
 
     def measured(
-        self, names: Sequence[str], outputs: Outputs
+        self, names: Sequence[str], outputs: Outputs, *, bare: bool = False
     ) -> Callable[[Collection[str]], onnx.ModelProto]:
         """How to make models with some operators in float, to compare their outputs: the quick way where it is faithful.
 
         Args:
             names: All that may be quantized.
             outputs: Of the float model.
+            bare: Whether weights of what is in float are floats in the file as well.
         """
         maker = self.maker
         choice = maker.choose(self.stay)
@@ -119,12 +120,16 @@ class Mixes:
                 together = np.nan
             if abs(together - (outputs.divergence(whole, 1) or 0.0)) <= FAITHFUL * together:
                 return lambda kept: parts.with_quantized(set(names) - set(kept))
-        return lambda kept: self.tried(kept).model
+        return lambda kept: self.tried(kept, bare=bare).model
 
-    def operators(self) -> list[str]:
-        """All that is quantized in one way or the other if it may, in the order of the graph."""
+    def operators(self, *, bare: bool = False) -> list[str]:
+        """All that is quantized in one way or the other if it may, in the order of the graph.
+
+        Args:
+            bare: Whether those count that stay float in any case, but for their weights in the file.
+        """
         made = self.make({})
-        chosen = {*made.choice.weighted, *made.stored} - set(self.stay)
+        chosen = {*made.choice.weighted, *made.stored} - (set() if bare else set(self.stay))
         return [node.name for node in self.maker.model.graph.node if node.name in chosen]
 
 
@@ -239,9 +244,9 @@ class _Control:
         if first.within or self.accepts(first):
             self._record(made, settled)
             return _Found(made, draft, settled.bare)
-        ranked = self._ranked(self.mixes.operators())
-        order = [name for each in ranked for name in each.nodes]
         for plain in (False, True):  # float arithmetic with stored weights is smaller, and often enough
+            ranked = self._ranked(self.mixes.operators(bare=plain), plain=plain)
+            order = [name for each in ranked for name in each.nodes]
             kept = fewest(order, partial(self._holds, plain=plain))
             if kept is not None:
                 break
@@ -299,26 +304,27 @@ class _Control:
         )
         return verdict
 
-    def _ranked(self, names: list[str]) -> list[Sensitivity]:
+    def _ranked(self, names: list[str], *, plain: bool) -> list[Sensitivity]:
+        """What each operator costs, measured once for the same names; ``plain``: the stored weights of it too."""
         context, model = self.context, self.mixes.maker.model
         content = hashlib.sha256(
             model.SerializeToString(deterministic=True) + repr(names).encode()
         ).hexdigest()
         key = f"sensitivities of {content}"
         if key not in context.kept:
-            context.kept[key] = self._measured(names)
+            context.kept[key] = self._measured(names, plain=plain)
         found: list[Sensitivity] = context.kept[key]
         context.record["sensitivity"] = [{"nodes": list(each.nodes), "alone": each.alone} for each in found]
         return found
 
-    def _measured(self, names: list[str]) -> list[Sensitivity]:
+    def _measured(self, names: list[str], *, plain: bool) -> list[Sensitivity]:
         context, model = self.context, self.mixes.maker.model
         models = len(groups_of(names))
         samples = int(_MACS / max(models * count(from_model(model)).macs, 1))
         data = context.calibration().take(min(max(samples, _FEWEST_SAMPLES), _MOST_SAMPLES))
         outputs = Outputs.of(model, data)
         with context.progress("sensitivity", models) as advance:
-            make = self.mixes.measured(names, outputs)
+            make = self.mixes.measured(names, outputs, bare=plain)
             found = sensitivities(make, names, outputs, context.threads, advance)
         context.record["sensitivity"] = [{"nodes": list(each.nodes), "alone": each.alone} for each in found]
         return found
