@@ -285,7 +285,8 @@ def _judge(job: Job, context: Context, metric: Metric | None, model: Path, judge
     times = None
     if not job.force and any("qdq" in each.ensures for each in job.recipe.passes):
         with context.progress("measure speed"):
-            times = measure.check_speed(job.source, model, context, job.latency_threads)
+            hints = [hint for each in job.recipe.passes if (hint := each.if_slow())]
+            times = measure.check_speed(job.source, model, context, job.latency_threads, hints=hints)
     if times is None and (job.latency or "latency" in context.targets):
         times = measure.measure_latency(job.source, model, context, job.latency_threads)
     if times is not None:

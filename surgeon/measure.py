@@ -247,6 +247,7 @@ def check_speed(
     context: Context,
     threads: int,
     *,
+    hints: Sequence[str] = (),
     compare: Callable[[float], Sequence[Latency]] | None = None,
 ) -> tuple[float, float] | None:
     """Makes sure that a quantized model is not slower than the model it was made from.
@@ -259,6 +260,7 @@ def check_speed(
         after: The result.
         context: The run.
         threads: Threads while measuring.
+        hints: What to change where it is slower.
         compare: Measures both for so many seconds, the original first; the default runs them on one sample.
 
     Returns:
@@ -283,7 +285,7 @@ def check_speed(
         f"in {len(ratios)} measurements, {first.median_ms * second.ratio:.3g} ms instead of {first.median_ms:.3g} ms "
         f"({threads} thread{'s' if threads > 1 else ''})",
         where="speed",
-        hint="--force writes it all the same; quantize.guard=true leaves slow operators in float",
+        hint="; ".join(["--force writes it all the same", *hints]),
     )
 
 

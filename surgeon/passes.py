@@ -73,6 +73,10 @@ class Pass(ABC):
         del context
         return graph
 
+    def if_slow(self) -> str:
+        """Says what to change where the result turns out slower than the model was; by default nothing."""
+        return ""
+
     def options(self) -> dict[str, object]:
         """Returns every option and its value."""
         return {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.init}

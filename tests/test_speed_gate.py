@@ -12,6 +12,7 @@ import surgeon
 from surgeon import measure
 from surgeon.passes import Context
 from surgeon.stats.latency import Latency
+from surgeon_passes.quantize import Quantize
 
 
 def pair(ratio: float, spread: float = 0.02, rounds: int = 100) -> list[Latency]:
@@ -69,11 +70,29 @@ def test_nothing_is_written_without_force(tmp_path: Path, slow: None) -> None:
     model, out = tiny.convnet(tmp_path / "m.onnx"), tmp_path / "out" / "q.onnx"
     data = tiny.samples(tmp_path / "d.npz", labels=False)
     out.parent.mkdir()
-    with pytest.raises(surgeon.GateError, match="slower than the original"):
+    with pytest.raises(surgeon.GateError, match="slower than the original") as caught:
         surgeon.run(model, "quantize{guard=false}", data=data, destination=out)
+    assert (
+        caught.value.hint
+        == "--force writes it all the same; quantize.guard=true leaves slow operators in float"
+    )
     assert list(out.parent.iterdir()) == []
     surgeon.run(model, "quantize{guard=false}", data=data, destination=out, force=True)
     assert out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (Quantize(), False),
+        (Quantize(guard=False), True),
+        (Quantize(mode="dynamic", guard=False), True),
+        (Quantize(mode="weights"), False),
+        (Quantize(mode="fp16"), False),
+    ],
+)
+def test_no_option_is_named_that_changes_nothing(options: Quantize, named: bool) -> None:
+    assert ("quantize.guard=true" in options.if_slow()) == named
 
 
 def test_only_what_quantizes_is_held_to_it(tmp_path: Path, slow: None) -> None:

@@ -114,6 +114,12 @@ class Quantize(Pass):
                 f"must be over 50 and at most 100, got {self.percentile}", where="quantize.percentile"
             )
 
+    def if_slow(self) -> str:
+        """Says which option would have kept slow operators in float."""
+        if self.guard or self.mode in ("weights", "fp16"):  # nothing is left out there
+            return ""
+        return "quantize.guard=true leaves slow operators in float"
+
     def run(self, graph: Graph, context: Context) -> Graph:
         """Returns the quantized graph; raises GateError where nothing can be quantized."""
         from surgeon.graph.load import from_model
