@@ -6,12 +6,12 @@ import fnmatch
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from surgeon.errors import DataError, GateError, UnsupportedModelError, UsageError
 from surgeon.judge import OFFERS
@@ -143,6 +143,7 @@ class Quantize(Pass):
         from surgeon.graph.sessions import session
         from surgeon_passes.quantizing import kernels, prepare
         from surgeon_passes.quantizing.control import Mixes, within_budget
+        from surgeon_passes.quantizing.guarded import guarded
 
         if self.mode == "fp16":
             prepare.name_nodes(model)
@@ -154,8 +155,8 @@ class Quantize(Pass):
                 hint="give --max-drop or quantize.max_drop",
             )
         maker = self._maker(prepare.prepared(model, self._excluding(context), folder), context, folder)
-        guarded = self.guard and maker.whole.weighted and not context.trial  # what is tried is not timed
-        stay, bare = self._guarded(maker, context) if guarded else ({}, ())
+        timed = self.guard and not context.trial  # what is tried is not timed
+        stay, bare = guarded(maker, context) if timed else ({}, ())
         context.unrounded = from_model(maker.model)
         mixes = Mixes(maker, stay, self._improving(maker, context), bare)
         made = within_budget(mixes, context, *self._budget(context), spend=self._spending(maker, context))
@@ -299,44 +300,6 @@ class Quantize(Pass):
         result.surgeon_source = source_of(graph) or source_of(result)
         return result
 
-    def _guarded(self, maker: Maker, context: Context) -> tuple[Mapping[str, str], Collection[str]]:
-        """What does not pay on this machine: nodes and the reasons; and which of them make too much of the error."""
-        from surgeon.measure import SPEED_TOLERANCE, one_sample
-        from surgeon_passes.quantizing.control import Mixes
-        from surgeon_passes.quantizing.speed import guard, pattern_of
-        from surgeon_passes.quantizing.worth import light_of, spared
-
-        try:
-            with context.progress("measure 8-bit operators"):
-                verdict = guard(
-                    maker.model,
-                    maker.whole,
-                    maker.choose,
-                    maker.draft,
-                    one_sample(context),
-                    conversions=maker.mode == "static",
-                )
-        except (DataError, UnsupportedModelError) as error:
-            context.warn(f"nothing stays float for speed, which could not be measured: {error.message}")
-            return {}, ()
-        facts = verdict.facts()
-        context.record["speed"] = facts
-        ratio = verdict.taken.latency.ratio
-        if self.mode == "auto" and ratio > SPEED_TOLERANCE:  # few bits are worth storing all the same
-            reason = f"with any operator in 8 bits the model takes {ratio:.2f} times as long here"
-            return dict.fromkeys(maker.whole.nodes, reason), ()
-        stay = dict(verdict.taken.stay)
-        if maker.static is None:
-            return stay, ()
-        try:
-            found = spared(Mixes(maker, stay, lambda model: model), verdict.times, ratio, context)
-        except (DataError, UnsupportedModelError) as error:
-            context.warn(f"nothing stays float for its error, which could not be measured: {error.message}")
-            return stay, ()
-        facts["spared"] = [each.facts() for each in found]
-        facts["exclude"] = sorted([*facts["exclude"], *(pattern_of(each.node) for each in found)])
-        return {**stay, **{each.node: each.reason for each in found}}, light_of(found)
-
     def _half(self, model: onnx.ModelProto, context: Context, folder: Path) -> onnx.ModelProto:
         from surgeon_passes.quantizing.half import to_half
         from surgeon_passes.quantizing.prepare import restore_interface
@@ -374,9 +337,19 @@ def _record(mode: str, made: Made, context: Context) -> None:
         {"node": name, "operator": operator, "reason": reason}
         for name, (operator, reason) in made.choice.left.items()
     ]
+    speed: dict[str, Any] = context.record.get("speed", {})  # type: ignore[assignment]  # JSON facts
+    for each in speed.get("spared", ()):
+        each["weights"] = _weights(each["node"], made)
     convolutions = sum(operator.startswith("Conv") for operator, _ in made.choice.left.values())
     if mode == "dynamic" and convolutions:
         context.warn(f"{convolutions} convolutions stay float: quantizing them takes --data")
+
+
+def _weights(node: str, made: Made) -> str:
+    """How the weights of an operator without static 8 bits are stored."""
+    if node in made.choice.weighted:
+        return "blocks"
+    return "stored" if node in made.stored else "float"
 
 
 def _counts(operators: dict[str, str]) -> dict[str, int]:

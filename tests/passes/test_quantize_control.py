@@ -25,6 +25,7 @@ from surgeon.stats.data import graph_inputs, open_data
 from surgeon.stats.synthetic import synthetic
 from surgeon_passes.prune import Prune
 from surgeon_passes.quantize import Quantize
+from surgeon_passes.quantizing import guarded
 from surgeon_passes.quantizing.control import TRIES, fewest
 from surgeon_passes.quantizing.maker import Maker
 from surgeon_passes.quantizing.partly import Parts
@@ -195,7 +196,7 @@ def test_what_is_float_for_speed_gets_float_weights_where_the_budget_needs_it(
     inputs = tuple(graph_inputs(from_model(model)))
     data = open_data(tmp_path / "d.npz", inputs)
     slow = dict.fromkeys([node.name for node in model.graph.node], "slow")
-    monkeypatch.setattr(Quantize, "_guarded", lambda *_: (slow, ()))
+    monkeypatch.setattr(guarded, "guarded", lambda *_: (slow, ()))
     context = Context(
         tmp_path / "m.onnx", inputs=inputs, data=data, evaluation=data, metric="cosine", max_drop=0.005
     )

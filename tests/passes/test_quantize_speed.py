@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -357,6 +358,74 @@ def test_where_nothing_pays_only_weights_are_stored(monkeypatch: pytest.MonkeyPa
     left: list[dict[str, str]] = context.record["left_float"]  # type: ignore[assignment]  # JSON facts
     assert [each["node"] for each in left] == ["first", "second", "head"]
     assert all("times as long" in each["reason"] for each in left)
+
+
+def layers(*, head: bool) -> onnx.ModelProto:
+    """Two LSTMs, and a matrix product behind them or nothing."""
+    nodes = [
+        oh.make_node("LSTM", ["x", "w", "r"], ["h", "", ""], name="one", hidden_size=32),
+        oh.make_node("Squeeze", ["h", "axis"], ["s"]),
+        oh.make_node("LSTM", ["s", "v", "u"], ["g", "", ""], name="two", hidden_size=32),
+        oh.make_node("Squeeze", ["g", "axis"], ["t" if head else "y"]),
+        oh.make_node("MatMul", ["t", "o"], ["y"], name="head"),
+    ]
+    weights = [
+        weight("w", 1, 128, 24),
+        weight("r", 1, 128, 32),
+        weight("v", 1, 128, 32),
+        weight("u", 1, 128, 32),
+    ]
+    weights += [nh.from_array(np.array([1]), "axis"), weight("o", 32, 64)]
+    ends = [oh.make_tensor_value_info("x", 1, ["T", "N", 24]), oh.make_tensor_value_info("y", 1, None)]
+    graph = oh.make_graph(nodes[: 4 + head], "g", ends[:1], ends[1:], weights[: 5 + head])
+    return oh.make_model(graph, ir_version=8, opset_imports=[oh.make_opsetid("", 17)])
+
+
+class Layers(Clockwork):
+    """The same for LSTMs, which have an operator of their own in 8 bits."""
+
+    def time(self, model: onnx.ModelProto, node: onnx.NodeProto) -> float:
+        if node.op_type == "DynamicQuantizeLSTM":
+            return self.float_us * self.slow.get(node.name.removesuffix("_quant"), 0.5)
+        return self.float_us if node.op_type == "LSTM" else 1.0
+
+    def profile(self, model: onnx.ModelProto, feeds: object) -> Sequence[Kernel]:
+        del feeds
+        nodes = [node for node in model.graph.node if node.op_type in ("LSTM", "DynamicQuantizeLSTM")]
+        return [Kernel(node.name, node.op_type, self.time(model, node), 10) for node in nodes]
+
+
+@pytest.mark.parametrize("head", [True, False])
+@pytest.mark.parametrize(
+    ("slow", "kept"), [({}, []), ({"two": 3.0}, ["two"]), ({"one": 1.0, "two": 1.0}, ["one", "two"])]
+)
+def test_an_lstm_that_8_bits_do_not_make_faster_stays_float(
+    slow: dict[str, float], kept: list[str], head: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_clockwork(monkeypatch, Layers(slow))
+    model = layers(head=head)
+    context = context_for(model)
+    result = quantized(model, context, guard=True)
+    operators = [node.op_type for node in result.graph.node]
+    assert operators.count("LSTM") == len(kept)
+    assert operators.count("DynamicQuantizeLSTM") == 2 - len(kept)
+    record: Any = context.record
+    assert record["quantized"].get("LSTM", 0) == 2 - len(kept)
+    assert record["stored"].get("LSTM", 0) == len(kept)  # their weights have 8 bits in the file all the same
+    left = {each["node"]: each["reason"] for each in record["left_float"] if each["operator"] == "LSTM"}
+    assert list(left) == kept
+    assert all("times as long" in reason for reason in left.values())
+    assert set(kept) <= set(record["speed"]["exclude"])
+    assert any(each["taken"] for each in record["speed"]["recurrent"]) == (len(kept) < 2)
+
+
+def test_what_the_guard_refused_was_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_clockwork(monkeypatch, Clockwork(dict.fromkeys(("first", "second", "head"), 3.0)))
+    context = context_for(network())
+    quantized(network(), context, guard=True)
+    facts: Any = context.record["speed"]
+    assert not any(each["taken"] for each in facts["candidates"])
+    assert {"first", "second", "head"} <= set(facts["exclude"])
 
 
 def test_dynamic_mode_is_guarded_by_the_names_onnxruntime_gives() -> None:

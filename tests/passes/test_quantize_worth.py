@@ -7,14 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx.helper as oh
 import pytest
-from quantizable import context_for, crafted, network
+from quantizable import context_for, crafted, network, weight
 
 from surgeon.graph.load import from_model
 from surgeon.stats.compare import Outputs
 from surgeon.stats.latency import Latency
 from surgeon_passes.quantize import Quantize
-from surgeon_passes.quantizing import speed, worth
+from surgeon_passes.quantizing import guarded, speed, worth
 from surgeon_passes.quantizing.control import Mixes
 from surgeon_passes.quantizing.maker import Maker
 from surgeon_passes.quantizing.partition import Times
@@ -217,12 +218,42 @@ def test_the_report_says_what_was_spared(monkeypatch: pytest.MonkeyPatch) -> Non
         latency = replace(found.taken.latency, ratio=0.5)
         return replace(found, taken=replace(found.taken, choice=whole, stay={}, latency=latency), times=times)
 
-    monkeypatch.setattr(speed, "guard", scripted)
+    monkeypatch.setattr(guarded, "guard", scripted)
     monkeypatch.setattr(worth.spared, "__defaults__", (raced(0.5, 0.5),))
     OPTIONS.run(from_model(crafted()), context)
     record: Any = context.record
-    assert [each["node"] for each in record["speed"]["spared"]] == ["second"]
+    assert [(each["node"], each["weights"]) for each in record["speed"]["spared"]] == [("second", "float")]
     assert record["speed"]["exclude"] == ["second"]
     (left,) = record["left_float"]
     assert left["node"] == "second"
     assert "of the error" in left["reason"]
+
+
+def test_the_report_says_what_became_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel reads those of large products in blocks; those of others become floats when the model is loaded."""
+    shapes = {"large": (128, 128), "small": (128, 64), "tiny": (64, 8), "fast": (8, 8)}
+    nodes, last = [], "x"
+    for name in shapes:
+        nodes.append(oh.make_node("MatMul", [last, f"w_{name}"], [f"y_{name}"], name=name))
+        last = f"y_{name}"
+    ends = [oh.make_tensor_value_info("x", 1, ["N", 128]), oh.make_tensor_value_info(last, 1, ["N", 8])]
+    weights = [weight(f"w_{name}", *shape) for name, shape in shapes.items()]
+    graph = oh.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    model = oh.make_model(graph, ir_version=8, opset_imports=[oh.make_opsetid("", 17)])
+    real = speed.guard
+
+    def scripted(*args: Any, **options: Any) -> speed.Verdict:
+        found = real(*args, **options)
+        latency = replace(found.taken.latency, ratio=0.5)
+        return replace(found, taken=replace(found.taken, stay={}, latency=latency))
+
+    monkeypatch.setattr(guarded, "guard", scripted)
+    monkeypatch.setattr(
+        guarded, "spared", lambda *_: [worth.Spared(n, 0.3, 0.0, False) for n in list(shapes)[:3]]
+    )
+    context = context_for(model)
+    OPTIONS.run(from_model(model), context)
+    record: Any = context.record
+    kept = {each["node"]: each["weights"] for each in record["speed"]["spared"]}
+    assert kept == {"large": "blocks", "small": "stored", "tiny": "float"}
+    assert (record["quantized"], record["stored"]) == ({"MatMul": 2}, {"MatMul": 1})

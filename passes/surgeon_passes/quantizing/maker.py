@@ -91,6 +91,19 @@ class Maker:
             return copy.deepcopy(self.model)
         return self._dynamic(self.model, choice) if self.static is None else self.static.build(choice)
 
+    def recurrent(self, stay: Mapping[str, str] = NOTHING_STAYS) -> Choice:
+        """The LSTMs that get their dynamic 8-bit kernel beside static arithmetic, as auto gives it, and why others do not."""
+        if self.options.mode != "auto" or self.mode == "dynamic":
+            return Choice()
+        found = choose(self.model, self.excluded, static=False, stay=stay)
+        layers = {name: operator for name, operator in found.weighted.items() if operator == "LSTM"}
+        left = {name: why for name, why in found.left.items() if why[0] == "LSTM"}
+        return Choice(list(layers), layers, left)
+
+    def with_recurrent(self, model: onnx.ModelProto, layers: Choice) -> onnx.ModelProto:
+        """A draft with the dynamic kernels of these LSTMs; where there are none, the draft itself."""
+        return self._dynamic(model, Choice(nodes=layers.nodes)) if layers.nodes else model
+
     def finished(
         self, model: onnx.ModelProto, choice: Choice, stay: Mapping[str, str], bare: Collection[str] = ()
     ) -> Made:
@@ -103,8 +116,7 @@ class Maker:
             bare: Those of them whose weights stay float in the file as well; in mode weights all of them.
         """
         made = Made(model, choice)
-        if self.options.mode == "auto" and self.mode != "dynamic":
-            self._add_recurrent(made, stay)
+        self._add_recurrent(made, stay)
         if self.options.mode in ("auto", "weights"):
             self._store(made, stay, stay if self.options.mode == "weights" else bare)
         prepare.sort_nodes(made.model)
@@ -135,15 +147,12 @@ class Maker:
         )
 
     def _add_recurrent(self, made: Made, stay: Mapping[str, str]) -> None:
-        """Gives the LSTMs their dynamic 8-bit kernel: it is the faster one."""
-        found = choose(self.model, self.excluded, static=False, stay=stay).weighted
-        layers = {name: operator for name, operator in found.items() if operator == "LSTM"}
-        if not layers:
-            return
-        for name, operator in layers.items():
+        layers = self.recurrent(stay)
+        made.choice.left.update(layers.left)
+        for name, operator in layers.weighted.items():
             made.choice.left.pop(name, None)
             made.choice.weighted[name] = operator
-        made.model = self._dynamic(made.model, Choice(nodes=list(layers)))
+        made.model = self.with_recurrent(made.model, layers)
 
     def _store(self, made: Made, stay: Mapping[str, str], bare: Collection[str]) -> None:
         """Stores weights that are still floats with few bits."""
