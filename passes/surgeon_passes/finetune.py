@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from surgeon.errors import UsageError
+from surgeon_passes.pruning.schedule import ConstantSparsity, PolynomialDecay, check_schedule
 from surgeon_passes.training.options import EndToEnd
 
 if TYPE_CHECKING:
     from surgeon.passes import Context, Graph
-    from surgeon_passes.pruning.schedule import ConstantSparsity, PolynomialDecay
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,12 @@ class Finetune(EndToEnd):
         if self.macs is not None and self.checkpoint is not None:
             raise UsageError("there are none of training between cuts", where="finetune.checkpoint")
         self.at_least_one("rounds")
+        check_schedule(self.initial, self.power, "finetune")
         super().__post_init__()
+        if self.macs is not None and self.steps < self.rounds:
+            raise UsageError(
+                f"must be at least as many as finetune.rounds ({self.rounds})", where="finetune.steps"
+            )
 
     def run(self, graph: Graph, context: Context) -> Graph:
         """Train ``graph``.
@@ -65,7 +70,7 @@ class Finetune(EndToEnd):
         from surgeon_passes.training.rounds import cut_and_learn
 
         shares = self._schedule().shares(self.rounds)
-        options = replace(self, steps=max(self.steps // self.rounds, 1))
+        options = replace(self, macs=None, steps=self.steps // self.rounds)
 
         def train(smaller: Graph, number: int) -> Graph:
             return learn(options, smaller, context, setting, setting.cross_entropy, number=number)
@@ -73,6 +78,4 @@ class Finetune(EndToEnd):
         return as_reference(cut_and_learn(graph, context, self.macs, shares, self.exclude, train), context)
 
     def _schedule(self) -> ConstantSparsity | PolynomialDecay:
-        from surgeon_passes.pruning.schedule import ConstantSparsity, PolynomialDecay
-
         return ConstantSparsity() if self.cut == "constant" else PolynomialDecay(self.initial, self.power)

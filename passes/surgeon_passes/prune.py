@@ -10,7 +10,7 @@ from surgeon.errors import UsageError
 from surgeon.passes import Pass
 from surgeon.suggest import did_you_mean
 from surgeon_passes.pruning.positions import parse
-from surgeon_passes.pruning.schedule import ConstantSparsity, PolynomialDecay
+from surgeon_passes.pruning.schedule import ConstantSparsity, PolynomialDecay, check_schedule
 
 if TYPE_CHECKING:
     from surgeon.passes import Context, Graph
@@ -135,10 +135,7 @@ class Prune(Pass):
             value = getattr(self, option)
             if value is not None and value < 1:
                 raise UsageError(f"must be at least 1, got {value}", where=f"prune.{option}")
-        if not 0 <= self.initial < 1:
-            raise UsageError(f"must lie in [0, 1), got {self.initial}", where="prune.initial")
-        if self.power <= 0:
-            raise UsageError(f"must be above 0, got {self.power}", where="prune.power")
+        check_schedule(self.initial, self.power, "prune")
         for option in ("keep", "drop"):
             for entry in getattr(self, option):
                 parse(entry, f"prune.{option}")

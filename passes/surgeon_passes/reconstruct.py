@@ -152,8 +152,10 @@ class Reconstruct(Pass):
 def _describe(found: Reconstructed, context: Context, memory: int, seconds: float) -> None:
     from surgeon_passes.training.blocks import described
 
-    if not found.errors:
-        context.warn("no block has anything to learn: the model already computes what the original does")
+    if not (found.errors or found.stopped):
+        context.warn("no block has both weights to train and results that differ from the original's")
+    if found.errors and not found.kept and found.outcome is None:
+        context.warn("reconstruct made no block better on held-out samples: the model stays as it was")
     unknown = [name for name, (before, _) in found.errors.items() if not math.isfinite(before)]
     if unknown:
         context.warn(

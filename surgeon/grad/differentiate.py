@@ -19,6 +19,7 @@ from surgeon.grad.recurrent import written_out
 from surgeon.grad.registry import DERIVATIVES
 from surgeon.grad.step import Step
 from surgeon.grad.tape import Tape, Value
+from surgeon.grad.windows import floored
 from surgeon.graph.copy import copy_of
 from surgeon.graph.order import every_node, needs, ordered
 from surgeon.graph.schemas import opsets, standard
@@ -87,7 +88,9 @@ def gradient(
         tensor.to_variable(dtype, list(shape))
         tensor.type = "tensor_type"  # which graphsurgeon forgets
     work.inputs = [*work.inputs, *constants]
-    tape = Tape(work, infer(work, sizes))
+    shapes = infer(work, sizes)
+    floored(work, shapes)
+    tape = Tape(work, shapes)
     if callable(loss):
         end = loss(tape).tensor
         work.nodes = ordered([*work.nodes, *tape.nodes])

@@ -8,10 +8,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from surgeon.grad.registry import DERIVATIVES
-from surgeon.graph.schemas import standard
+from surgeon.graph.schemas import label, opsets, standard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 # what may stand between a stored weight and its operator
 CARRIERS = frozenset(
@@ -45,6 +45,22 @@ def parameters_of(
             if constant is not None:
                 found[constant.name] = constant
     return found
+
+
+def untrained(graph: gs.Graph, excluded: Callable[[str], bool] = lambda _: False) -> dict[str, str]:
+    """What of a graph's weights no training changes, though nobody said so, and why."""
+    versions = opsets(graph)
+    every = parameters_of(graph.nodes, versions)
+    found = {
+        name: f"it is {np.dtype(constant.dtype)}, and only float32 is trained"
+        for name, constant in every.items()
+        if constant.dtype != np.float32
+    }
+    for node in graph.nodes:
+        for body in node.subgraphs(recursive=True):
+            inside = parameters_of(body.nodes, versions).keys() - every.keys()
+            found |= dict.fromkeys(sorted(inside), f"the body of {label(node)} reads it")
+    return {name: why for name, why in found.items() if not excluded(name)}
 
 
 def weighted(node: gs.Node, versions: Mapping[str, int], *, integers: bool = False) -> bool:

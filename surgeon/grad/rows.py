@@ -109,11 +109,15 @@ def for_any_shape(graph: gs.Graph, feeds: Mapping[str, Array]) -> gs.Graph:
 
 
 def with_open_rows(graph: gs.Graph) -> gs.Graph:
-    """A copy whose inputs may have any number of rows, whatever number is declared."""
+    """A copy whose inputs may have other numbers of rows than are declared: those of the same number the same."""
     result = copy_of(graph)
+    result.__dict__.pop("surgeon_interface", None)
     for tensor in result.inputs:
-        if tensor.shape:
-            tensor.shape = ["surgeon/rows", *tensor.shape[1:]]
+        if tensor.shape and isinstance(tensor.shape[0], int):
+            tensor.shape = [f"surgeon/rows/{tensor.shape[0]}", *tensor.shape[1:]]
+    for tensor in result.outputs:
+        if isinstance(tensor, gs.Variable):
+            tensor.shape = None
     return result
 
 

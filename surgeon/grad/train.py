@@ -216,7 +216,11 @@ def _identity(course: Course, parameters: Mapping[str, Array], learn: Array, hel
 
 
 def save(state: State, identity: str, path: Path) -> None:
-    """Write a checkpoint, whole or not at all."""
+    """Write a checkpoint, whole or not at all.
+
+    Raises:
+        UsageError: It cannot be written there.
+    """
     arrays = {f"parameters/{name}": value for name, value in state.parameters.items()}
     arrays |= {f"best/{name}": value for name, value in state.best.items()}
     arrays |= {f"memory/{name}": value for name, value in state.optimizer.memory.items()}
@@ -229,9 +233,12 @@ def save(state: State, identity: str, path: Path) -> None:
         "history": state.history,
     }
     draft = path.with_name(f"{path.name}.new")
-    with draft.open("wb") as file:
-        np.savez(file, facts=np.array(json.dumps(facts)), **arrays)  # type: ignore[arg-type]  # names are ours
-    draft.replace(path)
+    try:
+        with draft.open("wb") as file:
+            np.savez(file, facts=np.array(json.dumps(facts)), **arrays)  # type: ignore[arg-type]  # names are ours
+        draft.replace(path)
+    except OSError as error:
+        raise UsageError(f"no checkpoint can be written: {error.strerror}", where=str(path)) from error
 
 
 def load(path: Path | None, course: Course, identity: str) -> State | None:

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import onnx_graphsurgeon as gs
+
     from surgeon.grad.step import Step
     from surgeon.grad.tape import Value
+    from surgeon.graph.shapes import Shapes
 
 
 class Window(NamedTuple):
@@ -54,6 +57,25 @@ def window_of(op: Step, kernel: Sequence[int], large: Sequence[int], small: Sequ
         pads = list(op.attribute("pads") or [0] * 2 * count)
         window.before[:], window.after[:] = pads[:count], pads[count:]
     return window
+
+
+def floored(graph: gs.Graph, shapes: Shapes) -> None:
+    """Take ``ceil_mode`` from pools where it adds no window: before opset 22 onnxruntime's inference counts one it never makes."""
+    for node in graph.nodes:
+        if not node.attrs.get("ceil_mode") or node.attrs.get("auto_pad", "NOTSET") != "NOTSET":
+            continue
+        read, made = node.inputs[0].name, node.outputs[0].name
+        dims, after = shapes.dims.get(read), shapes.dims.get(made)
+        if dims is None or after is None or any(shapes.dynamic[read][2:]):
+            continue
+        count = len(dims) - 2
+        pads = node.attrs.get("pads") or [0] * 2 * count
+        strides, gaps = (node.attrs.get(name) or [1] * count for name in ("strides", "dilations"))
+        spans = [(taps - 1) * gap + 1 for taps, gap in zip(node.attrs["kernel_shape"], gaps, strict=True)]
+        padded = [sum(each) for each in zip(dims[2:], pads[:count], pads[count:], strict=True)]
+        places = zip(padded, spans, strides, strict=True)
+        if after[2:] == tuple((size - span) // stride + 1 for size, span, stride in places):
+            del node.attrs["ceil_mode"]
 
 
 def spread(op: Step, dy: Value, w: Value, window: Window, group: int = 1) -> Value:

@@ -17,7 +17,7 @@ from surgeon.graph.evaluate import ARITHMETIC, GROWING, Call, evaluate, static_s
 from surgeon.graph.order import bodies, captured, ordered
 from surgeon.graph.probe import dimension_key
 from surgeon.graph.proto import node_proto, tensor_type
-from surgeon.graph.schemas import node_schema, opsets, standard
+from surgeon.graph.schemas import node_schema, opsets, schema_of, standard
 from surgeon.graph.weights import data_type, peek
 from surgeon.graph.windows import WINDOWED, smaller_than_window
 
@@ -60,6 +60,18 @@ SHAPE_FUNCTIONS: dict[tuple[str, str], ShapeFunction] = {
 }
 
 
+# Before opset 22 onnx counts windows that start behind the input's end where sizes are rounded up; onnxruntime never did.
+_POOLS = {"AveragePool", "LpPool", "MaxPool"}
+_POOLS_AS_RUN = 22
+
+
+def _schema(node: gs.Node, versions: dict[str, int]) -> onnx.defs.OpSchema | None:
+    """The schema whose inference tells the sizes that onnxruntime makes."""
+    if node.op in _POOLS and node.attrs.get("ceil_mode") and standard(node.domain) == "":
+        return schema_of(node.op, "", max(versions[""], _POOLS_AS_RUN))
+    return node_schema(node, versions)
+
+
 class Program:
     """A graph made ready for several runs: ordered nodes, their messages and schemas, the constants worth reading."""
 
@@ -71,7 +83,7 @@ class Program:
         ]
         self.nodes = ordered(graph.nodes)
         self.messages = [node_proto(node, self.versions, light=True) for node in self.nodes]
-        self.schemas = [node_schema(node, self.versions) for node in self.nodes]
+        self.schemas = [_schema(node, self.versions) for node in self.nodes]
         self.captured = {index: captured(node) for index, node in enumerate(self.nodes) if bodies(node)}
         self.bodies = {
             index: {name: Program(body) for name, body in node.attrs.items() if isinstance(body, gs.Graph)}

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from surgeon.grad.objective import Objective
-from surgeon.grad.parameters import parameters_of
+from surgeon.grad.parameters import parameters_of, untrained
 from surgeon.grad.rows import rows_are_apart, with_open_rows
 from surgeon.grad.samples import Samples
 from surgeon.grad.train import Course, State, train
@@ -152,7 +152,7 @@ class _Reconstruction:
             self.shapes = infer(with_open_rows(graph))
         self.new = Replay(graph, self.shapes.dtypes, self.division.feeds, **options)
         self.old = Replay(reference.graph, types, self.division.feeds, **options)
-        self.found = Reconstructed()
+        self.found = Reconstructed(stopped=untrained(graph, excluded))
         self.ties: Mapping[str, Tie] = ties_of(graph)
 
         # what cannot be held, such as a sequence, cannot be read or learned from either

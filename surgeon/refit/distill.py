@@ -8,6 +8,7 @@ import numpy as np
 
 from surgeon.errors import UnsupportedModelError, UsageError
 from surgeon.grad.losses import divergence, kind_of, relative_error
+from surgeon.grad.rows import with_open_rows
 from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session, with_outputs
 from surgeon.graph.shapes import infer
@@ -64,7 +65,7 @@ class Teacher:
             and dtypes.get(name) in FLOATS
             and theirs.get(name) in FLOATS
         ]
-        model = with_outputs(to_model(reference.graph), self.hints)
+        model = with_outputs(to_model(with_open_rows(reference.graph)), self.hints)
         self.runner = session(model, threads=threads)
         self.names = [each.name for each in self.runner.get_outputs()]
         self.variances: dict[str, float] = {}
@@ -97,7 +98,8 @@ class Teacher:
             self.variances[name] = float(square / max(count, 1) - (total / max(count, 1)) ** 2)
 
     def _leave_out(self, feeds: Feeds) -> None:
-        ours = run(session(with_outputs(to_model(self.graph), self.hints), threads=self.threads), feeds)
+        model = with_outputs(to_model(with_open_rows(self.graph)), self.hints)
+        ours = run(session(model, threads=self.threads), feeds)
         shapes = dict(zip(self.hints, (array.shape for array in ours[-len(self.hints) :]), strict=True))
         taught = self.teach(feeds)
         self.hints = [name for name in self.hints if taught[TARGET + name].shape == shapes[name]]

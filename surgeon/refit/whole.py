@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 
 from surgeon.errors import DataError
 from surgeon.grad.objective import Objective
-from surgeon.grad.parameters import CARRIERS, parameters_of
+from surgeon.grad.parameters import CARRIERS, parameters_of, untrained
 from surgeon.grad.rows import rows_are_apart
 from surgeon.grad.samples import Samples
 from surgeon.grad.train import Course, State, train
@@ -43,7 +43,7 @@ class Trained:
 
     Attributes:
         state: Where it ended.
-        stopped: Parameters that cannot be trained, and why.
+        stopped: Parameters that cannot be trained, or only by part of their gradient, and why.
     """
 
     state: State
@@ -119,7 +119,9 @@ def train_whole(
     Raises:
         DataError: There are fewer than two samples.
     """
+    stopped: dict[str, str] = {}
     if parameters is None:
+        stopped = untrained(graph, excluded)
         parameters = Parameters(_constants(graph, excluded), ties_of(graph))
     constants = parameters.constants
     samples = _samples(graph, lesson, threads)
@@ -160,7 +162,7 @@ def train_whole(
     if state.improved:
         for name, constant in constants.items():
             constant.values = state.best[name]
-    return Trained(state, objective.stopped)
+    return Trained(state, {**stopped, **objective.partial, **objective.stopped})
 
 
 def _constants(graph: gs.Graph, excluded: Callable[[str], bool]) -> dict[str, gs.Constant]:

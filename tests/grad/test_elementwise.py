@@ -34,6 +34,11 @@ def test_power():
     check("T[2,3] x", "T[2,3] y", "two = Constant <value = int64 {2}> ()\ny = Pow (x, two)", {"x": (2, 3)})
 
 
+def test_powers_of_zero():
+    x, e = np.array([0.0, 0.0, -1.5, 2.0]), np.array([0.0, 2.0, 0.0, 0.0])
+    check("T[4] x", "T[4] y", "y = Pow (x, e)", {"x": x}, {"e": e}, wrt=["x"])
+
+
 def test_prelu():
     check("T[N,3,4] x", "T[N,3,4] y", "y = PRelu (x, s)", {"x": (2, 3, 4)}, {"s": (3, 1)})
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ops.oracle import build
 
-from surgeon.grad.parameters import parameters_of, weighted
+from surgeon.grad.parameters import parameters_of, untrained, weighted
 from surgeon.graph.load import from_model
 from surgeon.graph.schemas import opsets
 
@@ -88,3 +88,25 @@ def test_what_has_a_matrix():
     body = "c = MatMul (x, w)\nd = Add (c, b)\nn = LayerNormalization (d, s)\ny = Relu (n)"
     graph = from_model(build("float[N,3] x", "float[N,4] y", body, {"w": (3, 4), "b": (4,), "s": (4,)}))
     assert [weighted(node, opsets(graph)) for node in graph.nodes] == [True, False, False, False]
+
+
+def test_what_no_training_changes_is_named():
+    body = """
+    h = Cast <to = 10> (x)
+    m = MatMul (h, half)
+    f = Cast <to = 1> (m)
+    y = If (c) <
+        then_branch = g1 () => (float[N,3] y1) { y1 = MatMul (f, inside) },
+        else_branch = g2 () => (float[N,3] y2) { y2 = MatMul (f, both) }
+    >
+    z = MatMul (f, both)
+    """
+    weights = {"half": np.ones((3, 3), np.float16), "inside": (3, 3), "both": (3, 3)}
+    model = build("float[N,3] x, bool c", "float[N,3] y, float[N,3] z", body, weights)
+    graph = from_model(model)
+    found = untrained(graph)
+    assert found == {
+        "half": "it is float16, and only float32 is trained",
+        "inside": "the body of If 'y' reads it",
+    }
+    assert untrained(graph, lambda name: name == "half").keys() == {"inside"}

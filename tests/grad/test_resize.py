@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from grad.oracle import check
-from ops.oracle import ints
+from ops.oracle import build, ints
+
+from surgeon.grad.differentiate import gradient
+from surgeon.graph.load import from_model
 
 MODES = ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric")
 
@@ -75,6 +78,21 @@ def test_axes():
 def test_proportions(policy):
     attributes = f'mode="linear", axes=[2,3], keep_aspect_ratio_policy="{policy}"'
     resize(attributes, (9, 8))
+
+
+def test_proportions_that_are_rounded_up():
+    """No scale makes six places of five: the operator rounds 5.6."""
+    body = 'y = Resize <mode="linear", axes=[2,3], keep_aspect_ratio_policy="not_larger"> (x, , , s)'
+    graph = from_model(
+        build(
+            "float[2,3,5,4] x",
+            "float z",
+            f"{body}\nz = ReduceSum <keepdims=0> (y)",
+            {"s": ints(7, 9)},
+            opset=18,
+        )
+    )
+    assert "whole number of places" in gradient(graph, "z", ["x"]).stopped["x"]
 
 
 @pytest.mark.parametrize("mode", ["linear", "cubic"])

@@ -269,6 +269,11 @@ def test_other_arrays_and_half_a_checkpoint_are_none_either(tmp_path):
             run(checkpoint=path)
 
 
+def test_a_checkpoint_that_cannot_be_written_is_a_users_error(tmp_path):
+    with pytest.raises(UsageError, match="no checkpoint can be written"):
+        run(checkpoint=tmp_path / "none" / "c.npz")
+
+
 def test_too_few_samples():
     graph = linear(4)
     data = regression(1)

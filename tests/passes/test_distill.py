@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 import trainable
-from trainable import classifier, context_for, error, noisy, vectors
+from trainable import classifier, context_for, error, noisy, outputs, vectors
 
 import surgeon
 from surgeon.errors import DataError, UsageError
@@ -44,6 +44,21 @@ def test_damage_is_undone_on_unseen_inputs(end, more):
     assert error(classifier(end), graph, unseen) < 0.5 * before
     assert context.record["changed"]
     assert context.warnings == []
+
+
+@pytest.mark.parametrize("declared", [1, 8])
+@pytest.mark.parametrize("hints", [0.0, 1.0])
+def test_samples_of_a_fixed_batch_are_put_together(declared, hints):
+    model = classifier()
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = declared
+    graph, reference = noisy(model, 0.3)
+    context = context_for(graph, reference, vectors())
+    context.data = trainable.dataset(graph, vectors(), batch=declared)
+    Distill(**QUICK, hints=hints).run(graph, context)
+    record = context.record["training"]
+    assert record["loss_after"] < 0.5 * record["loss_before"]
+    assert outputs(to_model(graph), vectors(declared)).shape == (declared, 4)
 
 
 def test_labels_are_read_only_when_they_are_asked_for():

@@ -162,6 +162,52 @@ def test_what_gets_no_better_stays_with_a_warning():
     assert "stays as it was" in context.warnings[0]
 
 
+@pytest.mark.parametrize(
+    ("options", "labels", "said"),
+    [
+        ({"exclude": ("*",)}, np.zeros(400, np.int64), "no weights to train"),
+        ({}, np.full(400, 99), "the loss is 0 before"),
+    ],
+)
+def test_why_nothing_is_learned(options, labels, said):
+    graph, reference = noisy(classifier())
+    context = context_for(graph, reference, vectors(), labels)
+    Finetune(**{**QUICK, **options}).run(graph, context)
+    assert [warning for warning in context.warnings if said in warning]
+    assert context.record["changed"] is False
+
+
+def test_samples_that_become_no_numbers_teach_nothing_and_that_is_said():
+    graph, reference = noisy(classifier())
+    context = context_for(graph, reference, vectors(), right(classifier(), vectors()))
+
+    def augment(feeds, random):
+        return {**feeds, "x": feeds["x"] * np.float32(np.nan)}
+
+    context.data._origin.augment = augment
+    Finetune(**QUICK).run(graph, context)
+    assert "no number in any step" in context.warnings[0]
+
+
+def test_a_weight_with_part_of_a_gradient_is_named():
+    body = "a = MatMul (x, w1)\nm = Mod <fmod = 1> (a, one)\nb = Add (a, m)\ny = MatMul (b, w2)"
+    weights = {"w1": (6, 6), "w2": (6, 4), "one": np.float32(1)}
+    graph, reference = noisy(build("float[N,6] x", "float[N,4] y", body, weights))
+    context = context_for(graph, reference, vectors(), np.zeros(400, np.int64))
+    Finetune(steps=2).run(graph, context)
+    stopped = context.record["training"]["stopped"]
+    assert stopped.keys() == {"w1"}
+    assert "Mod" in stopped["w1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "clip"), [({}, "adam", None), ({"optimizer": "sgd", "clip": 0.5}, "sgd", 0.5)]
+)
+def test_optimizer_and_clipping(options, kind, clip):
+    course = Finetune(**options).course(context_for(*noisy(classifier()), vectors()))
+    assert (course.optimizer, course.clip) == (kind, clip)
+
+
 def test_a_batch_norm_learns_its_scale_and_bias_alone():
     body = "a = MatMul (x, w1)\nb = BatchNormalization (a, g, h, m, v)\nc = Relu (b)\ny = MatMul (c, w2)"
     weights = {"w1": (6, 12), "w2": (12, 4), "g": (12,), "h": (12,), "m": (12,), "v": np.ones(12, np.float32)}
@@ -240,7 +286,10 @@ def test_cuts_and_training_take_turns(demo, tmp_path):
     assert found.certificate.status == "exact"
 
 
-@pytest.mark.parametrize("options", ["macs=0", "rounds=0", "macs=0.5 checkpoint=x", "cut=sudden"])
+WRONG = ["macs=0", "rounds=0", "macs=0.5 checkpoint=x", "cut=sudden", "macs=0.5 power=0", "power=-3"]
+
+
+@pytest.mark.parametrize("options", [*WRONG, "initial=1", "initial=-0.1", "macs=0.5 steps=3", "clip=0"])
 def test_schedules_that_cannot_be(demo, options):
     with pytest.raises(surgeon.UsageError):
         surgeon.run(demo, f"finetune{{{options}}}")

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import trainable
+from ops.oracle import build
 from trainable import classifier, context_for, error, images, noisy, picture_model, vectors
 
 import surgeon
@@ -94,6 +95,16 @@ def test_a_rate_that_is_too_large_changes_nothing():
     assert trainable.changed(graph, before) == set()
     assert context.record["changed"] is False
     assert [each["kept"] for each in context.record["training"]["blocks"]] == [False]
+    assert "no block better" in context.warnings[0]
+
+
+def test_weights_of_another_type_are_named_and_nothing_else_is_said():
+    body = "a = Cast <to = 11> (x)\nb = MatMul (a, w)\ny = Cast <to = 1> (b)"
+    graph, reference = noisy(build("float[N,6] x", "float[N,4] y", body, {"w": np.ones((6, 4))}))
+    context = context_for(graph, reference, vectors())
+    Reconstruct(**QUICK).run(graph, context)
+    assert context.record["training"]["stopped"] == {"w": "it is float64, and only float32 is trained"}
+    assert len(context.warnings) == 1
 
 
 def test_images_are_varied_and_others_only_by_their_own_function():

@@ -7,6 +7,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from surgeon.errors import UsageError
+
+
+def check_schedule(initial: float, power: float, where: str) -> None:
+    """Refuse what makes no schedule.
+
+    Args:
+        initial: As of `PolynomialDecay`.
+        power: The same.
+        where: The name of the pass.
+
+    Raises:
+        UsageError: The share lies outside [0, 1), or the power is not above 0.
+    """
+    if not 0 <= initial < 1:
+        raise UsageError(f"must lie in [0, 1), got {initial}", where=f"{where}.initial")
+    if not power > 0:
+        raise UsageError(f"must be above 0, got {power}", where=f"{where}.power")
+
 
 @dataclass(frozen=True)
 class ConstantSparsity:

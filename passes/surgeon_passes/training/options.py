@@ -24,6 +24,8 @@ class Training(Pass):
         batch: Samples per step.
         rate: The largest learning rate.
         schedule: How it changes: cosine, one_cycle or constant.
+        optimizer: adam, or sgd: stochastic gradient descent with a momentum of 0.9, which wants a larger rate.
+        clip: The largest norm of all gradients together; by default any.
         patience: Training ends after so many evaluations, of twenty, without a better one.
         memory: Megabytes for the activations of a step; samples that do not fit run one part after the other.
         checkpoint: A file to take the training up from, written after every evaluation.
@@ -37,6 +39,8 @@ class Training(Pass):
     batch: int = 64
     rate: float = 1e-4
     schedule: Literal["cosine", "one_cycle", "constant"] = "cosine"
+    optimizer: Literal["adam", "sgd"] = "adam"
+    clip: float | None = None
     patience: int = 10
     memory: int = 2048
     checkpoint: str | None = None
@@ -46,6 +50,8 @@ class Training(Pass):
         self.at_least_one("steps", "batch", "patience", "memory")
         if not self.rate > 0:
             raise UsageError(f"must be above 0, got {self.rate}", where=f"{self.name}.rate")
+        if self.clip is not None and not self.clip > 0:
+            raise UsageError(f"must be above 0, got {self.clip}", where=f"{self.name}.clip")
 
     def course(self, context: Context, number: int = 0) -> Course:
         """How to train.
@@ -61,6 +67,8 @@ class Training(Pass):
             self.batch,
             self.rate,
             self.schedule,
+            self.optimizer,
+            clip=self.clip,
             evaluations=EVALUATIONS,
             patience=self.patience,
             seed=context.seed_for(self.name) + number,

@@ -49,7 +49,11 @@ def cut_and_learn(
                 graph = Prune(macs=wanted, exclude=exclude).run(copy_of(graph), context)
             except GateError as error:
                 if share >= 1:
-                    raise
+                    raise GateError(
+                        f"the last of {len(shares)} rounds cannot cut to {wanted:.3f} of what is left: {error.message}",
+                        where="finetune.macs",
+                        hint="cut less, or with the options of prune before finetune",
+                    ) from error
                 # kernels like whole blocks of channels, and a small step may be less than one
                 context.warn(f"round {number + 1} cuts nothing: {error.message}")
             each: Any = context.record.pop("certificate", None)

@@ -265,10 +265,16 @@ def _describe(found: Trained, options: Training, context: Context, seconds: floa
     if found.stopped:
         name, why = next(iter(found.stopped.items()))
         context.warn(f"{len(found.stopped)} weights cannot be trained, the first: {name}: {why}")
-    if not np.isfinite(state.before):
+    if not state.parameters:
+        context.warn(f"{options.name} has no weights to train: the model stays as it was")
+    elif not np.isfinite(state.before):
         context.warn(
             f"the loss is no number before {options.name} starts: infinite outputs cannot be learned from"
         )
+    elif state.before == 0:
+        context.warn(f"the loss is 0 before {options.name} starts: there is nothing to learn")
+    elif state.history and not any(np.isfinite(recent) for _, recent, _ in state.history):
+        context.warn(f"the loss was no number in any step of {options.name}: the model stays as it was")
     elif not state.improved:
         context.warn(f"{options.name} made nothing better on held-out samples: the model stays as it was")
     context.record["changed"] = state.improved

@@ -48,12 +48,13 @@ def div(op: Step, a: Value, b: Value) -> Gradients:
 
 @derivative("Pow", broadcasts=True)
 def power(op: Step, x: Value, y: Value) -> Gradients:
-    """d(xʸ) = y xʸ⁻¹ dx + ln(x) xʸ dy; the second only where x is positive."""
+    """d(xʸ) = y xʸ⁻¹ dx + ln(x) xʸ dy; the first only where y is not zero, the second where x is positive."""
     exponent = y.cast(x.dtype) if y.dtype != x.dtype else y
     positive = x > 0
     logarithm = op.tape.op("Log", op.tape.where(positive, x, 1.0))
     by_exponent = op.dy() * op.y() * logarithm
-    return op.dy() * exponent * x ** (exponent - 1), by_exponent if y.dtype == x.dtype else None
+    lower = op.tape.where(exponent.equals(0.0), 1.0, exponent - 1)
+    return op.dy() * exponent * x**lower, by_exponent if y.dtype == x.dtype else None
 
 
 @derivative("PRelu", broadcasts=True, parameters=(1,))

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     Gradients: TypeAlias = Sequence[Value | None]
 
-TO_THE_END = 2**31 - 1
-
 
 @derivative("MaxPool", since=8)
 def max_pool(op: Step, x: Value) -> Gradients:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -124,6 +125,8 @@ def _in_proportion(op: Step, picture: Value, attributes: dict[str, Any]) -> Valu
         op.stop("its proportions change with the size of its input")
     chosen = min if op.attribute("keep_aspect_ratio_policy") == "not_larger" else max
     scale = chosen(float(size) / op.dims(0)[axis] for size, axis in zip(sizes, axes, strict=True))
+    if any(op.out_dims()[axis] != math.floor(np.float32(scale) * op.dims(0)[axis]) for axis in axes):
+        op.stop("its proportions do not give a whole number of places, which no scale rounds up")
     scales = op.tape.constant(np.asarray([1, 1, 1, scale], np.float32))
     return op.tape.op("Resize", picture, None, scales, **attributes)
 
