@@ -309,3 +309,27 @@ def test_a_model_that_only_decides(tmp_path: Path) -> None:
     feeds = synthetic(inputs, seed=3, batch=4)
     ours, theirs = (run(session(each), feeds)[0] for each in (model, result))
     assert np.mean(ours == theirs) > 0.9
+
+
+@pytest.mark.parametrize(("make", "inner"), [(branches, {"in_a", "in_b"}), (loops, {"step"})])
+@pytest.mark.parametrize("static", [True, False])
+def test_products_in_bodies_are_said_to_stay_float(make, inner: set[str], static: bool) -> None:
+    choice = choose(make(), lambda _: False, static=static)
+    assert set(choice.weighted) == {"before"}
+    assert choice.left == dict.fromkeys(inner, ("MatMul", "inside a control-flow body"))
+
+
+@pytest.mark.parametrize("mode", ["static", "weights"])
+def test_weights_of_another_type_are_said_to_be_such(mode: str) -> None:
+    table = nh.from_array(nh.to_array(array("half", 64, 64)).astype(np.float16), "half")
+    nodes = [
+        oh.make_node("Cast", ["x"], ["h"], to=onnx.TensorProto.FLOAT16),
+        oh.make_node("MatMul", ["h", "half"], ["p"], name="other"),
+        oh.make_node("Cast", ["p"], ["f"], to=onnx.TensorProto.FLOAT),
+        oh.make_node("MatMul", ["f", "w"], ["y"], name="usual"),
+    ]
+    model = model_of(nodes, [info("x", "N", 64)], 2, [table, array("w", 64, 64)])
+    context = context_for(model)
+    Quantize(mode=mode, guard=False).run(from_model(model), context)  # type: ignore[arg-type]  # one of its modes
+    left = context.record["left_float"]
+    assert left == [{"node": "other", "operator": "MatMul", "reason": "its weights are float16"}]

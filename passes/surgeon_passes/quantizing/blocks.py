@@ -5,6 +5,7 @@ Layouts: onnxruntime's ContribOperators page, MatMulNBits and GatherBlockQuantiz
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -152,3 +153,19 @@ def _asymmetric(values: NDArray[np.float32], top: int) -> tuple[NDArray[np.float
 def _usable(scales: NDArray[np.float32]) -> NDArray[np.float32]:
     """What can be divided by: numbers so small that their scale is 0 count as zeros."""
     return np.where(scales == 0, 1.0, scales).astype(np.float32)
+
+
+def scaled_axes(shape: tuple[int, ...], block: int) -> int:
+    """How many leading axes have scales: as many as leave a block of weights to each, and the first in any case."""
+    leading = 1
+    while leading < len(shape) - 1 and math.prod(shape[leading + 1 :]) >= block:
+        leading += 1
+    return leading
+
+
+def around_zero(values: NDArray[np.float32], leading: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Integers around zero, and scales of the leading axes, in a shape that broadcasts."""
+    count = math.prod(values.shape[:leading])
+    rows = in_blocks(values.reshape(count, -1), math.prod(values.shape[leading:]), 8, symmetric=True)
+    integers = (rows.steps.astype(np.int16) - 128).astype(np.int8).reshape(values.shape)
+    return integers, rows.scales.reshape(*values.shape[:leading], *[1] * (values.ndim - leading))

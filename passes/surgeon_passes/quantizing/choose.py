@@ -78,6 +78,7 @@ def choose(
     """
     choice = Choice()
     weights = {entry.name: entry for entry in model.graph.initializer}
+    known = _with_casts(weights, model.graph)
     producers = {output: node for node in model.graph.node for output in node.output}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
@@ -87,7 +88,7 @@ def choose(
     # what is read in bodies is not rounded there: an activation that only its range stands for would be gone
     captured = {name for node in model.graph.node for name in read_by(node) if name not in node.input}
     for node in model.graph.node:
-        reason = _why_float(node, weights, static=static)
+        reason = _why_float(node, known, static=static)
         if reason is None and any(map(excluded, _names(node))):
             reason = "excluded"
         if reason is None:
@@ -106,7 +107,7 @@ def choose(
             and not any(map(excluded, _names(node)))
         ):
             choice.nodes.append(node.name)
-    for name, operator in _inside(model.graph):
+    for name, operator in _inside(model.graph, known, static=static):
         choice.left[name] = (operator, "inside a control-flow body")
     return choice
 
@@ -150,7 +151,7 @@ def _names(node: onnx.NodeProto) -> Iterable[str]:
     return [name for name in (node.name, *node.input, *node.output) if name]
 
 
-def _why_float(node: onnx.NodeProto, weights: dict[str, TensorProto], *, static: bool) -> str | None:
+def _why_float(node: onnx.NodeProto, weights: Mapping[str, TensorProto], *, static: bool) -> str | None:
     """Says why a node with weights stays float; None if it need not, empty if it has no weights to speak of."""
     if node.domain not in ("", "ai.onnx"):
         return ""
@@ -178,7 +179,7 @@ def _why_float(node: onnx.NodeProto, weights: dict[str, TensorProto], *, static:
 
 
 def _why_unusable(
-    node: onnx.NodeProto, weight: TensorProto, weights: dict[str, TensorProto], *, static: bool
+    node: onnx.NodeProto, weight: TensorProto, weights: Mapping[str, TensorProto], *, static: bool
 ) -> str | None:
     if node.op_type == "MatMul" and len(weight.dims) != 2:
         return f"its weights have {len(weight.dims)} axes, the 8-bit kernel takes 2"
@@ -282,12 +283,23 @@ def data_of(node: onnx.NodeProto) -> list[str]:
     return list(node.input[_MOVERS.get(node.op_type, slice(None))])
 
 
-def _inside(graph: onnx.GraphProto) -> Iterable[tuple[str, str]]:
-    """Yields the weighted operators of all bodies inside the nodes of a graph."""
+def _with_casts(weights: Mapping[str, TensorProto], graph: onnx.GraphProto) -> dict[str, TensorProto]:
+    """Returns constants also by the names of what those of other types than float are cast to."""
+    others = {name for name, entry in weights.items() if entry.data_type != TensorProto.FLOAT}
+    casts = [node for node in graph.node if node.op_type == "Cast" and node.input[0] in others]
+    return {**weights, **{node.output[0]: weights[node.input[0]] for node in casts}}
+
+
+def _inside(
+    graph: onnx.GraphProto, weights: Mapping[str, TensorProto], *, static: bool
+) -> Iterator[tuple[str, str]]:
+    """Yields the weighted operators of all bodies inside the nodes of a graph; these see its constants."""
     for node in graph.node:
         for attribute in node.attribute:
             for body in [attribute.g, *attribute.graphs]:
+                own = {entry.name: entry for entry in body.initializer}
+                known = _with_casts({**weights, **own}, body)
                 for inner in body.node:
-                    if inner.op_type in {*_WEIGHT_INPUT, *_NEVER} - {"Gather", "MatMul"}:
+                    if _why_float(inner, known, static=static) != "":
                         yield inner.name or inner.output[0], inner.op_type
-                yield from _inside(body)
+                yield from _inside(body, known, static=static)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from surgeon.stats.promises import Promise
-from surgeon_passes.quantizing.blocks import Blocks, in_blocks, with_common_scale
+from surgeon_passes.quantizing.blocks import Blocks, around_zero, in_blocks, scaled_axes, with_common_scale
 from surgeon_passes.quantizing.promised import eight_bits, few_values
 
 MICROSOFT = "com.microsoft"
@@ -37,6 +37,7 @@ _WEIGHTED = {
     "Gather": (0,),
     "Einsum": (0, 1, 2),
 }
+_OTHER_FLOATS = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _STANDARD = ("", "ai.onnx")
 
 
@@ -103,6 +104,16 @@ class _Scope:
         home = self.home(name) if name else None
         found = None if home is None else home.constants[name]
         return found if found is not None and found.data_type == TensorProto.FLOAT else None
+
+    def other_type(self, name: str) -> str | None:
+        """The type of large constants whose floats are not float32, also where they are cast to it."""
+        casts = (node for node in self.graph.node if node.op_type == "Cast" and node.output[0] == name)
+        name = next((node.input[0] for node in casts), name)
+        home = self.home(name) if name else None
+        found = None if home is None else home.constants[name]
+        if found is None or found.data_type not in _OTHER_FLOATS or not _large(found):
+            return None
+        return str(TensorProto.DataType.Name(found.data_type)).lower()
 
     def put(self, name: str, *arrays: tuple[str, NDArray[np.generic]]) -> list[str]:
         """Adds constants next to the weight ``name`` they are made of, once, and returns what they are called."""
@@ -177,9 +188,12 @@ def _replaced(node: onnx.NodeProto, scope: _Scope) -> list[onnx.NodeProto]:
     run = scope.run
     name = node.name or node.output[0]
     held = [k for k, each in enumerate(node.input) if _large(scope.weight(each))]
-    if not held:
-        return [node]
     weighted = _WEIGHTED.get(node.op_type, ())
+    if not held:
+        kinds = [kind for k in weighted if k < len(node.input) and (kind := scope.other_type(node.input[k]))]
+        if kinds:
+            run.result.left[name] = (node.op_type, f"its weights are {kinds[0]}")
+        return [node]
     places = [k for k in held if k in weighted or _loses_nothing(scope.weight(node.input[k]), scope)]
     reason = _why_float(node, [node.input[k] for k in places], scope)
     if reason is not None:
@@ -207,7 +221,7 @@ def _loses_nothing(weight: TensorProto | None, scope: _Scope) -> bool:
     values = numpy_helper.to_array(weight)
     if not np.isfinite(values).all():
         return False
-    integers, scales = _eight_bits(values, _scaled_axes(values.shape, scope.run.storage.block))
+    integers, scales = around_zero(values, scaled_axes(values.shape, scope.run.storage.block))
     return bool((integers.astype(np.float32) * scales == values).all())
 
 
@@ -240,7 +254,7 @@ def _unpacked(node: onnx.NodeProto, place: int, scope: _Scope) -> str:
         values = numpy_helper.to_array(home.constants[name])
         promise = few_values(node, place, values)
         if promise is None:
-            integers, scales = _eight_bits(values, _scaled_axes(values.shape, scope.run.storage.block))
+            integers, scales = around_zero(values, scaled_axes(values.shape, scope.run.storage.block))
         else:
             integers, scales = eight_bits(node, place, values, promise)
         quantized, scale = scope.put(name, ("kept_quantized", integers), ("kept_scale", scales))
@@ -249,14 +263,6 @@ def _unpacked(node: onnx.NodeProto, place: int, scope: _Scope) -> str:
             oh.make_node("Mul", [f"{name}_cast", scale], [result], name=f"{name}_Mul"),
         ]
     return result
-
-
-def _scaled_axes(shape: tuple[int, ...], block: int) -> int:
-    """How many leading axes have scales: as many as leave a block of weights to each, and the first in any case."""
-    leading = 1
-    while leading < len(shape) - 1 and math.prod(shape[leading + 1 :]) >= block:
-        leading += 1
-    return leading
 
 
 def _blocks_of(rows: NDArray[np.float32], storage: Storage, promise: Promise | None) -> Blocks | None:
@@ -368,7 +374,7 @@ def _embedding(node: onnx.NodeProto, scope: _Scope) -> list[onnx.NodeProto] | No
 
 def _looked_up(node: onnx.NodeProto, values: NDArray[np.float32], scope: _Scope) -> list[onnx.NodeProto]:
     """Only the rows that are looked up are multiplied by their scales; every version of onnxruntime can."""
-    integers, scales = _eight_bits(values, 1)
+    integers, scales = around_zero(values, 1)
     quantized, scale = scope.put(node.input[0], ("quantized", integers), ("scale", scales))
     rows, cast, steps = (f"{node.output[0]}_{part}" for part in ("rows", "cast", "steps"))
     return [
@@ -377,14 +383,6 @@ def _looked_up(node: onnx.NodeProto, values: NDArray[np.float32], scope: _Scope)
         oh.make_node("Cast", [rows], [cast], name=f"{node.name}_Cast", to=TensorProto.FLOAT),
         oh.make_node("Mul", [cast, steps], list(node.output), name=f"{node.name}_Mul"),
     ]
-
-
-def _eight_bits(values: NDArray[np.float32], leading: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Integers around zero, and scales of the leading axes, in a shape that broadcasts."""
-    count = math.prod(values.shape[:leading])
-    rows = in_blocks(values.reshape(count, -1), math.prod(values.shape[leading:]), 8, symmetric=True)
-    integers = (rows.steps.astype(np.int16) - 128).astype(np.int8).reshape(values.shape)
-    return integers, rows.scales.reshape(*values.shape[:leading], *[1] * (values.ndim - leading))
 
 
 _RULES: Mapping[tuple[str, str], Callable[[onnx.NodeProto, _Scope], list[onnx.NodeProto] | None]] = {
