@@ -189,8 +189,6 @@ def _why_unusable(
             return "its bias is not a constant vector"
         if _attribute(node, "transA", 0):
             return "it transposes its input"
-        if not static and (_attribute(node, "alpha", 1.0) != 1 or _attribute(node, "beta", 1.0) != 1):
-            return "it scales its product or bias"
     if node.op_type == "ConvTranspose" and _attribute(node, "group", 1) != 1:
         return "it is grouped: its output channels are no axis of its weights"
     if not static and node.op_type in ("Conv", "ConvTranspose"):

@@ -1,4 +1,4 @@
-"""Getting a model ready to be quantized: nodes with names, a sufficient opset, and what onnxruntime fuses by itself."""
+"""Getting a model ready to be quantized: nodes with names, a sufficient opset, what onnxruntime fuses by itself, plain Gemms."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import onnxruntime as ort
 
 from surgeon.errors import GateError
 from surgeon.graph.sessions import RUNTIME_ERRORS
+from surgeon_passes.quantizing.gemms import make_plain
 
 QDQ_OPSET = 13  # the first whose DequantizeLinear has an axis, for scales per channel
 _SILENT = 4
@@ -36,7 +37,7 @@ def names(model: onnx.ModelProto) -> Iterator[str]:
 
 
 def prepared(model: onnx.ModelProto, excluded: Callable[[str], bool], folder: Path) -> onnx.ModelProto:
-    """Returns the model with names, in a sufficient opset, and fused unless a pattern means something that would be gone.
+    """Returns the model with names, in a sufficient opset, fused unless a pattern means something that would be gone, and its Gemms plain.
 
     Args:
         model: The model; its nodes get names in place.
@@ -52,7 +53,9 @@ def prepared(model: onnx.ModelProto, excluded: Callable[[str], bool], folder: Pa
     name_nodes(fused)
     left = set(names(fused))
     lost = any(name not in left and excluded(name) for name in names(model) if name)
-    return model if lost else fused
+    result = model if lost else fused
+    make_plain(result, excluded)
+    return result
 
 
 def raise_opset(model: onnx.ModelProto, least: int) -> onnx.ModelProto:
