@@ -286,3 +286,11 @@ def test_ranges_are_judged_on_samples_from_all_over_the_data(batch: int) -> None
     seen = np.concatenate([feeds["x"][:, 0] for feeds in _spread(data, 512)])
     assert 32 <= len(seen) <= 40
     assert np.bincount((seen // 128).astype(int), minlength=4).min() >= 8
+
+
+def test_an_input_that_never_has_another_value_is_said() -> None:
+    model = model_of([oh.make_node("Add", ["x", "z"], ["y"])], inputs={"x": ["N", 4], "z": ["N", 4]})
+    random = np.random.default_rng(0)
+    data = data_of(model, {"x": np.full((64, 4), 0.5, "f"), "z": random.standard_normal((64, 4)).astype("f")})
+    notes = calibrated(model, data, ["x", "z"]).notes
+    assert [note.split(",")[0] for note in notes] == ["input x has but one value in all calibration samples"]

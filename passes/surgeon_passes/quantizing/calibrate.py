@@ -93,6 +93,11 @@ def calibrate(
         for name, array in values:
             histograms[name].add(array)
         result.samples += size
+    result.notes += [
+        f"input {entry.name} has but one value in all calibration samples, so ranges hold for no other"
+        for entry in model.graph.input
+        if entry.name in histograms and histograms[entry.name].lowest == histograms[entry.name].highest
+    ]
     found = {}
     for name, histogram in histograms.items():
         if histogram.strange:
