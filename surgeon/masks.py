@@ -31,6 +31,7 @@ LEAST_RANK = 2  # vectors are biases and norms, which no pass makes sparse
 LEAST_SHARE = (
     0.01  # of one weight's entries; a few zeros happen by chance, when values are rounded or refitted
 )
+ROUNDED = "shares of zeros that weights had when they became floats"  # where the run keeps them, by name
 
 
 @dataclass(frozen=True)
@@ -80,19 +81,29 @@ def weights_of(graph: gs.Graph) -> dict[str, gs.Constant]:
     }
 
 
+def zeros_of(graph: gs.Graph) -> dict[str, float]:
+    """The share of zeros of each weight."""
+    return {
+        name: float(np.mean(peek(each) == 0)) for name, each in weights_of(graph).items() if all(each.shape)
+    }
+
+
 def _recurrent_biases(graph: gs.Graph) -> set[str]:
     """What recurrent operators add: it has an axis for the directions, and a half that may be zero by nature."""
     nodes = [node for node in every_node(graph) if node.op in GATES]
     return {node.inputs[RECURRENT_BIAS].name for node in nodes if len(node.inputs) > RECURRENT_BIAS}
 
 
-def found_in(before: gs.Graph, after: gs.Graph, kept: Kept) -> tuple[dict[str, Mask], list[str]]:
+def found_in(
+    before: gs.Graph, after: gs.Graph, kept: Kept, rounded: Mapping[str, float]
+) -> tuple[dict[str, Mask], list[str]]:
     """The zeros that a run made.
 
     Args:
         before: The model file's graph.
         after: What the run made of it, in floats.
         kept: For each weight of ``before`` that shrank, per axis the indices kept.
+        rounded: For weights that were integers in ``before``, the share of zeros that they had there.
 
     Returns:
         For each weight that has got zeros, in the shape it has in ``before``, where it stays; none at all where no weight
@@ -109,7 +120,8 @@ def found_in(before: gs.Graph, after: gs.Graph, kept: Kept) -> tuple[dict[str, M
         if stays.all():
             continue
         if old is None or not _fits(weight, old, kept.get(name, {})):
-            if np.mean(stays) < 1 - LEAST_SHARE and name not in biases:
+            most = LEAST_SHARE + rounded.get(name, 0.0)
+            if np.mean(stays) < 1 - most and name not in biases:
                 strange.append(name)
             continue
         places = _places(old.shape, kept.get(name, {}))

@@ -15,7 +15,7 @@ from surgeon.axes import atoms_of, coordinates
 from surgeon.engine import analyse
 from surgeon.errors import GateError, UsageError
 from surgeon.graph.copy import copy_of
-from surgeon.masks import found_in, impose, violations, weights_of
+from surgeon.masks import ROUNDED, found_in, impose, violations, weights_of
 from surgeon.plan import Plan
 from surgeon.stats.matrices import weights_of as multiplying
 from surgeon.structure import first_difference, structure_of
@@ -83,7 +83,7 @@ def trace(graph: gs.Graph, outcome: Outcome, context: Context) -> Traced | None:
 
 def _masks(graph: gs.Graph, result: gs.Graph, plan: Plan, context: Context) -> dict[str, Mask]:
     """The masks of a plan that still hold, and those of the zeros that a run made besides."""
-    masks, strange = found_in(graph, result, plan.tensors)
+    masks, strange = found_in(graph, result, plan.tensors, context.kept.get(ROUNDED, {}))
     if (
         not masks
     ):  # nothing was made sparse that the file has: then what zeros a weight has count, and no others

@@ -30,6 +30,7 @@ class Dequantize(Pass):
             UnsupportedModelError: An operator has no rule, or its integers mean nothing that is known here.
         """
         from surgeon.graph.shapes import infer
+        from surgeon.masks import ROUNDED, zeros_of
         from surgeon_passes.cleaning.dead import remove_dead_nodes
         from surgeon_passes.cleaning.wiring import Wiring
         from surgeon_passes.dequantizing import integer, linear, moving, packed, qlinear
@@ -39,5 +40,6 @@ class Dequantize(Pass):
         writer = Writer(None, dict(infer(graph).dims), graph.opset)
         writer.rewrite(graph)
         remove_dead_nodes(Wiring(graph))
+        context.kept[ROUNDED] = zeros_of(graph)
         context.record["dequantized"] = dict(sorted(writer.counts.items()))
         return graph

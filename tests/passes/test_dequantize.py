@@ -704,3 +704,15 @@ def test_real_models_there_and_back(shared: Path, name: str, mode: str) -> None:
     feeds = {tensor.name: feeds[tensor.name] for tensor in graph.inputs}
     for want, ours in zip(run(session(to_model(graph)), feeds), run(session(result), feeds), strict=True):
         assert np.vdot(want, ours) > 0.99 * np.linalg.norm(want) * np.linalg.norm(ours)
+
+
+def test_zeros_that_rounding_left_are_none_that_the_run_made() -> None:
+    model = network()
+    inputs = graph_inputs(from_model(model))
+    context = Context(Path("m.onnx"), inputs=tuple(inputs))
+    context.data = synthetic_dataset(inputs, seed=1, samples=32)
+    quantized = to_model(Quantize(guard=False, mode="static").run(from_model(model), context))
+    result = surgeon.run(quantized, "dequantize")
+    assert not any("has zeros" in each for each in result.report["warnings"])
+    result = surgeon.run(quantized, "dequantize,sparsify{sparsity=0.5}", force=True)
+    assert any("has zeros but is no weight of the model file" in each for each in result.report["warnings"])
