@@ -204,6 +204,7 @@ def _check_patterns(context: Context, graph: Graph) -> None:
     """Refuses exclusions that exclude nothing: they are misspelt, and silence would cut what must stay."""
     import fnmatch
 
+    from surgeon.names import pattern_of
     from surgeon.suggest import did_you_mean
 
     names = {node.name for node in graph.nodes} | set(graph.tensors())
@@ -214,7 +215,7 @@ def _check_patterns(context: Context, graph: Graph) -> None:
             raise UsageError(
                 "matches no node and no tensor",
                 where=f"--exclude {pattern}",
-                hint=did_you_mean(pattern, names),
+                hint=did_you_mean(pattern, map(pattern_of, names)),
             )
 
 

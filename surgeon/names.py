@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,11 @@ class Subject:
     axes: tuple[TensorAxis, ...]
     operator: int | None = None
     note: str | None = None
+
+
+def pattern_of(name: str) -> str:
+    """Returns the pattern that matches a name and nothing else."""
+    return re.sub(r"([*?[])", r"[\1]", name)
 
 
 class Names:

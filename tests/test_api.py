@@ -236,6 +236,15 @@ def test_wrong_arguments(model, keywords, said):
         surgeon.run(model, **{"passes": [Halve()], **keywords})
 
 
+def test_a_name_with_brackets_is_suggested_as_the_pattern_that_matches_it(model):
+    model = onnx.load(model)
+    model.graph.node[0].name = "/net[0]/conv"
+    with pytest.raises(surgeon.UsageError) as caught:
+        surgeon.run(model, passes=[Halve()], exclude=["/net[0]/conv"])
+    assert caught.value.hint == "did you mean '/net[[]0]/conv'?"
+    surgeon.run(model, passes=[Halve()], exclude=["/net[[]0]/conv"])
+
+
 def test_warnings_reach_the_monitor(model):
     class Listening:
         said: ClassVar[list[str]] = []
