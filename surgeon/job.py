@@ -119,6 +119,8 @@ def _execute(job: Job) -> Finished:
     check_facts(job.recipe.passes, graph)
     context = _context(job, graph)
     metric = _metric(job, context, graph)
+    if metric is not None:
+        measure.try_metric(job.source, metric, context)
     load_rules(context.warn)
     original = measure.figures(graph, measure.file_bytes(job.source, graph))
     outcome = run_passes(graph, job.recipe.passes, context, debug=job.debug)

@@ -306,6 +306,20 @@ def _comparison(
     )
 
 
+def try_metric(model: Path, metric: Metric, context: Context) -> None:
+    """Evaluates a model on the first samples: labels that do not fit are found before anything takes time.
+
+    Raises:
+        DataError: The metric does not fit what the model puts out, or the labels.
+    """
+    from surgeon.graph.sessions import session
+    from surgeon.stats.metrics import scores
+
+    if context.evaluation is not None:
+        runner = session(model, threads=context.threads)
+        scores(runner, context.evaluation, metric, runner, enough=lambda found: bool(found.weights.any()))
+
+
 def measure_metric(before: Path, after: Path, metric: Metric, context: Context) -> tuple[float, float]:
     """Evaluates both models on the evaluation data."""
     from surgeon.graph.sessions import session

@@ -326,3 +326,16 @@ def test_encoded_weights_stay_encoded_in_memory_as_in_files(tmp_path):
     assert again.stat().st_size <= path.stat().st_size
     surgeon.run(onnx.load(path), "prune{ratio=0.5}", destination=cut)
     assert cut.stat().st_size < path.stat().st_size
+
+
+def test_labels_that_the_metric_does_not_fit_are_told_before_any_pass_runs(tmp_path, monkeypatch):
+    model, data = tiny.convnet(tmp_path / "m.onnx"), tmp_path / "d.npz"
+    x = np.random.default_rng(0).standard_normal((16, 3, 8, 8)).astype(np.float32)
+    np.savez(data, x=x, labels=np.zeros((16, 5, 5), np.int64))
+
+    def run(self, graph, context):
+        raise AssertionError("it ran")
+
+    monkeypatch.setattr("surgeon_passes.prune.Prune.run", run)
+    with pytest.raises(surgeon.DataError, match="values per sample"):
+        surgeon.run(model, "prune{ratio=0.5}", data=str(data))
