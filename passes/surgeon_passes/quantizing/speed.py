@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from surgeon.names import pattern_of
 from surgeon.stats.chunks import Array
 from surgeon.stats.kernels import Kernel, profile
 from surgeon.stats.latency import Latency, compare
@@ -242,11 +242,6 @@ def _by_node(kernels: Sequence[Kernel], known: Collection[str]) -> dict[str, flo
             name = name.removesuffix(ending)
         times[name] = times.get(name, 0.0) + kernel.microseconds
     return times
-
-
-def pattern_of(name: str) -> str:
-    """Returns the pattern that matches a name and nothing else."""
-    return re.sub(r"([*?[])", r"[\1]", name)
 
 
 def reasons(units: Sequence[Unit]) -> dict[str, str]:
