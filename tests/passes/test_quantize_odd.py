@@ -20,6 +20,8 @@ from surgeon.stats.data import graph_inputs
 from surgeon.stats.synthetic import synthetic, synthetic_dataset
 from surgeon_passes.quantize import Quantize
 from surgeon_passes.quantizing.choose import choose
+from surgeon_passes.quantizing.maker import Maker
+from surgeon_passes.quantizing.prepare import prepared
 
 MODES = [
     {"mode": "static"},
@@ -283,6 +285,20 @@ def test_auto_gives_an_lstm_its_dynamic_kernel() -> None:
     assert context.record["quantized"] == {"LSTM": 1, "MatMul": 1}
     assert context.record["stored"] == {"GRU": 1}
     assert [entry["operator"] for entry in context.record["left_float"]] == ["GRU"]  # type: ignore[attr-defined]
+
+
+def test_an_lstm_beside_static_arithmetic_changes_no_later_model(tmp_path: Path) -> None:
+    """As many models are made of one calibration as accuracy control asks for."""
+    model = recurrent()
+    context = context_for(model)
+    ready = prepared(model, lambda _: False, tmp_path)
+    maker = Maker(
+        ready, Quantize(), lambda _: False, context.calibration, tmp_path, dataless=False, threads=1
+    )
+    choice = maker.choose()
+    first = maker.draft(choice)
+    maker.finished(maker.draft(choice), choice, {})
+    assert maker.draft(choice) == first
 
 
 def test_a_model_that_only_decides(tmp_path: Path) -> None:

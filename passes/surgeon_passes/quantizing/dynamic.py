@@ -34,7 +34,7 @@ def quantize_dynamic(
     if single:
         model = copy.deepcopy(model)
         _turn(model, single)
-    source, target = folder / "prepared.onnx", folder / "dynamic.onnx"
+    source, target = folder / "before_dynamic.onnx", folder / "dynamic.onnx"
     onnx.save(model, str(source))
     # onnxruntime splits a Gemm into a MatMul and an Add before it looks at names
     names = [*choice.nodes, *(f"{name}_MatMul" for name in choice.nodes)]
