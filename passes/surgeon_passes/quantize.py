@@ -301,26 +301,32 @@ class Quantize(Pass):
         return result
 
     def _half(self, model: onnx.ModelProto, context: Context, folder: Path) -> onnx.ModelProto:
-        from surgeon_passes.quantizing.half import to_half
+        from surgeon_passes.quantizing.half import beyond_range, to_half
         from surgeon_passes.quantizing.prepare import restore_interface
 
         excluded = self._excluding(context)
         kept = {
-            node.name
+            node.name: (node.op_type, "excluded")
             for node in model.graph.node
             if any(excluded(name) for name in (node.name, *node.input, *node.output) if name)
         }
         if not any(entry.data_type == 1 for entry in model.graph.initializer):
             raise GateError("there are no float32 weights", where="pass quantize")
-        result = to_half(model, kept, folder)
-        restore_interface(result, model)
+        half = to_half(model, kept, folder)
+        if beyond := beyond_range(model, {*kept, *half.left}):
+            name, largest = next(iter(beyond.items()))
+            more = f" and {len(beyond) - 1} more constants hold" if len(beyond) > 1 else " holds"
+            context.warn(
+                f"{name}{more} numbers beyond float16, up to {largest:g}, which become 65504: quantize.exclude keeps in float32 "
+                "what it names"
+            )
+        restore_interface(half.model, model)
         context.record["mode"] = "fp16"
         context.record["left_float"] = [
-            {"node": node.name, "operator": node.op_type, "reason": "excluded"}
-            for node in model.graph.node
-            if node.name in kept
+            {"node": name, "operator": operator, "reason": reason}
+            for name, (operator, reason) in {**half.left, **kept}.items()
         ]
-        return result
+        return half.model
 
     def _excluding(self, context: Context) -> Callable[[str], bool]:
         """Whether a node or tensor, by name, is to be left alone."""

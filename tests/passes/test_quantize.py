@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -218,6 +219,34 @@ def test_half_precision() -> None:
     assert kinds["w3"] == onnx.TensorProto.FLOAT
     assert difference(model, result) < 0.01
     assert context.record["mode"] == "fp16"
+    assert context.warnings == []
+
+
+def test_what_half_precision_cannot_hold_is_said() -> None:
+    nodes = [
+        oh.make_node("MatMul", ["x", "w"], ["a"], name="product"),
+        oh.make_node("Mul", ["a", "huge"], ["b"], name="scaled"),
+        oh.make_node("Max", ["b", "least"], ["c"], name="bounded"),
+        oh.make_node("Mul", ["c", "tiny"], ["y"], name="back"),
+    ]
+    ends = [oh.make_tensor_value_info(name, 1, ["N", 8]) for name in "xy"]
+    weights = [weight("w", 8, 8)]
+    weights += [
+        nh.from_array(np.float32(v), n) for n, v in (("huge", 1e5), ("tiny", 1e-5), ("least", -np.inf))
+    ]
+    graph = oh.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    model = oh.make_model(graph, ir_version=8, opset_imports=[oh.make_opsetid("", 17)])
+    context = context_for(model, data=False)
+    quantized(model, context, mode="fp16")
+    (said,) = context.warnings
+    assert said.startswith("huge holds numbers beyond float16, up to 100000")
+    left: Any = context.record["left_float"]
+    assert [(each["node"], each["operator"]) for each in left] == [("bounded", "Max")]
+    assert "float32 alone" in left[0]["reason"]
+    context = context_for(model, data=False)
+    quantized(model, context, mode="fp16", exclude=("scaled",))
+    assert context.warnings == []
+    assert [each["reason"] for each in context.record["left_float"]][-1] == "excluded"  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("mode", ["static", "dynamic", "fp16"])

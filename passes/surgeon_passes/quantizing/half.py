@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
+from onnx import numpy_helper
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
 from surgeon.errors import GateError
@@ -18,10 +21,24 @@ options = onnxruntime.SessionOptions()
 options.log_severity_level = 4
 onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 """
+_LARGEST = float(np.finfo(np.float16).max)
 
 
-def to_half(model: onnx.ModelProto, kept: Collection[str], folder: Path) -> onnx.ModelProto:
-    """Returns the model with float16 inside; values beyond its range become the largest float16.
+@dataclass(frozen=True)
+class Half:
+    """A model in half precision.
+
+    Attributes:
+        model: The model.
+        left: Nodes that compute in float32 without having been asked for, name to (operator, reason).
+    """
+
+    model: onnx.ModelProto
+    left: dict[str, tuple[str, str]]
+
+
+def to_half(model: onnx.ModelProto, kept: Collection[str], folder: Path) -> Half:
+    """Returns the model with float16 inside; constants beyond its range become the largest float16, see `beyond_range`.
 
     onnxruntime's layout optimizer crashes — the process, not an exception — on some float16 convolutions and
     transpositions, so the result is first loaded by a process of its own; where that dies, these stay float32.
@@ -49,5 +66,34 @@ def to_half(model: onnx.ModelProto, kept: Collection[str], folder: Path) -> onnx
         onnx.save(half, str(path))
         command = [sys.executable, "-c", _LOAD, str(path)]
         if not subprocess.run(command, capture_output=True, check=False).returncode:  # noqa: S603  # our own code
-            return half
+            return Half(half, dict(_left(model, blocked)))
     raise GateError("onnxruntime does not load this model in half precision", where="pass quantize")
+
+
+def beyond_range(model: onnx.ModelProto, kept: Collection[str]) -> dict[str, float]:
+    """Finds the constants with finite numbers that float16 has not, and the largest of them each.
+
+    Args:
+        model: A float32 model.
+        kept: Names of nodes that stay float32, with what only they read.
+    """
+    constants = {entry.name: entry for entry in model.graph.initializer}
+    for node in model.graph.node:
+        constants.update((node.output[0], each.t) for each in node.attribute if each.name == "value")
+    read = {name for node in model.graph.node if node.name not in kept for name in node.input}
+    found = {}
+    for name, tensor in constants.items():
+        if name in read and tensor.data_type == onnx.TensorProto.FLOAT:
+            values = np.abs(numpy_helper.to_array(tensor))
+            largest = float(values.max(initial=0.0, where=np.isfinite(values)))
+            if largest > _LARGEST:
+                found[name] = largest
+    return found
+
+
+def _left(model: onnx.ModelProto, crashing: Collection[str]) -> Iterator[tuple[str, tuple[str, str]]]:
+    for node in model.graph.node:
+        if node.op_type in crashing:
+            yield node.name, (node.op_type, "onnxruntime crashes on one of its kind in half precision")
+        elif node.op_type in DEFAULT_OP_BLOCK_LIST:
+            yield node.name, (node.op_type, "onnxruntime has it in float32 alone")
