@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from surgeon.errors import DataError, UnsupportedModelError
 from surgeon.measure import SPEED_TOLERANCE, one_sample
 from surgeon.names import pattern_of
-from surgeon.names import pattern_of
 from surgeon_passes.quantizing.control import Mixes
 from surgeon_passes.quantizing.speed import LEAST_GAIN, guard
 from surgeon_passes.quantizing.worth import light_of, spared
