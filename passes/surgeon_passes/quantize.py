@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _BLOCKS = (16, 32, 64, 128, 256)  # the sizes MatMulNBits has kernels for
 _STEPS = "steps before quantizing that help"  # where the run keeps them
+_STATIC = ("calibration", "percentile", "activation", "rounding", "narrow")  # options of static mode alone
 _LARGEST = 2**31 - 1  # bytes; onnxruntime's quantizer works on one protobuf message
 
 
@@ -102,8 +103,9 @@ class Quantize(Pass):
             raise UsageError(
                 "has no operators to choose from", where="quantize.max_drop", hint="leave out mode=fp16"
             )
-        if self.narrow and self.mode not in ("auto", "static"):
-            raise UsageError(f"takes static mode, not {self.mode}", where="quantize.narrow")
+        for option in _STATIC if self.mode not in ("auto", "static") else ():
+            if self.changed_options().get(option):
+                raise UsageError(f"takes static mode, not {self.mode}", where=f"quantize.{option}")
         if self.bits == 4 and self.mode != "weights":
             raise UsageError(f"takes mode=weights, not {self.mode}", where="quantize.bits")
         if self.block not in _BLOCKS:
@@ -161,7 +163,8 @@ class Quantize(Pass):
         mixes = Mixes(maker, stay, self._improving(maker, context), bare)
         made = within_budget(mixes, context, *self._budget(context), spend=self._spending(maker, context))
         if not made.choice.weighted and not made.stored:
-            raise GateError("nothing can be quantized", where="pass quantize", hint=_reasons(made.choice))
+            hint = f"{_reasons(made.choice)}; a run without quantize keeps what its other passes make"
+            raise GateError("nothing can be quantized", where="pass quantize", hint=hint)
         session(made.model)
         _record(maker.mode, made, context)
         context.record.update(kernels.count(made.model))

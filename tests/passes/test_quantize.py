@@ -287,8 +287,9 @@ def test_nothing_to_quantize() -> None:
         opset_imports=[oh.make_opsetid("", 17)],
     )
     for mode in ("static", "dynamic", "fp16"):
-        with pytest.raises(GateError, match=r"nothing can be quantized|no float32 weights"):
+        with pytest.raises(GateError, match=r"nothing can be quantized|no float32 weights") as caught:
             quantized(model, context_for(model), mode=mode)
+        assert mode == "fp16" or "without quantize" in str(caught.value.hint)
     with pytest.raises(GateError, match="excluded"):
         quantized(network(), context_for(network()), exclude=("*",))
 
@@ -298,6 +299,25 @@ def test_options_are_checked() -> None:
         Quantize(samples=0)
     with pytest.raises(UsageError, match="over 50"):
         Quantize(percentile=50)
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "weights", "fp16"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"calibration": "entropy"},
+        {"percentile": 99.0},
+        {"activation": "int8"},
+        {"rounding": "gptq"},
+        {"narrow": True},
+    ],
+)
+def test_options_of_static_mode_are_refused_in_others(mode: str, given: dict[str, Any]) -> None:
+    (option,) = given
+    with pytest.raises(UsageError, match=f"takes static mode, not {mode}") as caught:
+        Quantize(mode=mode, **given)  # type: ignore[arg-type]  # modes vary
+    assert caught.value.where == f"quantize.{option}"
+    Quantize(**given)
 
 
 def test_a_real_model_keeps_its_accuracy(shared: Path, tmp_path: Path) -> None:
