@@ -6,6 +6,7 @@ import base64
 import binascii
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,7 @@ LEAST_RANK = 2  # vectors are biases and norms, which no pass makes sparse
 LEAST_SHARE = (
     0.01  # of one weight's entries; a few zeros happen by chance, when values are rounded or refitted
 )
+NOTHING_ROUNDED: Mapping[str, float] = MappingProxyType({})
 ROUNDED = "shares of zeros that weights had when they became floats"  # where the run keeps them, by name
 
 
@@ -95,7 +97,7 @@ def _recurrent_biases(graph: gs.Graph) -> set[str]:
 
 
 def found_in(
-    before: gs.Graph, after: gs.Graph, kept: Kept, rounded: Mapping[str, float]
+    before: gs.Graph, after: gs.Graph, kept: Kept, rounded: Mapping[str, float] = NOTHING_ROUNDED
 ) -> tuple[dict[str, Mask], list[str]]:
     """The zeros that a run made.
 

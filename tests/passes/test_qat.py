@@ -264,7 +264,8 @@ def test_options_are_checked(options):
     ],
 )
 def test_other_modes_say_what_stays(mode, left, stopped):
-    before, after, context = trained(network(), {"mode": mode})
+    options = {"mode": mode, "calibration": Quantize.calibration, "rounding": Quantize.rounding}
+    before, after, context = trained(network(), options)
     found = context.record["learned"]["left"]
     assert {each["node"]: each["reason"] for each in found} == left
     assert context.record["training"]["stopped"].keys() == stopped
