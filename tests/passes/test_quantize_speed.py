@@ -348,8 +348,9 @@ def test_nothing_is_left_out_where_everything_pays(monkeypatch: pytest.MonkeyPat
     assert all(len(ratios) <= 3 for ratios in clockwork.raced)
 
 
-def test_where_nothing_pays_only_weights_are_stored(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_clockwork(monkeypatch, Clockwork(dict.fromkeys(("first", "second", "head"), 3.0)))
+@pytest.mark.parametrize("slow", [3.0, 1.0])
+def test_where_nothing_pays_only_weights_are_stored(slow: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_clockwork(monkeypatch, Clockwork(dict.fromkeys(("first", "second", "head"), slow)))
     context = context_for(network())
     result = quantized(network(), context, guard=True)
     assert not any(node.op_type == "QuantizeLinear" for node in result.graph.node)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from surgeon.errors import DataError, UnsupportedModelError
-from surgeon.measure import SPEED_TOLERANCE, one_sample
+from surgeon.measure import one_sample
 from surgeon.names import pattern_of
 from surgeon_passes.quantizing.control import Mixes
 from surgeon_passes.quantizing.speed import LEAST_GAIN, guard
@@ -54,7 +54,7 @@ def _slow(maker: Maker, context: Context) -> tuple[Mapping[str, str], Collection
     facts = verdict.facts()
     context.record["speed"] = facts
     ratio = verdict.taken.latency.ratio
-    if maker.options.mode == "auto" and ratio > SPEED_TOLERANCE:  # few bits are worth storing all the same
+    if maker.options.mode == "auto" and ratio > 1 - LEAST_GAIN:  # few bits are worth storing all the same
         _refuse(facts["candidates"])
         facts["exclude"] = _patterns(maker.whole.nodes)
         reason = f"with any operator in 8 bits the model takes {ratio:.2f} times as long here"
