@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from surgeon.errors import UsageError
 from surgeon.passes import Pass
-from surgeon_passes.pruning.schedule import ConstantSparsity, PolynomialDecay
+from surgeon_passes.pruning.schedule import ConstantSparsity, PolynomialDecay, check_schedule
 
 if TYPE_CHECKING:
     from surgeon.passes import Context, Graph
@@ -94,10 +94,7 @@ class Sparsify(Pass):
                 raise UsageError(
                     f"must be at least 1, got {getattr(self, option)}", where=f"sparsify.{option}"
                 )
-        if not 0 <= self.initial <= 1:
-            raise UsageError(f"must be a share from 0 to 1, got {self.initial}", where="sparsify.initial")
-        if self.power <= 0:
-            raise UsageError(f"must be more than 0, got {self.power}", where="sparsify.power")
+        check_schedule(self.initial, self.power, "sparsify")
 
     def schedule_of(self) -> ConstantSparsity | PolynomialDecay:
         """The schedule that the options describe."""
