@@ -17,16 +17,16 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from surgeon.grad.objective import Objective
-from surgeon.grad.parameters import parameters_of, untrained
+from surgeon.grad.parameters import untrained
 from surgeon.grad.rows import rows_are_apart, with_open_rows
 from surgeon.grad.samples import Samples
 from surgeon.grad.train import Course, State, train
-from surgeon.graph.schemas import opsets
 from surgeon.graph.shapes import infer
 from surgeon.graph.weights import peek
 from surgeon.refit.division import divide
 from surgeon.refit.keeping import ties_of
 from surgeon.refit.outputs import Outputs
+from surgeon.refit.owned import Ownership
 from surgeon.refit.turns import carrying, turns_of
 from surgeon.stats.replay import Replay
 
@@ -133,10 +133,9 @@ class _Reconstruction:
         excluded: Callable[[str], bool],
     ) -> None:
         self.graph, self.reference = graph, reference
-        self.threads, self.excluded, self.limit = threads, excluded, limit_bytes
+        self.threads, self.limit = threads, limit_bytes
         self.shapes = infer(graph)
-        self.versions = opsets(graph)
-        self.carrying = carrying(graph, self.shapes)
+        self.ownership = Ownership(graph, carrying(graph, self.shapes), excluded)
         self.turns, self.course = turns, course
         options: dict[str, Any] = {"threads": threads, "limit_bytes": limit_bytes}
         types = infer(reference.graph).dtypes
@@ -183,6 +182,9 @@ class _Reconstruction:
             for replay, every in held:
                 for name in every[number]:
                     replay.release(name)
+        learned = {name for lesson in self.lessons.values() if lesson for name in lesson.parameters}
+        lost = self.ownership.lost(learned, [turn.block for turn in self.turns])
+        self.found.stopped = lost | self.found.stopped
         self.lessons.clear()  # they hold what holds them, and with it activations
         self.found.spilled = self.old.store.spilled + self.new.store.spilled
         if self.found.kept:
@@ -201,27 +203,9 @@ class _Reconstruction:
             self.lessons[number] = self._prepared(number)
         return self.lessons[number]
 
-    def _parameters(self, block: Block) -> dict[str, gs.Constant]:
-        """Constants that the block alone reads, and that nobody wants left alone."""
-        inside = {id(node) for node in block.nodes}
-        return {
-            name: constant
-            for name, constant in parameters_of(block.nodes, self.versions).items()
-            if constant.dtype == np.float32 and not self.excluded(name) and self._is_own(constant, inside)
-        }
-
-    def _is_own(self, tensor: gs.Tensor, inside: set[int]) -> bool:
-        """Whether all who read a constant, or what is computed of it alone, are inside and not to be left alone."""
-        return not any(tensor is output for output in self.graph.outputs) and all(
-            id(user) in inside
-            and not self.excluded(user.name)
-            and all(made.name in self.carrying or self._is_own(made, inside) for made in user.outputs)
-            for user in tensor.outputs
-        )
-
     def _prepared(self, number: int) -> _Lesson | None:
         turn = self.turns[number]
-        parameters = self._parameters(turn.block)
+        parameters = self.ownership.of(turn.block)
         if not (parameters and self.targets[number] and self._reads_are_held(number)):
             return None
         inside = {node.outputs[0].name for node in turn.block.nodes}

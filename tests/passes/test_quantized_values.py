@@ -17,8 +17,9 @@ from surgeon.graph.load import from_model
 from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session, with_outputs
 from surgeon.passes import Context
+from surgeon.refit.correct import correct_biases as correct
 from surgeon.stats.data import graph_inputs
-from surgeon.stats.synthetic import synthetic
+from surgeon.stats.synthetic import synthetic, synthetic_dataset
 from surgeon_passes.correct_bias import CorrectBias
 from surgeon_passes.gptq import Gptq
 from surgeon_passes.learn_rounding import LearnRounding
@@ -58,6 +59,24 @@ def test_quantize_does_both_and_each_can_be_switched_off() -> None:
     assert np.abs(weights["gptq", True].astype(int)).max() <= 127
     default = quantized(model, context_for(model))
     assert default.SerializeToString() == results["nearest", True].SerializeToString()
+
+
+@pytest.mark.parametrize(("asked", "taken"), [(None, 512), (700, 512), (100, 100)])
+def test_biases_take_512_samples_at_most(monkeypatch, asked: int | None, taken: int) -> None:
+    model = network()
+    context = context_for(model)
+    context.data = synthetic_dataset(graph_inputs(from_model(model)), seed=1, samples=800)
+    read = []
+
+    def spy(graph, reference, feeds, **options):
+        kept = list(feeds)
+        read.append(sum(len(each["x"]) for each in kept))
+        return correct(graph, reference, kept, **options)
+
+    monkeypatch.setattr("surgeon.refit.correct.correct_biases", spy)
+    quantized(model, context, guard=False, **({} if asked is None else {"samples": asked}))
+    assert read == [taken]
+    assert context.record["samples"] == (asked or 512)
 
 
 def test_passes_after_quantize_do_the_same_as_quantize() -> None:

@@ -188,8 +188,9 @@ VECTORS = [{"x": x} for x in np.random.default_rng(0).standard_normal((8, 16, 6)
 def test_what_is_excluded_stays(excluded, stays):
     graph, reference = noisy(turned())
     before = state(graph)
-    reconstruct(graph, reference, VECTORS, COURSE, excluded=lambda name: name == excluded)
+    result = reconstruct(graph, reference, VECTORS, COURSE, excluded=lambda name: name == excluded)
     assert changed(graph, before) == {"w1", "w2", "w3", "w4"} - {stays}
+    assert result.stopped == {}
 
 
 @pytest.mark.parametrize("behind", ["", "s = Transpose (w)\n"])
@@ -206,6 +207,18 @@ def test_weights_that_several_blocks_read_stay(behind):
     result = reconstruct(graph, reference, VECTORS, COURSE)
     assert changed(graph, before) == {"v0", "v1", "v2"}
     assert result.kept
+    assert result.stopped == {"w": "several blocks read it"}
+
+
+@pytest.mark.parametrize(("behind", "name"), [("", "w2"), ("z = Transpose (w2)\n", "z")])
+def test_weights_that_the_model_puts_out_stay(behind, name):
+    model = turned(TURNED + behind)
+    model.graph.output.append(onnx.helper.make_tensor_value_info(name, 1, [6, 6]))
+    graph, reference = noisy(model)
+    before = state(graph)
+    result = reconstruct(graph, reference, VECTORS, COURSE)
+    assert changed(graph, before) == {"w1", "w3", "w4"}
+    assert result.stopped == {"w2": "the model puts it out"}
 
 
 def test_a_weight_that_is_read_twice_in_one_block_is_learned():
@@ -350,6 +363,7 @@ def test_targets_that_are_gone_or_of_another_shape_are_not_learned_from():
     result = reconstruct(graph, Reference(other), batches(structures.chain(4)), COURSE)
     assert len(result.errors) == 1
     assert changed(graph, before) == {"w2", "w3"}
+    assert result.stopped == dict.fromkeys(("w0", "w1"), "its block has nothing to learn from")
 
     graph, reference = noisy(structures.chain(4))
     before = state(graph)

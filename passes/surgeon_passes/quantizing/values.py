@@ -110,7 +110,7 @@ def improved(
         context: Of the run.
         rounding: nearest, gptq or learned.
         correct_bias: Whether biases are corrected.
-        samples: Calibration samples used at most.
+        samples: Calibration samples used at most; biases take no more than `correct_bias` does by default.
         memory: Megabytes of activations held in memory, per model.
     """
     from surgeon.graph.load import from_model
@@ -118,6 +118,7 @@ def improved(
     from surgeon.reference import Reference
     from surgeon.refit.correct import correct_biases
     from surgeon.refit.gptq import round_again
+    from surgeon_passes.correct_bias import CorrectBias
     from surgeon_passes.learn_rounding import LearnRounding
 
     if rounding == "nearest" and not correct_bias:
@@ -143,7 +144,7 @@ def improved(
             corrected = correct_biases(
                 graph,
                 reference,
-                batches(context, samples),
+                batches(context, min(samples, CorrectBias.samples)),
                 threads=context.threads,
                 limit_bytes=limit,
                 progress=advance,
