@@ -117,7 +117,9 @@ class Quantize(Pass):
             )
 
     def if_slow(self) -> str:
-        """Says which option would have kept slow operators in float."""
+        """Says which option would have been faster."""
+        if self.mode == "weights" and self.bits == 8:
+            return "quantize.mode=auto reads stored weights as floats where their kernels are slower"
         if self.guard or self.mode in ("weights", "fp16"):  # nothing is left out there
             return ""
         return "quantize.guard=true leaves slow operators in float"
@@ -145,7 +147,7 @@ class Quantize(Pass):
         from surgeon.graph.sessions import session
         from surgeon_passes.quantizing import kernels, prepare
         from surgeon_passes.quantizing.control import Mixes, within_budget
-        from surgeon_passes.quantizing.guarded import guarded
+        from surgeon_passes.quantizing.guarded import Guarded, guarded
 
         if self.mode == "fp16":
             prepare.name_nodes(model)
@@ -158,9 +160,9 @@ class Quantize(Pass):
             )
         maker = self._maker(prepare.prepared(model, self._excluding(context), folder), context, folder)
         timed = self.guard and not context.trial  # what is tried is not timed
-        stay, bare = guarded(maker, context) if timed else ({}, ())
+        found = guarded(maker, context) if timed else Guarded()
         context.unrounded = from_model(maker.model)
-        mixes = Mixes(maker, stay, self._improving(maker, context), bare)
+        mixes = Mixes(maker, found.stay, self._improving(maker, context), found.bare, found.folded)
         made = within_budget(mixes, context, *self._budget(context), spend=self._spending(maker, context))
         if not made.choice.weighted and not made.stored:
             hint = f"{_reasons(made.choice)}; a run without quantize keeps what its other passes make"

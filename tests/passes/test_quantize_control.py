@@ -196,7 +196,7 @@ def test_what_is_float_for_speed_gets_float_weights_where_the_budget_needs_it(
     inputs = tuple(graph_inputs(from_model(model)))
     data = open_data(tmp_path / "d.npz", inputs)
     slow = dict.fromkeys([node.name for node in model.graph.node], "slow")
-    monkeypatch.setattr(guarded, "guarded", lambda *_: (slow, ()))
+    monkeypatch.setattr(guarded, "guarded", lambda *_: guarded.Guarded(slow))
     context = Context(
         tmp_path / "m.onnx", inputs=inputs, data=data, evaluation=data, metric="cosine", max_drop=0.005
     )

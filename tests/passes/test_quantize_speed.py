@@ -17,6 +17,7 @@ from quantizable import context_for, fed_by_eight_bits, network, quantized, weig
 
 from surgeon.graph.load import from_model
 from surgeon.graph.save import to_model
+from surgeon.graph.sessions import run, session
 from surgeon.stats.kernels import Kernel
 from surgeon.stats.latency import Latency
 from surgeon_passes.quantize import Quantize
@@ -418,6 +419,77 @@ def test_an_lstm_that_8_bits_do_not_make_faster_stays_float(
     assert all("times as long" in reason for reason in left.values())
     assert set(kept) <= set(record["speed"]["exclude"])
     assert any(each["taken"] for each in record["speed"]["recurrent"]) == (len(kept) < 2)
+
+
+def spoken() -> onnx.ModelProto:
+    """A table, a recurrent layer without 8-bit kernel, and a product that transposes what it reads: none can be static."""
+    nodes = [
+        oh.make_node("Gather", ["table", "ids"], ["x"], name="table"),
+        oh.make_node("GRU", ["x", "w", "r"], ["h"], name="layer", hidden_size=64),
+        oh.make_node("Squeeze", ["h", "axis"], ["s"]),
+        oh.make_node("Squeeze", ["s", "first"], ["t"]),
+        oh.make_node("Gemm", ["t", "o", "b"], ["y"], name="head"),
+    ]
+    weights = [weight("table", 200, 32), weight("w", 1, 192, 32), weight("r", 1, 192, 64)]
+    weights += [nh.from_array(np.array([1]), "axis"), nh.from_array(np.array([0]), "first")]
+    weights += [weight("o", 64, 300), weight("b", 300)]
+    ends = [oh.make_tensor_value_info("ids", 7, [1, "N"]), oh.make_tensor_value_info("y", 1, ["N", 300])]
+    graph = oh.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    return oh.make_model(graph, ir_version=8, opset_imports=[oh.make_opsetid("", 17)])
+
+
+class Stored(Clockwork):
+    """Nothing pays in 8 bits; a MatMulNBits and a look-up in 8 bits take this many times as long as floats."""
+
+    def __init__(self, product: float, look_up: float) -> None:
+        super().__init__(dict.fromkeys(("table", "head"), 3.0))
+        self.product, self.look_up = product, look_up
+
+    def time(self, model: onnx.ModelProto, node: onnx.NodeProto) -> float:
+        stored = {each.name for each in model.graph.initializer if each.data_type == onnx.TensorProto.INT8}
+        if node.op_type == "MatMulNBits":
+            return self.float_us * self.product
+        if node.name == "table" and node.input[0] in stored:
+            return self.float_us * self.look_up
+        return super().time(model, node)
+
+    def profile(self, model: onnx.ModelProto, feeds: object) -> Sequence[Kernel]:
+        del feeds
+        return [
+            Kernel(node.name, node.op_type, self.time(model, node), 10)
+            for node in model.graph.node
+            if node.name in ("table", "head") or node.op_type == "DequantizeLinear"
+        ]
+
+
+@pytest.mark.parametrize(
+    ("product", "look_up", "folded"),
+    [
+        (0.5, 0.9, []),
+        (0.5, 1.0, []),  # as fast, and smaller in memory
+        (3.0, 0.9, ["Gemm"]),
+        (0.5, 1.2, ["Gather"]),
+        (3.0, 1.2, ["Gather", "Gemm"]),
+    ],
+)
+def test_stored_weights_are_read_as_floats_where_their_kernels_are_slower(
+    product: float, look_up: float, folded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_clockwork(monkeypatch, Stored(product, look_up))
+    model = spoken()
+    context = context_for(model)
+    result = quantized(model, context, guard=True)
+    operators = [node.op_type for node in result.graph.node]
+    assert operators.count("MatMulNBits") == ("Gemm" not in folded)
+    assert operators.count("Gather") == (1 if "Gather" in folded else 2)
+    record: Any = context.record
+    assert record["stored"] == dict.fromkeys(sorted([*folded, "GRU"]), 1)
+    assert record["quantized"] == dict.fromkeys(sorted({"Gather", "Gemm"} - {*folded}), 1)
+    assert [each["folded"] for each in record["speed"]["stored"] if each["taken"]] == [folded]
+    assert result.ByteSize() < 0.35 * model.ByteSize()
+    feeds = {"ids": np.arange(24).reshape(1, 24)}
+    expected, found = (run(session(each), feeds)[0] for each in (model, result))
+    assert np.abs(expected - found).max() < 0.05 * np.abs(expected).max()
 
 
 def test_what_the_guard_refused_was_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from surgeon.stats.latency import Latency
 from surgeon_passes.quantize import Quantize
 from surgeon_passes.quantizing import guarded, speed, worth
 from surgeon_passes.quantizing.control import Mixes
+from surgeon_passes.quantizing.folding import Folding
 from surgeon_passes.quantizing.maker import Maker
 from surgeon_passes.quantizing.partition import Times
 from surgeon_passes.quantizing.prepare import prepared
@@ -229,7 +230,10 @@ def test_the_report_says_what_was_spared(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "of the error" in left["reason"]
 
 
-def test_the_report_says_what_became_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("folded", "large"), [(frozenset(), "blocks"), (frozenset({"MatMul"}), "stored")])
+def test_the_report_says_what_became_of_the_weights(
+    folded: frozenset[str], large: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A kernel reads those of large products in blocks; those of others become floats when the model is loaded."""
     shapes = {"large": (128, 128), "small": (128, 64), "tiny": (64, 8), "fast": (8, 8)}
     nodes, last = [], "x"
@@ -251,9 +255,11 @@ def test_the_report_says_what_became_of_the_weights(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         guarded, "spared", lambda *_: [worth.Spared(n, 0.3, 0.0, False) for n in list(shapes)[:3]]
     )
+    monkeypatch.setattr(guarded, "folding", lambda *_: Folding(folded, 1.0, []))
     context = context_for(model)
     OPTIONS.run(from_model(model), context)
     record: Any = context.record
     kept = {each["node"]: each["weights"] for each in record["speed"]["spared"]}
-    assert kept == {"large": "blocks", "small": "stored", "tiny": "float"}
-    assert (record["quantized"], record["stored"]) == ({"MatMul": 2}, {"MatMul": 1})
+    assert kept == {"large": large, "small": "stored", "tiny": "float"}
+    blocks = large == "blocks"
+    assert (record["quantized"], record["stored"]) == ({"MatMul": 1 + blocks}, {"MatMul": 2 - blocks})

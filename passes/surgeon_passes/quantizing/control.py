@@ -65,12 +65,14 @@ class Mixes:
         stay: What stays float in any case, and why.
         improve: Gives a quantized model better values; too slow for every trial.
         bare: Nodes of ``stay`` whose weights stay float in the file as well.
+        folded: Operators, by type, that read stored weights as floats though they have a kernel for few bits.
     """
 
     maker: Maker
     stay: Mapping[str, str]
     improve: Callable[[onnx.ModelProto], onnx.ModelProto]
     bare: Collection[str] = ()
+    folded: Collection[str] = ()
 
     def make(self, stay: Mapping[str, str], bare: Collection[str] = (), *, best: bool = False) -> Made:
         """Make one.
@@ -93,7 +95,8 @@ class Mixes:
 
     def finished(self, draft: Draft, bare: Collection[str]) -> Made:
         """What a draft becomes, of which nothing is used any more."""
-        return self.maker.finished(draft.model, draft.choice, draft.stay, {*bare, *self.bare})
+        bare = {*bare, *self.bare}
+        return self.maker.finished(draft.model, draft.choice, draft.stay, bare, self.folded)
 
     def tried(self, names: Collection[str], *, bare: bool = False) -> Made:
         """Make one with some operators in float, to be measured and thrown away."""

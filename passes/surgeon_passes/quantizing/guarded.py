@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from surgeon.errors import DataError, UnsupportedModelError
 from surgeon.measure import one_sample
 from surgeon.names import pattern_of
 from surgeon_passes.quantizing.control import Mixes
+from surgeon_passes.quantizing.folding import folding
 from surgeon_passes.quantizing.speed import LEAST_GAIN, guard
 from surgeon_passes.quantizing.worth import light_of, spared
 
@@ -19,25 +21,53 @@ if TYPE_CHECKING:
     from surgeon_passes.quantizing.speed import Verdict
 
 
-def guarded(maker: Maker, context: Context) -> tuple[Mapping[str, str], Collection[str]]:
+@dataclass(frozen=True)
+class Guarded:
+    """What is better left in float.
+
+    Attributes:
+        stay: The nodes, with the reasons.
+        bare: Those of them whose weights stay float in the file as well.
+        folded: Operators, by type, that read stored weights as floats though they have a kernel for few bits.
+    """
+
+    stay: Mapping[str, str] = field(default_factory=dict)
+    bare: Collection[str] = ()
+    folded: Collection[str] = ()
+
+
+def guarded(maker: Maker, context: Context) -> Guarded:
     """Find what is better left in float; the record takes ``speed``.
 
     Args:
         maker: What makes the models that are timed.
         context: The run.
-
-    Returns:
-        The nodes, with the reasons; and those of them whose weights stay float in the file as well.
     """
-    stay: Mapping[str, str] = {}
-    bare: Collection[str] = ()
+    found = Guarded()
     try:
         if maker.whole.weighted:
-            stay, bare = _slow(maker, context)
-        stay = {**stay, **_slow_layers(maker, stay, context)}
+            found = Guarded(*_slow(maker, context))
+        found = replace(found, stay={**found.stay, **_slow_layers(maker, found.stay, context)})
+        if maker.options.mode == "auto":
+            found = replace(found, folded=_folded(maker, found, context))
     except (DataError, UnsupportedModelError) as error:
         context.warn(f"nothing stays float for speed, which could not be measured: {error.message}")
-    return stay, bare
+    return found
+
+
+def _folded(maker: Maker, found: Guarded, context: Context) -> Collection[str]:
+    """Of what reads stored weights, and has kernels for that."""
+    result = folding(Mixes(maker, found.stay, lambda model: model, found.bare), context)
+    if result is None:
+        return ()
+    context.record["speed"] = {**_facts(context, result.float_ms), "stored": result.facts}
+    return result.folded
+
+
+def _facts(context: Context, float_ms: float) -> dict[str, Any]:
+    """What the record says of speed so far, with the time of the float model if nothing does."""
+    known: dict[str, Any] = context.record.get("speed", {})  # type: ignore[assignment]  # JSON facts
+    return {"float_ms": float_ms, "candidates": [], "exclude": [], **known}
 
 
 def _slow(maker: Maker, context: Context) -> tuple[Mapping[str, str], Collection[str]]:
@@ -90,8 +120,7 @@ def _slow_layers(maker: Maker, stay: Mapping[str, str], context: Context) -> Map
         )
     slow = _slow_of(verdict, layers.nodes)
     measured = verdict.facts()
-    facts: dict[str, Any] = {"float_ms": verdict.float_ms, "candidates": [], "exclude": []}
-    facts.update(context.record.get("speed", {}))  # type: ignore[call-overload]  # what was measured before
+    facts = _facts(context, verdict.float_ms)
     if len(slow) == len(layers.nodes):
         _refuse(measured["candidates"])
     facts["recurrent"] = measured["candidates"]

@@ -105,7 +105,12 @@ class Maker:
         return self._dynamic(model, Choice(nodes=layers.nodes)) if layers.nodes else model
 
     def finished(
-        self, model: onnx.ModelProto, choice: Choice, stay: Mapping[str, str], bare: Collection[str] = ()
+        self,
+        model: onnx.ModelProto,
+        choice: Choice,
+        stay: Mapping[str, str],
+        bare: Collection[str] = (),
+        folded: Collection[str] = (),
     ) -> Made:
         """A draft with few bits for what is left, and without ballast.
 
@@ -114,11 +119,12 @@ class Maker:
             choice: What it was made of.
             stay: Nodes that compute in float, and why.
             bare: Those of them whose weights stay float in the file as well; in mode weights all of them.
+            folded: Operators, by type, that read stored weights as floats though they have a kernel for few bits.
         """
         made = Made(model, choice)
         self._add_recurrent(made, stay)
         if self.options.mode in ("auto", "weights"):
-            self._store(made, stay, stay if self.options.mode == "weights" else bare)
+            self._store(made, stay, stay if self.options.mode == "weights" else bare, folded)
         prepare.sort_nodes(made.model)
         compact(made.model, set(prepare.names(self.model)))
         prepare.strip_opsets(made.model)
@@ -154,10 +160,13 @@ class Maker:
             made.choice.weighted[name] = operator
         made.model = self.with_recurrent(made.model, layers)
 
-    def _store(self, made: Made, stay: Mapping[str, str], bare: Collection[str]) -> None:
+    def _store(
+        self, made: Made, stay: Mapping[str, str], bare: Collection[str], folded: Collection[str]
+    ) -> None:
         """Stores weights that are still floats with few bits."""
         options = self.options
-        storage = Storage(options.bits if options.mode == "weights" else 8, options.block, options.symmetric)
+        bits = options.bits if options.mode == "weights" else 8
+        storage = Storage(bits, options.block, options.symmetric, folded)
         found = store_weights(made.model, lambda name: name in bare or self.excluded(name), storage)
         for name, (operator, reason) in found.left.items():
             made.choice.left[name] = (operator, stay[name] if name in bare else reason)

@@ -8,7 +8,7 @@ model: the file is smaller, the arithmetic the same. (A DequantizeLinear it woul
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -49,11 +49,13 @@ class Storage:
         bits: 4 or 8, for matrix products and embeddings; other weights take 8.
         block: How many weights share a scale: 16, 32, 64, 128 or 256.
         symmetric: Whether zero is the middle of every block's range.
+        folded: Operators, by type, whose weights become floats when the model is loaded though there is a kernel for few bits.
     """
 
     bits: int = 8
     block: int = 32
     symmetric: bool = False
+    folded: Collection[str] = ()
 
 
 @dataclass
@@ -200,6 +202,8 @@ def _replaced(node: onnx.NodeProto, scope: _Scope) -> list[onnx.NodeProto]:
         run.result.left[name] = (node.op_type, reason)
         return [node]
     rule = _RULES.get((node.domain if node.domain not in _STANDARD else "", node.op_type))
+    if node.op_type in run.storage.folded:
+        rule = None
     nodes = rule(node, scope) if rule is not None else None
     (run.result.folded if nodes is None else run.result.kernels)[name] = node.op_type
     return _folded(node, places, scope) if nodes is None else nodes
@@ -385,6 +389,7 @@ def _looked_up(node: onnx.NodeProto, values: NDArray[np.float32], scope: _Scope)
     ]
 
 
+LOOK_UPS, PRODUCTS = frozenset({"Gather"}), frozenset({"MatMul", "Gemm"})
 _RULES: Mapping[tuple[str, str], Callable[[onnx.NodeProto, _Scope], list[onnx.NodeProto] | None]] = {
     ("", "MatMul"): _matmul,
     ("", "Gemm"): _gemm,
