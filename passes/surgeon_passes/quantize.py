@@ -370,7 +370,7 @@ def _counts(operators: dict[str, str]) -> dict[str, int]:
 
 def _reasons(choice: Choice) -> str:
     if not choice.left:
-        return "the model has no convolutions, matrix products or embeddings with constant weights"
+        return "the model has no convolutions, matrix products or embeddings with constant weights that are large enough"
     name, (operator, reason) = next(iter(choice.left.items()))
     more = f", and {len(choice.left) - 1} more" if len(choice.left) > 1 else ""
     return f"{operator} {name}: {reason}{more}"

@@ -183,8 +183,8 @@ class _Reconstruction:
                 for name in every[number]:
                     replay.release(name)
         learned = {name for lesson in self.lessons.values() if lesson for name in lesson.parameters}
-        lost = self.ownership.lost(learned, [turn.block for turn in self.turns])
-        self.found.stopped = lost | self.found.stopped
+        unlearned = self.ownership.unlearned(learned, [turn.block for turn in self.turns])
+        self.found.stopped = unlearned | self.found.stopped
         self.lessons.clear()  # they hold what holds them, and with it activations
         self.found.spilled = self.old.store.spilled + self.new.store.spilled
         if self.found.kept:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 EXCLUDED = "it is to be left alone"
 PUT_OUT = "the model puts it out"
+OUTSIDE = "the body of an operator reads it"  # of all nodes of a graph these alone are outside
 SEVERAL = "several blocks read it"
 NOTHING = "its block has nothing to learn from"
 
@@ -46,7 +47,7 @@ class Ownership:
             if not any(self._hindrances(constant, inside))
         }
 
-    def lost(self, learned: Collection[str], blocks: Collection[Block]) -> dict[str, str]:
+    def unlearned(self, learned: Collection[str], blocks: Collection[Block]) -> dict[str, str]:
         """The constants that nobody wants left alone and that are not among those learned, with the reason."""
         found = {}
         inside = {id(node) for node in self.graph.nodes}
@@ -75,7 +76,7 @@ class Ownership:
                 if self.excluded(user.name):
                     yield EXCLUDED
                 if id(user) not in inside:
-                    yield SEVERAL
+                    yield OUTSIDE
                 for made in user.outputs:
                     if made.name not in self.carrying and made.name not in seen:
                         seen.add(made.name)

@@ -86,6 +86,10 @@ def _with_statistics(model: onnx.ModelProto, channels: Mapping[str, tuple[int, .
         for kind in _KINDS:
             output = f"{stem}/{kind}"
             source = f"{stem}/squared" if kind == "ReduceMean" else name
+            if not axes:  # which would mean all of them
+                graph.node.append(onnx.helper.make_node("Identity", [source], [output]))
+                graph.output.add(name=output)
+                continue
             node = onnx.helper.make_node(kind, [source], [output], keepdims=1)
             if version >= _AXES_ARE_AN_INPUT:
                 node.input.append(f"{stem}/axes")

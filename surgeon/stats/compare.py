@@ -134,8 +134,8 @@ def _squares(expected: Array, found: Array, parts: int) -> tuple[Array, Array]:
         return differing.sum(axis=1, dtype=np.float64), np.full(parts, float(differing.shape[1]))
     there = np.isfinite(expected)  # masks may be infinite
     squares = np.zeros((2, *expected.shape))
-    np.subtract(expected, found, out=squares[0], where=there, dtype=np.float64)
-    np.copyto(squares[1], expected, where=there)
+    np.subtract(expected, found, out=squares[0, ...], where=there, dtype=np.float64)
+    np.copyto(squares[1, ...], expected, where=there)
     squares = np.square(squares).reshape(2, parts, -1).sum(axis=2)
     return np.nan_to_num(squares[0], nan=np.inf, posinf=np.inf), squares[1]
 

@@ -288,6 +288,37 @@ def test_ranges_are_judged_on_samples_from_all_over_the_data(batch: int) -> None
     assert np.bincount((seen // 128).astype(int), minlength=4).min() >= 8
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_small_models_are_judged_on_all_samples(seed: int) -> None:
+    """Of vectors 32 samples are too few to tell what of a range is needed: the rest of the data has more in it."""
+    random = np.random.default_rng(seed)
+    shapes = {"w0": (10, 64), "w1": (64, 64), "w2": (64, 5)}
+    weights = {n: (random.standard_normal(s) * np.sqrt(2 / s[0])).astype("f") for n, s in shapes.items()}
+    nodes = [
+        oh.make_node("MatMul", ["x", "w0"], ["a"]),
+        oh.make_node("Relu", ["a"], ["r"]),
+        oh.make_node("MatMul", ["r", "w1"], ["b"]),
+        oh.make_node("Relu", ["b"], ["s"]),
+        oh.make_node("MatMul", ["s", "w2"], ["y"]),
+    ]
+    model = model_of(nodes, weights, inputs={"x": ["N", 10]})
+    data = data_of(model, {"x": random.standard_t(4, (512, 10)).astype("f")})
+    found = calibrated(model, data, ["x", "r", "s"]).ranges
+    plain = calibrated(model, data, ["x", "r", "s"], method="minmax").ranges
+    for name, each in found.items():
+        assert each.highest >= 0.6 * plain[name].highest
+        assert each.lowest <= 0.6 * plain[name].lowest
+
+
+@pytest.mark.parametrize("batch", [1, 8, 32])
+def test_as_many_samples_are_judged_by_as_are_wanted(batch: int) -> None:
+    model = model_of([oh.make_node("Relu", ["x"], ["y"])], inputs={"x": ["N", 1]})
+    data = data_of(model, {"x": np.arange(512, dtype=np.float32)[:, None]}, batch)
+    for wanted in (64, 128, 512, 5000):
+        seen = sum(len(feeds["x"]) for feeds in _spread(data, 512, wanted))
+        assert seen == min(wanted, 512)
+
+
 def test_an_input_that_never_has_another_value_is_said() -> None:
     model = model_of([oh.make_node("Add", ["x", "z"], ["y"])], inputs={"x": ["N", 4], "z": ["N", 4]})
     random = np.random.default_rng(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import distributions
 import numpy as np
+import onnx.parser
 import prunable
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -359,3 +360,24 @@ def test_every_score_runs_on_every_small_model(tmp_path):
             data = dataset(batches(shape=shape))
             _, context = prunable.prune(make(), tmp_path, data=data, params=0.6, score=score)
             assert context.record["certificate"]["status"] == "exact"
+
+
+@pytest.mark.parametrize("score", ["wanda", "activation_norm", "apoz"])
+def test_channels_inside_bodies_have_no_activations_and_are_ranked_by_weights(score, tmp_path):
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float["N",8] x) => (float["N",4] y) {
+        a = MatMul (x, w1) b = Relu (a) m = ReduceMean <keepdims = 0> (x) p = Greater (m, zero)
+        d = If (p) <
+          then_branch = g1 () => (float["N",8] u) { t1 = MatMul (b, w2) t2 = Relu (t1) u = MatMul (t2, w3) },
+          else_branch = g2 () => (float["N",8] v) { e1 = MatMul (b, w4) e2 = Relu (e1) v = MatMul (e2, w5) }
+        >
+        y = MatMul (d, w6) }"""
+    model = onnx.parser.parse_model(text)
+    random = np.random.default_rng(0)
+    shapes = {"w1": (8, 12), "w2": (12, 16), "w3": (16, 8), "w4": (12, 16), "w5": (16, 8), "w6": (8, 4)}
+    weights = {name: random.standard_normal(shape).astype("f") for name, shape in shapes.items()}
+    weights["zero"] = np.float32(0)
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), n) for n, v in weights.items())
+    data = dataset(batches(shape=(8,)))
+    _, context = prunable.prune(model, tmp_path, data=data, ratio=0.5, score=score)
+    assert prunable.kept(context, "w1:1")
+    assert any("l2" in warning for warning in context.warnings)

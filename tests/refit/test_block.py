@@ -421,6 +421,7 @@ def test_weights_in_branches_stay_and_others_learn():
     result = reconstruct(graph, reference, VECTORS, replace(COURSE, batch=4))
     assert result.kept
     assert "w3" not in changed(graph, before)
+    assert result.stopped["w3"].startswith("the body of If")
     assert changed(graph, before) >= {"w4", "w5"}
 
 

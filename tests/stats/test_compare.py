@@ -6,7 +6,9 @@ import numpy as np
 import onnx.parser
 import pytest
 
-from surgeon.stats.compare import Outputs
+from surgeon.stats.chunks import Chunk
+from surgeon.stats.compare import Outputs, output_errors
+from surgeon.stats.data import Input, from_chunks
 
 
 def network(scale, *, decided=False):
@@ -30,6 +32,15 @@ def test_the_error_is_relative_to_the_variance(sizes):
     x = np.concatenate([each["x"] for each in feeds])
     found = Outputs.on(network((1.0, 1.0, 1.0)), feeds).divergence(network((1.0, 1.0, 0.5)), 1)
     assert found == pytest.approx(np.square(x[:, 2] / 2).sum() / np.square(x - x.mean(0)).sum(), rel=1e-5)
+
+
+def test_outputs_that_are_single_numbers():
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        g (float["N",3] x) => (float y) <float s = {FACTOR}> { h = ReduceMean <keepdims = 0> (x) y = Mul (h, s) }"""
+    first, second = (onnx.parser.parse_model(text.replace("FACTOR", each)) for each in ("1.0", "0.5"))
+    inputs = [Input("x", np.dtype("float32"), ("N", 3))]
+    data = from_chunks("drawn", inputs, lambda: iter([Chunk(each) for each in drawn(4, 4)]), 4)
+    assert output_errors(first, second, data, threads=1).mean() == pytest.approx(0.25, rel=1e-5)
 
 
 def test_one_sample_and_decisions():

@@ -61,8 +61,9 @@ class Sums:
 
 
 def reads(model: Model, atoms: Sequence[Atom]) -> Iterator[Read]:
-    """Where activations of the groups are consumed, in graph order."""
-    wanted = set(atoms)
+    """Where activations of the groups that the main graph has are consumed, in graph order."""
+    wanted, graph = set(atoms), model.analysis.graph
+    there = {tensor.name for tensor in graph.inputs} | {t.name for node in graph.nodes for t in node.outputs}
     for op in model.analysis.ops:
         summed = {
             a for axes in op.facts.contracted.values() for axis in axes for a in atoms_of(axis)
@@ -70,7 +71,7 @@ def reads(model: Model, atoms: Sequence[Atom]) -> Iterator[Read]:
         if not summed:
             continue
         for index, tensor in enumerate(op.node.inputs):
-            if not tensor.name or derived_from_constants(tensor):
+            if tensor.name not in there or derived_from_constants(tensor):
                 continue
             if model.analysis.shapes.dtypes.get(tensor.name) not in FLOATS:
                 continue

@@ -1,10 +1,11 @@
-"""Ranges of activations from data, read twice at most and held one small batch at a time."""
+"""Ranges of activations from data, read four times at most and held one small batch at a time."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from surgeon_passes.quantizing.judge import Judge
 from surgeon_passes.quantizing.taps import LIMIT, Taps
 
 SMALL = 4  # samples of a batch to judge by: the fewer, the more places they come from
-JUDGED = 32  # samples that ranges are judged by
+JUDGED = 32  # samples that ranges are judged by, of small models more
+_ENOUGH = 2**26  # bytes of activations to judge by
 _FALLBACK = "mse"
 _TIE = 1e-3  # relative differences of errors below are chance
 _SHARES = (1 / 2, 1 / 4, 1 / 8)  # to which either end of a range is pulled in, on trial
@@ -136,7 +138,8 @@ def _judge(
     names = list(result.ranges)
     try:
         judge = Judge(model, activations, names, symmetric=symmetric, threads=threads)
-        feeds = list(_spread(taps.data, result.samples))
+        wanted = max(JUDGED, _ENOUGH // max(taps.bytes, 1))
+        feeds = partial(_spread, taps.data, result.samples, wanted)
         others = [each for each in candidates if each != _FALLBACK]
         found = _better(judge, feeds, result.ranges, [candidates[each] for each in others])
         result.methods |= {name: others[index] for name, index in found.items()}
@@ -151,13 +154,16 @@ def _judge(
 
 
 def _better(
-    judge: Judge, feeds: Sequence[Feeds], present: Mapping[str, Range], others: Sequence[Mapping[str, Range]]
+    judge: Judge,
+    feeds: Callable[[], Iterator[Feeds]],
+    present: Mapping[str, Range],
+    others: Sequence[Mapping[str, Range]],
 ) -> dict[str, int]:
     """Which of other ranges does least harm, of the tensors where it does less than the present one."""
     if all(other == present for other in others):
         return {}
     powers: Any = 0.0
-    for batch in feeds:
+    for batch in feeds():
         powers = powers + np.stack([judge.powers(batch, each) for each in (present, *others)])
     scores = judge.scores(powers)
     best = {name: int(np.argmin(errors)) for name, errors in scores.items()}
@@ -171,10 +177,10 @@ def _pulled(ranges: Mapping[str, Range], end: str, share: float) -> dict[str, Ra
     return {name: each._replace(**{end: share * getattr(each, end)}) for name, each in ranges.items()}
 
 
-def _spread(data: Dataset, samples: int) -> Iterator[Feeds]:
-    """Yields small batches from all over the data, about JUDGED samples, and four batches at least."""
+def _spread(data: Dataset, samples: int, wanted: int = JUDGED) -> Iterator[Feeds]:
+    """Yields small batches from all over the data, about as many samples as are wanted, and four batches at least."""
     small = data.rebatched(min(data.batch, SMALL))
-    every = max(1, min(samples // JUDGED, samples // small.batch // 4))
+    every = max(1, min(samples // wanted, samples // small.batch // 4))
     for index, (feeds, _) in enumerate(small):
         if index % every == 0:
             yield feeds

@@ -23,6 +23,10 @@ class Taps:
 
     Batches are so small, and the tensors taken in so many groups, that ``limit`` bytes suffice, or one tensor for one
     sample. Each group is a run of what of the model it needs.
+
+    Attributes:
+        data: The samples, in batches that are small enough.
+        bytes: What all tensors together take for one sample.
     """
 
     def __init__(
@@ -33,10 +37,13 @@ class Taps:
         inner = [name for name in tensors if name not in fed]
         runner = _tapped(model, inner, threads)
         self.data = runnable(data.rebatched(1), runner)
-        results = sessions.run(runner, next(iter(self.data))[0]) if inner else []
+        feeds = next(iter(self.data))[0]
+        results = sessions.run(runner, feeds) if inner else []
         sizes = {name: array.nbytes for name, array in zip(inner, results, strict=True)}
-        del results
+        read = sum(feeds[name].nbytes for name in self._fed)
+        del results, feeds
         batch = max(1, min(DEFAULT_BATCH, limit // max(sum(sizes.values()) // self.data.batch, 1)))
+        self.bytes = (sum(sizes.values()) + read) // self.data.batch
         self.data = runnable(data.rebatched(batch), runner)
         self._groups = [
             (group, runner if group == inner else _tapped(model, group, threads))
