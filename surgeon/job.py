@@ -124,7 +124,7 @@ def _execute(job: Job) -> Finished:
     load_rules(context.warn)
     original = measure.figures(graph, measure.file_bytes(job.source, graph))
     outcome = run_passes(graph, job.recipe.passes, context, debug=job.debug)
-    _check_something_happened(job, outcome)
+    _check_something_happened(job, outcome, context)
     _store_as_before(graph, outcome, context)
     traced = trace(graph, outcome, context)
     plan = traced.plan if traced is not None else None
@@ -253,14 +253,17 @@ def _metric(job: Job, context: Context, graph: Graph) -> Metric | None:
     return metric
 
 
-def _check_something_happened(job: Job, outcome: Outcome) -> None:
+def _check_something_happened(job: Job, outcome: Outcome, context: Context) -> None:
     """Raises GateError when no pass that was asked for changed anything."""
     asked = [each for each in outcome.passes if each["name"] != "clean"] or outcome.passes
     if any(each["changed"] for each in asked):
         return
+    message = f"nothing to do: {' and '.join(str(each['name']) for each in asked)} changed nothing"
+    if not any("prunable" in each.requires for each in job.recipe.passes):
+        warned = f": {context.warnings[-1]}" if context.warnings else ""
+        raise GateError(message + warned, where=job.label, hint="the warnings say why" if warned else None)
     groups = outcome.groups or report.NO_GROUPS
     why = report.reasons(groups)
-    message = f"nothing to do: {' and '.join(str(each['name']) for each in asked)} changed nothing"
     if groups["total"]:
         message += f"; none of {groups['total']} channel groups could be cut"
     if why:

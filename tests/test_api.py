@@ -175,6 +175,11 @@ def test_gates(model, tmp_path):
         surgeon.run(model, [Halve(factor=1.0)], destination=out)
     with pytest.raises(surgeon.GateError, match="nothing to do"):
         surgeon.run(model, "clean,clean", destination=out)
+    with pytest.raises(
+        surgeon.GateError, match="distill changed nothing: distill made nothing better"
+    ) as caught:
+        surgeon.run(model, "distill{steps=2 rate=1e-9}", data=data, destination=out)
+    assert "channel groups" not in str(caught.value)
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -106,6 +106,11 @@ class Quantize(Pass):
         for option in _STATIC if self.mode not in ("auto", "static") else ():
             if self.changed_options().get(option):
                 raise UsageError(f"takes static mode, not {self.mode}", where=f"quantize.{option}")
+        for option in ("equalize", "smooth") if self.mode in ("weights", "fp16") else ():
+            if getattr(self, option):
+                raise UsageError(f"takes 8-bit arithmetic, not mode={self.mode}", where=f"quantize.{option}")
+        if self.mode in ("weights", "fp16") and not self.per_channel:
+            raise UsageError(f"takes 8-bit arithmetic, not mode={self.mode}", where="quantize.per_channel")
         if self.bits == 4 and self.mode != "weights":
             raise UsageError(f"takes mode=weights, not {self.mode}", where="quantize.bits")
         if self.block not in _BLOCKS:

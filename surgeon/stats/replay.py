@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from surgeon.graph.order import needs
+from surgeon.graph.order import bodies, needs
 from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
 
@@ -257,7 +257,7 @@ class Replay:
     def _run(self, segment: list[gs.Node], sources: list[str], wanted: list[str]) -> None:
         piece = gs.Graph(
             nodes=segment,
-            inputs=[self._variable(name) for name in sources],
+            inputs=[self._source(name, ranked=any(map(bodies, segment))) for name in sources],
             outputs=[self._variable(name) for name in wanted],
             opset=self.graph.opset,
             import_domains=self.graph.import_domains,
@@ -267,6 +267,13 @@ class Replay:
             results = run(runner, {name: self.get(name, batch) for name in sources})
             for name, array in zip(wanted, results, strict=True):
                 self.store.put(name, array)
+
+    def _source(self, name: str, *, ranked: bool) -> gs.Variable:
+        """An input of a piece; onnxruntime wants to know how many axes there are where a body reads on."""
+        variable = self._variable(name)
+        if ranked and self.batches:
+            variable.shape = [f"{name}/{axis}" for axis in range(np.ndim(self.get(name, 0)))]
+        return variable
 
     def _variable(self, name: str) -> gs.Variable:
         return gs.Variable(name, dtype=onnx.helper.tensor_dtype_to_np_dtype(self.dtypes[name]))

@@ -320,6 +320,16 @@ def test_options_of_static_mode_are_refused_in_others(mode: str, given: dict[str
     Quantize(**given)
 
 
+@pytest.mark.parametrize("mode", ["weights", "fp16"])
+@pytest.mark.parametrize("given", [{"equalize": True}, {"smooth": True}, {"per_channel": False}])
+def test_options_of_eight_bit_arithmetic_are_refused_without_it(mode: str, given: dict[str, bool]) -> None:
+    (option,) = given
+    with pytest.raises(UsageError, match=f"takes 8-bit arithmetic, not mode={mode}") as caught:
+        Quantize(mode=mode, **given)  # type: ignore[arg-type]  # modes vary
+    assert caught.value.where == f"quantize.{option}"
+    Quantize(mode="dynamic", **given)  # type: ignore[arg-type]  # options vary
+
+
 def test_a_real_model_keeps_its_accuracy(shared: Path, tmp_path: Path) -> None:
     path = shared / "models" / "cifar10_resnet8.onnx"
     graph = load(path)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.numpy_helper
+import onnx.parser
 import onnx_graphsurgeon as gs
 import pytest
 from ops.oracle import build
@@ -315,3 +318,26 @@ def test_changed_nodes_run_again_in_further_batches(model, feeds, early):
     nodes[0].inputs[1] = gs.Constant("w1", np.zeros((4, 6), np.float32))
     source.again(nodes)
     assert all(not source.get("b", batch).any() for batch in range(len(feeds)))
+
+
+def test_bodies_that_declare_no_shapes_run_in_pieces():
+    """A Scan over what another piece has made: onnxruntime wants to know how many axes that has."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N,5,4] x) => (float[5,N,4] y)
+        <float[4,4] w = {1,2,0,0, 0,1,0,0, 0,0,1,3, 0,0,0,1}> {
+        a = MatMul (x, w)
+        steps = Transpose <perm = [1, 0, 2]> (a)
+        zero = ReduceSum <keepdims = 0> (steps, axis)
+        last, y = Scan <num_scan_inputs = 1, body = b (float[n,c] before, float[n,c] now) => (float after, float out) {
+            more = MatMul (before, w) sum = Add (more, now) after = Tanh (sum) out = Identity (after) }> (zero, steps) }"""
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0]), "axis"))
+    for each in next(node for node in model.graph.node if node.op_type == "Scan").attribute:
+        for end in (*each.g.input, *each.g.output):
+            end.type.tensor_type.ClearField("shape")
+    x = np.random.default_rng(0).standard_normal((3, 5, 4)).astype("f")
+    graph = from_model(model)
+    replay = Replay(graph, infer(graph).dtypes, [{"x": x}])
+    for name in ("steps", "zero", "y"):
+        replay.hold(name)
+        replay.advance([name])
+    np.testing.assert_array_equal(replay.get("y", 0), run(session(model), {"x": x})[0])

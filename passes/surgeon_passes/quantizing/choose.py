@@ -170,9 +170,9 @@ def _why_float(node: onnx.NodeProto, weights: Mapping[str, TensorProto], *, stat
             return ""
         return None if math.prod(weight.dims) >= _SMALLEST_TABLE else ""
     if weight is None:
-        if node.op_type == "MatMul" and node.input[0] not in weights:
-            return ""  # a product of two activations
-        return "its weights are not constant" if node.op_type != "MatMul" else "its constant is on the left"
+        if node.op_type in ("MatMul", "Gemm") and node.input[0] in weights:
+            return "its constant is on the left"
+        return "" if node.op_type == "MatMul" else "its weights are not constant"  # a product of activations
     if weight.data_type != TensorProto.FLOAT:
         return f"its weights are {TensorProto.DataType.Name(weight.data_type).lower()}"
     return _why_unusable(node, weight, weights, static=static)
