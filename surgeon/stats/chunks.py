@@ -117,8 +117,6 @@ def fit(chunk: Chunk, inputs: Sequence[Input], layout: Layout, notes: Notes, whe
     _check_names(chunk, inputs, notes, where)
     arrays = {entry.name: _plain(chunk.feeds[entry.name], entry.name, where) for entry in inputs}
     labels = None if chunk.labels is None else _plain(chunk.labels, "labels", where)
-    if labels is not None and labels.dtype.kind == "f":
-        _check_finite(labels, "labels", where)
     if layout.whole:
         arrays, labels = _stacked(arrays, labels, inputs)
     for entry in inputs:
@@ -234,18 +232,13 @@ def _check_shape(array: Array, expected: Sequence[int | str | None], entry: Inpu
             )
 
 
-def _check_finite(array: Array, name: str, where: str) -> None:
-    bad = ~np.isfinite(array)
-    if bad.any():
-        sample = int(np.nonzero(bad)[0][0]) if bad.ndim else 0
-        raise DataError(f"{name!r} has NaN or infinity in sample {sample}", where=where)
-
-
 def _cast(array: Array, entry: Input, notes: Notes, where: str) -> Array:
     """Casts where the values survive: exactly, or to a narrower float."""
     have, want = array.dtype, entry.dtype
     if want.kind == "f" and have.kind == "f":
-        _check_finite(array, entry.name, where)
+        bad = ~np.isfinite(array.reshape(array.shape[0], -1)).all(axis=1) if array.size else np.zeros(1, bool)
+        if bad.any():
+            raise DataError(f"{entry.name!r} has NaN or infinity in sample {int(bad.argmax())}", where=where)
     if have == want:
         return array
     if want.kind == "O" and have.kind in "US":

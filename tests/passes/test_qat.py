@@ -265,6 +265,8 @@ def test_options_are_checked(options):
 )
 def test_other_modes_say_what_stays(mode, left, stopped):
     options = {"mode": mode, "calibration": Quantize.calibration, "rounding": Quantize.rounding}
+    if mode == "weights":
+        options["per_channel"] = True
     before, after, context = trained(network(), options)
     found = context.record["learned"]["left"]
     assert {each["node"]: each["reason"] for each in found} == left
