@@ -9,7 +9,6 @@ import onnx_graphsurgeon as gs
 
 from surgeon.graph.copy import copy_of
 from surgeon.graph.order import bodies, every_node, graphs
-from surgeon.graph.shapes import infer
 from surgeon.graph.weights import peek
 
 if TYPE_CHECKING:
@@ -84,14 +83,6 @@ def _take_apart(graph: gs.Graph) -> None:
         for node in each.nodes:
             node.inputs.clear()
             node.outputs.clear()
-
-
-def without_decided(graph: gs.Graph) -> gs.Graph:
-    """A copy without the Ifs that always take the same branch; the graph itself where there are none."""
-    if not any(node.op == "If" and not node.domain for node in every_node(graph)):
-        return graph
-    copy = copy_of(graph)
-    return copy if inline_branches(copy, infer(copy)) else graph
 
 
 def decided(graph: gs.Graph, condition: bool) -> gs.Graph | None:

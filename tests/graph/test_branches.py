@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from surgeon.graph.branches import inline_branches, without_decided
+from surgeon.graph.branches import inline_branches
 from surgeon.graph.canonical import canonicalize
 from surgeon.graph.load import from_model
 from surgeon.graph.order import every_node
@@ -49,15 +49,3 @@ def test_nested_branches_keep_the_names_of_outputs(parse, run) -> None:
     feeds = {"x": np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32)}
     for mine, theirs in zip(run(to_model(graph), **feeds), run(model, **feeds), strict=True):
         np.testing.assert_array_equal(mine, theirs)
-
-
-def test_a_graph_without_decided_branches_is_itself_and_another_stays_as_it_was(parse, run) -> None:
-    open_one, closed = (
-        from_model(parse(SQUEEZE.replace("AXIS", axis), **WEIGHTS)) for axis in ("zero", "one")
-    )
-    assert without_decided(open_one) is open_one
-    found = without_decided(closed)
-    assert "If" in [node.op for node in closed.nodes]
-    assert "If" not in [node.op for node in found.nodes]
-    feeds = {"x": np.random.default_rng(0).standard_normal((3, 1, 6)).astype(np.float32)}
-    np.testing.assert_array_equal(run(to_model(found), **feeds)[0], run(to_model(closed), **feeds)[0])
