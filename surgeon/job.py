@@ -260,8 +260,8 @@ def _check_something_happened(job: Job, outcome: Outcome, context: Context) -> N
         return
     message = f"nothing to do: {' and '.join(str(each['name']) for each in asked)} changed nothing"
     if not any("prunable" in each.requires for each in job.recipe.passes):
-        warned = f": {context.warnings[-1]}" if context.warnings else ""
-        raise GateError(message + warned, where=job.label, hint="the warnings say why" if warned else None)
+        warned = "; ".join(context.warnings)
+        raise GateError(message, where=job.label, hint=f"warnings of the run: {warned}" if warned else None)
     groups = outcome.groups or report.NO_GROUPS
     why = report.reasons(groups)
     if groups["total"]:

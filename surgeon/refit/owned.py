@@ -22,6 +22,7 @@ PUT_OUT = "the model puts it out"
 OUTSIDE = "the body of an operator reads it"  # of all nodes of a graph these alone are outside
 SEVERAL = "several blocks read it"
 NOTHING = "its block has nothing to learn from"
+NOWHERE = "nothing that is learned from depends on it"
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,12 @@ class Ownership:
         found = {}
         inside = {id(node) for node in self.graph.nodes}
         owned = {name for block in blocks for name in self.of(block)}
+        read = {name for block in blocks for name in self._known(block.nodes)}
         for name, constant in self._known(self.graph.nodes).items():
             hindrances = list(self._hindrances(constant, inside))
             if name not in learned and EXCLUDED not in hindrances:
-                found[name] = next(iter(hindrances), NOTHING if name in owned else SEVERAL)
+                why = NOTHING if name in owned else SEVERAL if name in read else NOWHERE
+                found[name] = next(iter(hindrances), why)
         return found
 
     def _known(self, nodes: Iterable[gs.Node]) -> dict[str, gs.Constant]:

@@ -463,3 +463,14 @@ def test_the_result_loads_and_keeps_its_interface():
     onnx.checker.check_model(result)
     assert [output.name for output in result.graph.output] == [output.name for output in model.graph.output]
     assert [node.op_type for node in result.graph.node] == [node.op_type for node in model.graph.node]
+
+
+def test_weights_that_only_decisions_depend_on_are_named():
+    weights = {"w1": (6, 6), "w2": (6, 6), "w3": (6, 6)}
+    body = "a = MatMul (x, w1)\nb = Relu (a)\ny = MatMul (b, w2)\nc = MatMul (x, w3)\nz = ArgMax <axis=1> (c)"
+    model = build("float[N,6] x", "float[N,6] y, int64[N,1] z", body, weights)
+    graph, reference = noisy(model)
+    before = state(graph)
+    result = reconstruct(graph, reference, VECTORS, COURSE)
+    assert "w3" not in changed(graph, before)
+    assert result.stopped == {"w3": "nothing that is learned from depends on it"}

@@ -20,7 +20,7 @@ from surgeon_passes.quantizing.judge import Judge
 from surgeon_passes.quantizing.taps import LIMIT, Taps
 
 SMALL = 4  # samples of a batch to judge by: the fewer, the more places they come from
-JUDGED = 32  # samples that ranges are judged by, of small models more
+JUDGED, _MOST = 32, 512  # samples that ranges are judged by, of small models more
 _ENOUGH = 2**26  # bytes of activations to judge by
 _FALLBACK = "mse"
 _TIE = 1e-3  # relative differences of errors below are chance
@@ -138,7 +138,7 @@ def _judge(
     names = list(result.ranges)
     try:
         judge = Judge(model, activations, names, symmetric=symmetric, threads=threads)
-        wanted = max(JUDGED, _ENOUGH // max(taps.bytes, 1))
+        wanted = max(JUDGED, min(_MOST, _ENOUGH // max(taps.bytes, 1)))
         feeds = partial(_spread, taps.data, result.samples, wanted)
         others = [each for each in candidates if each != _FALLBACK]
         found = _better(judge, feeds, result.ranges, [candidates[each] for each in others])

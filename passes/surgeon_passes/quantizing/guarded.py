@@ -48,11 +48,16 @@ def guarded(maker: Maker, context: Context) -> Guarded:
         if maker.whole.weighted:
             found = Guarded(*_slow(maker, context))
         found = replace(found, stay={**found.stay, **_slow_layers(maker, found.stay, context)})
-        if maker.options.mode == "auto":
-            found = replace(found, folded=_folded(maker, found, context))
     except (DataError, UnsupportedModelError) as error:
         context.warn(f"nothing stays float for speed, which could not be measured: {error.message}")
-    return found
+        return found
+    if maker.options.mode != "auto":
+        return found
+    try:
+        return replace(found, folded=_folded(maker, found, context))
+    except (DataError, UnsupportedModelError) as error:
+        context.warn(f"kernels for stored weights could not be timed, and are used: {error.message}")
+        return found
 
 
 def _folded(maker: Maker, found: Guarded, context: Context) -> Collection[str]:
