@@ -131,6 +131,7 @@ class Quantize(Pass):
 
     def run(self, graph: Graph, context: Context) -> Graph:
         """Returns the quantized graph; raises GateError where nothing can be quantized."""
+        from surgeon.graph.branches import without_decided
         from surgeon.graph.load import from_model
         from surgeon.graph.save import to_model
         from surgeon.graph.source import source_of
@@ -139,7 +140,8 @@ class Quantize(Pass):
         if to_model(graph).ByteSize() > _LARGEST:
             raise GateError("models over 2 GB cannot be quantized", where="pass quantize", hint="prune first")
         with tempfile.TemporaryDirectory(prefix="surgeon-quantize-") as folder, _quiet():
-            scaled = self._with_steps(graph, context, Path(folder))
+            decided = without_decided(graph, self._excluding(context))
+            scaled = self._with_steps(decided, context, Path(folder))
             model = self._quantized(to_model(scaled), context, Path(folder))
         if kept := noted(scaled if self.mode == "fp16" else context.unrounded):
             context.record["kept"] = kept

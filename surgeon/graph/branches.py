@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,19 +10,22 @@ import onnx_graphsurgeon as gs
 
 from surgeon.graph.copy import copy_of
 from surgeon.graph.order import bodies, every_node, graphs
+from surgeon.graph.shapes import infer
 from surgeon.graph.weights import peek
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from surgeon.graph.shapes import Shapes
 
 
 def inline_branches(graph: gs.Graph, shapes: Shapes) -> int:
     """Replaces every If whose condition is the same for every input of the model; returns how many there were.
 
-    Tensors keep their names, and so do the outputs of the If. Exporters write ``squeeze`` as an If on the size of the
-    squeezed axis.
+    Tensors keep their names, and so do the outputs of the If; a node whose name another one has is named ``NAME__2`` and so
+    on. Exporters write ``squeeze`` as an If on the size of the squeezed axis.
     """
-    count = 0
+    count, before = 0, {id(node) for node in graph.nodes}
     pending, done = list(reversed(graph.nodes)), []
     while pending:
         node = pending.pop()
@@ -32,6 +36,9 @@ def inline_branches(graph: gs.Graph, shapes: Shapes) -> int:
         count += 1
         pending += reversed(_spliced(node, node.attrs["then_branch" if condition else "else_branch"]))
     if count:
+        _name_apart(
+            [node for node in done if id(node) not in before], {n.name for n in done if id(n) in before}
+        )
         graph.nodes = done
     return count + sum(inline_branches(body, shapes) for node in done for body in bodies(node))
 
@@ -73,6 +80,16 @@ def _spliced(node: gs.Node, branch: gs.Graph) -> list[gs.Node]:
     return inside
 
 
+def _name_apart(nodes: Iterable[gs.Node], taken: set[str]) -> None:
+    """Names in branches beside each other may be equal, those in one graph may not."""
+    for node in nodes:
+        name, number = node.name, 2
+        while node.name and node.name in taken:
+            node.name = f"{name}__{number}"
+            number += 1
+        taken.add(node.name)
+
+
 def _place(tensors: list[gs.Tensor], wanted: gs.Tensor) -> int:
     return next(k for k, tensor in enumerate(tensors) if tensor is wanted)
 
@@ -83,6 +100,33 @@ def _take_apart(graph: gs.Graph) -> None:
         for node in each.nodes:
             node.inputs.clear()
             node.outputs.clear()
+
+
+def without_decided(graph: gs.Graph, named: Callable[[str], bool]) -> gs.Graph:
+    """A copy without the Ifs that always take the same branch.
+
+    Args:
+        graph: The graph.
+        named: Whether a user has named a node or tensor for a purpose.
+
+    Returns:
+        The graph itself where there are none, or where a name would be gone that a user has given.
+    """
+    if not any(node.op == "If" and not node.domain for node in every_node(graph)):
+        return graph
+    copy = copy_of(graph)
+    taken = bool(inline_branches(copy, infer(copy))) and _called(copy, named) == _called(graph, named)
+    return copy if taken else graph
+
+
+def _called(graph: gs.Graph, named: Callable[[str], bool]) -> Counter[str]:
+    """How many nodes have each name that a user means, themselves or by what they read and make."""
+    return Counter(
+        name
+        for node in every_node(graph)
+        for name in {node.name, *(tensor.name for tensor in (*node.inputs, *node.outputs))}
+        if name and named(name)
+    )
 
 
 def decided(graph: gs.Graph, condition: bool) -> gs.Graph | None:

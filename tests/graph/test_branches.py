@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from surgeon.graph.branches import inline_branches
+from surgeon.graph.branches import inline_branches, without_decided
 from surgeon.graph.canonical import canonicalize
 from surgeon.graph.load import from_model
 from surgeon.graph.order import every_node
@@ -49,3 +49,46 @@ def test_nested_branches_keep_the_names_of_outputs(parse, run) -> None:
     feeds = {"x": np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32)}
     for mine, theirs in zip(run(to_model(graph), **feeds), run(model, **feeds), strict=True):
         np.testing.assert_array_equal(mine, theirs)
+
+
+TWO = (
+    "net (float[N,4] x) => (float[N,4] y) {"
+    " [one] z = If (yes) <then_branch = t () => (p) { [n] m = Mul (x, two) [m] p = Add (m, m) },"
+    " else_branch = e () => (q) { [n] q = Neg (x) }>"
+    " [two] y = If (yes) <then_branch = t2 () => (p2) { [n] k = Mul (z, two) [m] p2 = Add (k, z) },"
+    " else_branch = e2 () => (q2) { [n] q2 = Abs (z) }> }"
+)
+
+
+@pytest.mark.parametrize("decide", [inline_branches, canonicalize])
+def test_nodes_of_two_branches_may_have_equal_names(parse, run, decide) -> None:
+    model = parse(TWO, yes=np.array(True), two=np.full(4, 2.0, np.float32))
+    graph = from_model(model)
+    decide(graph, infer(graph))
+    assert [node.name for node in graph.nodes] == ["n", "m", "n__2", "m__2"]
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32)}
+    np.testing.assert_array_equal(run(to_model(graph), **feeds)[0], run(model, **feeds)[0])
+
+
+def test_a_graph_without_decided_branches_is_itself_and_another_stays_as_it_was(parse, run) -> None:
+    open_one, closed = (
+        from_model(parse(SQUEEZE.replace("AXIS", axis), **WEIGHTS)) for axis in ("zero", "one")
+    )
+    assert without_decided(open_one, lambda name: False) is open_one
+    found = without_decided(closed, lambda name: False)
+    assert "If" in [node.op for node in closed.nodes]
+    assert "If" not in [node.op for node in found.nodes]
+    feeds = {"x": np.random.default_rng(0).standard_normal((3, 1, 6)).astype(np.float32)}
+    np.testing.assert_array_equal(run(to_model(found), **feeds)[0], run(to_model(closed), **feeds)[0])
+
+
+@pytest.mark.parametrize("name", ["one", "two", "n", "p", "p2", "q"])
+def test_branches_stay_where_a_name_a_user_gave_would_be_gone(parse, name) -> None:
+    graph = from_model(parse(TWO, yes=np.array(True), two=np.full(4, 2.0, np.float32)))
+    assert without_decided(graph, lambda each: each == name) is graph
+
+
+@pytest.mark.parametrize("name", ["k", "nothing"])
+def test_branches_go_where_what_a_user_named_keeps_its_name(parse, name) -> None:
+    graph = from_model(parse(TWO, yes=np.array(True), two=np.full(4, 2.0, np.float32)))
+    assert without_decided(graph, lambda each: each == name) is not graph

@@ -349,3 +349,45 @@ def test_weights_of_another_type_are_said_to_be_such(mode: str) -> None:
     Quantize(mode=mode, guard=False).run(from_model(model), context)  # type: ignore[arg-type]  # one of its modes
     left = context.record["left_float"]
     assert left == [{"node": "other", "operator": "MatMul", "reason": "its weights are float16"}]
+
+
+def _decided() -> onnx.ModelProto:
+    """Exporters write a squeeze, and much behind it, as an If on a size that never changes."""
+    branch = oh.make_graph(
+        [oh.make_node("MatMul", ["x", "w"], ["m"], name="inside"), oh.make_node("Relu", ["m"], ["r"])],
+        "taken",
+        [],
+        [info("r", "N", 32)],
+    )
+    other = oh.make_graph(
+        [oh.make_node("Concat", ["x", "x"], ["q"], axis=1)], "left", [], [info("q", "N", 32)]
+    )
+    nodes = [
+        oh.make_node("Shape", ["x"], ["s"]),
+        oh.make_node("Gather", ["s", "one"], ["n"]),
+        oh.make_node("Equal", ["n", "size"], ["c"]),
+        oh.make_node("If", ["c"], ["z"], name="squeeze", then_branch=branch, else_branch=other),
+        oh.make_node("MatMul", ["z", "v"], ["y"], name="behind"),
+    ]
+    numbers = [nh.from_array(np.array(1), "one"), nh.from_array(np.array(16), "size")]
+    return model_of(nodes, [info("x", "N", 16)], 2, [array("w", 16, 32), array("v", 32, 8), *numbers])
+
+
+@pytest.mark.parametrize(
+    ("exclude", "expected"),
+    [
+        ((), {"MatMul": 2}),
+        (("inside",), {"MatMul": 1}),
+        (("squeeze",), {"MatMul": 1}),
+        (("r",), {"MatMul": 1}),
+    ],
+)
+def test_what_is_in_a_branch_that_is_always_taken_is_quantized(exclude, expected) -> None:
+    model = _decided()
+    context = context_for(model)
+    options = Quantize(guard=False, equalize=False, smooth=False, exclude=exclude)
+    result = to_model(options.run(from_model(model), context))
+    assert context.record["quantized"] == expected
+    feeds = {"x": np.random.default_rng(0).standard_normal((64, 16)).astype("f")}
+    before, after = (run(session(each), feeds)[0] for each in (model, result))
+    assert np.abs(before - after).max() < 0.05 * np.abs(before).max()
