@@ -204,21 +204,16 @@ def _store_as_before(graph: Graph, outcome: Outcome, context: Context) -> None:
 
 def _check_patterns(context: Context, graph: Graph) -> None:
     """Refuses exclusions that exclude nothing: they are misspelt, and silence would cut what must stay."""
-    import fnmatch
-
-    from surgeon.names import pattern_of
+    from surgeon.names import misspelt, names_known, pattern_of
     from surgeon.suggest import did_you_mean
 
-    names = {node.name for node in graph.nodes} | set(graph.tensors())
-    for pattern in context.exclude:
-        if not fnmatch.filter(names, pattern) and not any(
-            fnmatch.fnmatchcase(name, pattern) for name in names
-        ):
-            raise UsageError(
-                "matches no node and no tensor",
-                where=f"--exclude {pattern}",
-                hint=did_you_mean(pattern, map(pattern_of, names)),
-            )
+    names = names_known(graph, context.kept)
+    if (pattern := misspelt(context.exclude, names)) is not None:
+        raise UsageError(
+            "matches no node and no tensor",
+            where=f"--exclude {pattern}",
+            hint=did_you_mean(pattern, map(pattern_of, names)),
+        )
 
 
 def _find_metric(name: str) -> Metric:

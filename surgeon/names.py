@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
 
 import onnx_graphsurgeon as gs
 
@@ -15,11 +16,14 @@ from surgeon.graph.order import every_node, graphs
 from surgeon.suggest import did_you_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
     from surgeon.engine import Model
     from surgeon.ops.op import Op
 
 INSIDE = "inside an operator that is not understood, so it is not analysed, and what it reads is pinned"
 FOLDED = "arithmetic on shapes and constants, or unused: it is computed once, before the analysis"
+_FIRST = "names of the graph the run began with"
 UNRANKED = "not even the number of its axes is known, so whatever touches it is pinned"
 
 
@@ -45,6 +49,24 @@ class Subject:
 def pattern_of(name: str) -> str:
     """Returns the pattern that matches a name and nothing else."""
     return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def misspelt(patterns: Iterable[str], known: Collection[str]) -> str | None:
+    """Returns the first pattern that matches no known name, as shell wildcards do."""
+    return next((each for each in patterns if not any(fnmatchcase(name, each) for name in known)), None)
+
+
+def names_known(graph: gs.Graph, kept: dict[str, Any]) -> set[str]:
+    """Returns the names of all nodes and tensors of a graph and of the graph the run began with.
+
+    Args:
+        graph: The graph.
+        kept: What a run keeps: the names of the first graph it is asked about.
+    """
+    mine = Names(graph)
+    now = mine.nodes | mine.tensors
+    first: set[str] = kept.setdefault(_FIRST, now)
+    return now | first
 
 
 class Names:

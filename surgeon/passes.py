@@ -10,7 +10,7 @@ import dataclasses
 import fnmatch
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +72,23 @@ class Pass(ABC):
         """
         del context
         return graph
+
+    def check_names(self, known: Collection[str]) -> None:
+        """Raises UsageError where a pattern of the option ``exclude`` matches none of the names that there are.
+
+        A pass overrides this where such an option means something else, or names that are not there before it runs.
+
+        Args:
+            known: The names of all nodes and tensors of the graph it is given, and of the one the run began with.
+        """
+        from surgeon.names import misspelt, pattern_of
+        from surgeon.suggest import did_you_mean
+
+        patterns = self.options().get("exclude")
+        if isinstance(patterns, tuple) and (pattern := misspelt(patterns, known)) is not None:
+            hint = did_you_mean(pattern, map(pattern_of, known))
+            message = f"{pattern!r} matches no node and no tensor"
+            raise UsageError(message, where=f"{self.name}.exclude", hint=hint)
 
     def if_slow(self) -> str:
         """Says what to change where the result turns out slower than the model was; by default nothing."""

@@ -105,10 +105,13 @@ def run_passes(graph: Graph, passes: Sequence[Pass], context: Context, *, debug:
         GateError: A pass could not do what was asked of it.
         PassError: A pass failed inside or broke its contract.
     """
+    from surgeon.names import names_known
+
     outcome = Outcome(graph)
     if context.reference is None:
         context.reference = Reference(copy_of(graph))
     for position, each in enumerate(passes):
+        each.check_names(names_known(outcome.graph, context.kept))
         context.record = {}
         context.later = later_of(passes[position + 1 :], context)
         context.trains = any(other.trains for other in passes[position + 1 :])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,11 +12,14 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 import tiny
+from quantizable import context_for, network
 
 from surgeon import pipeline
 from surgeon.api import load
 from surgeon.errors import GateError, PassError, UnsupportedModelError, UsageError
+from surgeon.graph.load import from_model
 from surgeon.passes import Context, Pass
+from surgeon.plugins import load_pass
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,20 @@ class NeedsQdq(Nothing):
     requires: ClassVar[frozenset[str]] = frozenset({"qdq"})
 
 
+@dataclass(frozen=True)
+class Excluding(Nothing):
+    name: ClassVar[str] = "excluding"
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Knowing(Excluding):
+    name: ClassVar[str] = "knowing"
+
+    def check_names(self, known: Any) -> None:
+        assert known
+
+
 @pytest.fixture
 def graph(tmp_path):
     return load(tiny.convnet(tmp_path / "m.onnx"))
@@ -85,6 +103,35 @@ def test_a_quantized_model_starts_as_qdq(tmp_path):
     pipeline.check_facts([NeedsQdq()], graph)
     with pytest.raises(UsageError, match="put dequantize before needs-float"):
         pipeline.check_facts([NeedsFloat()], graph)
+
+
+def _passes_with_exclusions() -> list[str]:
+    names = sorted(each.name for each in entry_points(group="surgeon.passes"))
+    return [name for name in names if "exclude" in {field.name for field in fields(load_pass(name))}]
+
+
+@pytest.mark.parametrize("name", _passes_with_exclusions())
+def test_an_exclusion_that_means_nothing_is_refused(name):
+    model = network()
+    options = load_pass(name)(exclude=("con1", "*_weight"))
+    with pytest.raises(UsageError, match="matches no node and no tensor") as caught:
+        pipeline.run_passes(from_model(model), [options], context_for(model))
+    assert caught.value.where == f"{name}.exclude"
+
+
+def test_an_exclusion_may_name_what_another_pass_made_or_took_away(graph):
+    def rename(mine: Any, context: Context) -> Any:
+        mine.nodes[0].name = "made"
+        return mine
+
+    before = graph.nodes[0].name
+    run(graph, Act(rename), Excluding(exclude=("made", before[:-1] + "?")))
+    with pytest.raises(UsageError, match="'made' matches"):
+        run(graph, Excluding(exclude=("made",)))
+
+
+def test_a_pass_may_know_names_of_its_own(graph):
+    run(graph, Knowing(exclude=("nothing like this",)))
 
 
 def test_a_pass_gets_its_own_copy(graph):

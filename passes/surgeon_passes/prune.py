@@ -13,6 +13,8 @@ from surgeon_passes.pruning.positions import parse
 from surgeon_passes.pruning.schedule import ConstantSparsity, PolynomialDecay, check_schedule
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from surgeon.passes import Context, Graph
     from surgeon_passes.pruning.cutting import Cut, Cutting
 
@@ -141,6 +143,9 @@ class Prune(Pass):
                 parse(entry, f"prune.{option}")
         check_named(self.score, SCORES, entries.SCORES, "score")
         check_named(self.reduce, REDUCTIONS, entries.REDUCTIONS, "reduce")
+
+    def check_names(self, known: Collection[str]) -> None:
+        """Names are checked once it is known which of them belong to groups."""
 
     def run(self, graph: Graph, context: Context) -> Graph:
         """Cut ``graph`` and prove the cut.

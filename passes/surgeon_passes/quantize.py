@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fnmatch
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from surgeon.errors import DataError, GateError, UnsupportedModelError, UsageError
 from surgeon.judge import OFFERS
 from surgeon.passes import Pass
+from surgeon_passes.training.excluded import excluded_by
 
 if TYPE_CHECKING:
     import onnx
@@ -121,6 +121,9 @@ class Quantize(Pass):
                 f"must be over 50 and at most 100, got {self.percentile}", where="quantize.percentile"
             )
 
+    def check_names(self, known: Collection[str]) -> None:
+        """Nodes without names get some when it runs, and a report may name these: `run` checks `exclude`."""
+
     def if_slow(self) -> str:
         """Says which option would have been faster."""
         if self.mode == "weights" and self.bits == 8:
@@ -135,21 +138,24 @@ class Quantize(Pass):
         from surgeon.graph.load import from_model
         from surgeon.graph.save import to_model
         from surgeon.graph.source import source_of
+        from surgeon.names import names_known
         from surgeon.stats.promises import noted
 
         if to_model(graph).ByteSize() > _LARGEST:
             raise GateError("models over 2 GB cannot be quantized", where="pass quantize", hint="prune first")
         with tempfile.TemporaryDirectory(prefix="surgeon-quantize-") as folder, _quiet():
-            decided = without_decided(graph, self._excluding(context))
+            decided = without_decided(graph, excluded_by(context, self.exclude))
             scaled = self._with_steps(decided, context, Path(folder))
-            model = self._quantized(to_model(scaled), context, Path(folder))
+            model = self._quantized(to_model(scaled), names_known(graph, context.kept), context, Path(folder))
         if kept := noted(scaled if self.mode == "fp16" else context.unrounded):
             context.record["kept"] = kept
         result = from_model(model)
         result.surgeon_source = source_of(graph) or source_of(result)
         return result
 
-    def _quantized(self, model: onnx.ModelProto, context: Context, folder: Path) -> onnx.ModelProto:
+    def _quantized(
+        self, model: onnx.ModelProto, known: set[str], context: Context, folder: Path
+    ) -> onnx.ModelProto:
         from surgeon.graph.load import from_model
         from surgeon.graph.sessions import session
         from surgeon_passes.quantizing import kernels, prepare
@@ -158,6 +164,7 @@ class Quantize(Pass):
 
         if self.mode == "fp16":
             prepare.name_nodes(model)
+            super().check_names({*known, *prepare.names(model)})
             return self._half(model, context, folder)
         if self.narrow and self._budget(context)[0] is None:
             raise UsageError(
@@ -165,7 +172,9 @@ class Quantize(Pass):
                 where="quantize.narrow",
                 hint="give --max-drop or quantize.max_drop",
             )
-        maker = self._maker(prepare.prepared(model, self._excluding(context), folder), context, folder)
+        model = prepare.prepared(model, excluded_by(context, self.exclude), folder)
+        super().check_names({*known, *prepare.names(model)})
+        maker = self._maker(model, context, folder)
         timed = self.guard and not context.trial  # what is tried is not timed
         found = guarded(maker, context) if timed else Guarded()
         context.unrounded = from_model(maker.model)
@@ -190,7 +199,7 @@ class Quantize(Pass):
 
         if self.mode in ("weights", "fp16") or (self.equalize is False and self.smooth is False):
             return graph
-        excluded, model = self._excluding(context), to_model(graph)
+        excluded, model = excluded_by(context, self.exclude), to_model(graph)
         name_nodes(model)
         mode, choice = mode_of(model, self, excluded, dataless=context.data is None)
         tried = mode == "static" and bool(choice.weighted)
@@ -222,7 +231,7 @@ class Quantize(Pass):
         maker = Maker(
             model,
             self,
-            self._excluding(context),
+            excluded_by(context, self.exclude),
             lambda: context.calibration().take(self.samples),
             folder,
             dataless=context.data is None,
@@ -316,7 +325,7 @@ class Quantize(Pass):
         from surgeon_passes.quantizing.half import beyond_range, to_half
         from surgeon_passes.quantizing.prepare import restore_interface
 
-        excluded = self._excluding(context)
+        excluded = excluded_by(context, self.exclude)
         kept = {
             node.name: (node.op_type, "excluded")
             for node in model.graph.node
@@ -339,12 +348,6 @@ class Quantize(Pass):
             for name, (operator, reason) in {**half.left, **kept}.items()
         ]
         return half.model
-
-    def _excluding(self, context: Context) -> Callable[[str], bool]:
-        """Whether a node or tensor, by name, is to be left alone."""
-        return lambda name: (
-            context.excluded(name) or any(fnmatch.fnmatchcase(name, each) for each in self.exclude)
-        )
 
 
 def _record(mode: str, made: Made, context: Context) -> None:

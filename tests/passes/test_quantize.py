@@ -127,6 +127,15 @@ def test_exclusions_by_node_and_tensor_of_the_pass_and_of_the_run() -> None:
     ]
 
 
+@pytest.mark.parametrize("mode", ["static", "dynamic", "weights", "fp16"])
+def test_exclusions_may_mean_names_given_to_nodes_without_one_and_nothing_else(mode: str) -> None:
+    context = context_for(network())
+    result = quantized(network(), context, mode=mode, exclude=("Relu_1",))
+    assert "Relu_1" in {node.name for node in result.graph.node}
+    with pytest.raises(UsageError, match="'Rela_1' matches no node and no tensor"):
+        quantized(network(), context_for(network()), mode=mode, exclude=("Rela_1",))
+
+
 def test_fewer_samples_than_there_are() -> None:
     context = context_for(network())
     quantized(network(), context, samples=5)
