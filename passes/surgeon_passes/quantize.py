@@ -134,7 +134,7 @@ class Quantize(Pass):
 
     def run(self, graph: Graph, context: Context) -> Graph:
         """Returns the quantized graph; raises GateError where nothing can be quantized."""
-        from surgeon.graph.branches import without_decided
+        from surgeon.graph.canonical import without_decided
         from surgeon.graph.load import from_model
         from surgeon.graph.save import to_model
         from surgeon.graph.source import source_of
@@ -323,13 +323,13 @@ class Quantize(Pass):
 
     def _half(self, model: onnx.ModelProto, context: Context, folder: Path) -> onnx.ModelProto:
         from surgeon_passes.quantizing.half import beyond_range, to_half
-        from surgeon_passes.quantizing.prepare import restore_interface
+        from surgeon_passes.quantizing.prepare import names_of, restore_interface
 
         excluded = excluded_by(context, self.exclude)
         kept = {
             node.name: (node.op_type, "excluded")
             for node in model.graph.node
-            if any(excluded(name) for name in (node.name, *node.input, *node.output) if name)
+            if any(map(excluded, names_of(node)))
         }
         if not any(entry.data_type == 1 for entry in model.graph.initializer):
             raise GateError("there are no float32 weights", where="pass quantize")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,11 +10,10 @@ import onnx_graphsurgeon as gs
 
 from surgeon.graph.copy import copy_of
 from surgeon.graph.order import bodies, every_node, graphs
-from surgeon.graph.shapes import infer
 from surgeon.graph.weights import peek
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable, Sequence
 
     from surgeon.graph.shapes import Shapes
 
@@ -25,7 +24,7 @@ def inline_branches(graph: gs.Graph, shapes: Shapes) -> int:
     Tensors keep their names, and so do the outputs of the If; a node whose name another one has is named ``NAME__2`` and so
     on. Exporters write ``squeeze`` as an If on the size of the squeezed axis.
     """
-    count, before = 0, {id(node) for node in graph.nodes}
+    taken, before = 0, {id(node) for node in graph.nodes}
     pending, done = list(reversed(graph.nodes)), []
     while pending:
         node = pending.pop()
@@ -33,14 +32,13 @@ def inline_branches(graph: gs.Graph, shapes: Shapes) -> int:
         if condition is None:
             done.append(node)
             continue
-        count += 1
+        taken += 1
         pending += reversed(_spliced(node, node.attrs["then_branch" if condition else "else_branch"]))
-    if count:
-        _name_apart(
-            [node for node in done if id(node) not in before], {n.name for n in done if id(n) in before}
-        )
+    if taken:
+        old = [node for node in done if id(node) in before]
+        _name_apart(old, [node for node in done if id(node) not in before])
         graph.nodes = done
-    return count + sum(inline_branches(body, shapes) for node in done for body in bodies(node))
+    return taken + sum(inline_branches(body, shapes) for node in done for body in bodies(node))
 
 
 def _condition(node: gs.Node, shapes: Shapes) -> bool | None:
@@ -80,13 +78,15 @@ def _spliced(node: gs.Node, branch: gs.Graph) -> list[gs.Node]:
     return inside
 
 
-def _name_apart(nodes: Iterable[gs.Node], taken: set[str]) -> None:
+def _name_apart(old: Iterable[gs.Node], new: Sequence[gs.Node]) -> None:
     """Names in branches beside each other may be equal, those in one graph may not."""
-    for node in nodes:
-        name, number = node.name, 2
-        while node.name and node.name in taken:
-            node.name = f"{name}__{number}"
-            number += 1
+    taken = {node.name for node in old}
+    known = taken | {node.name for node in new}
+    for node in new:
+        if node.name and node.name in taken:
+            number = next(number for number in count(2) if f"{node.name}__{number}" not in known)
+            node.name = f"{node.name}__{number}"
+            known.add(node.name)
         taken.add(node.name)
 
 
@@ -100,33 +100,6 @@ def _take_apart(graph: gs.Graph) -> None:
         for node in each.nodes:
             node.inputs.clear()
             node.outputs.clear()
-
-
-def without_decided(graph: gs.Graph, named: Callable[[str], bool]) -> gs.Graph:
-    """A copy without the Ifs that always take the same branch.
-
-    Args:
-        graph: The graph.
-        named: Whether a user has named a node or tensor for a purpose.
-
-    Returns:
-        The graph itself where there are none, or where a name would be gone that a user has given.
-    """
-    if not any(node.op == "If" and not node.domain for node in every_node(graph)):
-        return graph
-    copy = copy_of(graph)
-    taken = bool(inline_branches(copy, infer(copy))) and _called(copy, named) == _called(graph, named)
-    return copy if taken else graph
-
-
-def _called(graph: gs.Graph, named: Callable[[str], bool]) -> Counter[str]:
-    """How many nodes have each name that a user means, themselves or by what they read and make."""
-    return Counter(
-        name
-        for node in every_node(graph)
-        for name in {node.name, *(tensor.name for tensor in (*node.inputs, *node.outputs))}
-        if name and named(name)
-    )
 
 
 def decided(graph: gs.Graph, condition: bool) -> gs.Graph | None:

@@ -7,6 +7,7 @@ other.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,12 +16,14 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from surgeon.graph.branches import inline_branches
+from surgeon.graph.copy import copy_of
 from surgeon.graph.evaluate import MOVEMENT
 from surgeon.graph.order import every_node, graphs, needs, ordered
+from surgeon.graph.shapes import infer
 from surgeon.graph.weights import data_type
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from surgeon.graph.shapes import Shapes
 
@@ -59,6 +62,35 @@ def canonicalize(graph: gs.Graph, shapes: Shapes) -> None:
         if each is not graph:
             _name_outputs(each, shapes)
     split_shared(graph)
+
+
+def without_decided(graph: gs.Graph, named: Callable[[str], bool]) -> gs.Graph:
+    """A copy after step 1 of :func:`canonicalize` alone, and without what nothing depends on any more.
+
+    Args:
+        graph: The graph.
+        named: Whether a user has named a node or tensor for a purpose.
+
+    Returns:
+        The graph itself where there are no such Ifs, or where one is named or a name would be gone that a user has given.
+    """
+    branching = [node for node in every_node(graph) if node.op == "If" and not node.domain]
+    if not branching or any(named(name) for node in branching for name in _names(node)):
+        return graph
+    copy = copy_of(graph)
+    if not inline_branches(copy, infer(copy)):
+        return graph
+    drop_dead(copy)
+    return copy if _called(copy, named) == _called(graph, named) else graph
+
+
+def _called(graph: gs.Graph, named: Callable[[str], bool]) -> Counter[str]:
+    """How many nodes have each name that a user means, themselves or by what they read and make."""
+    return Counter(name for node in every_node(graph) for name in _names(node) if named(name))
+
+
+def _names(node: gs.Node) -> set[str]:
+    return {node.name, *(tensor.name for tensor in (*node.inputs, *node.outputs))} - {""}
 
 
 def _read_constants(graph: gs.Graph) -> None:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from surgeon.graph.conditions import mark_unsteady
 from surgeon.graph.decisions import mark_decisions
 from surgeon.graph.inference import Program, Run
 from surgeon.graph.order import captured
 from surgeon.graph.probe import candidates, dynamic_dims, open_dimensions, taken_sizes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     import onnx_graphsurgeon as gs
     from numpy.typing import NDArray
@@ -89,7 +90,18 @@ def infer(graph: gs.Graph, sizes: Mapping[str, int] | None = None) -> Shapes:
         if _doubts(again) <= _doubts(best):
             best = again
     mark_decisions(graph, best)
+    mark_unsteady(
+        graph, best, list(dimensions), lambda sizes: _values_at(program, {**sizes, **forced}, best.failures)
+    )
     return best
+
+
+def _values_at(
+    program: Program, sizes: Mapping[str, int], failures: Collection[str]
+) -> dict[str, NDArray[Any]]:
+    """The values at some sizes, none where a node refuses these that did not refuse others."""
+    run = program.run(sizes, second=True)
+    return _joined(each for each, _ in _with_bodies(run)).values if set(run.failures) <= set(failures) else {}
 
 
 def infer_once(graph: gs.Graph, sizes: Mapping[str, int]) -> Shapes:

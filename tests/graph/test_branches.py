@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from surgeon.graph.branches import inline_branches, without_decided
-from surgeon.graph.canonical import canonicalize
+from surgeon.graph.branches import inline_branches
+from surgeon.graph.canonical import canonicalize, without_decided
 from surgeon.graph.load import from_model
 from surgeon.graph.order import every_node
 from surgeon.graph.save import to_model
@@ -82,10 +82,43 @@ def test_a_graph_without_decided_branches_is_itself_and_another_stays_as_it_was(
     np.testing.assert_array_equal(run(to_model(found), **feeds)[0], run(to_model(closed), **feeds)[0])
 
 
-@pytest.mark.parametrize("name", ["one", "two", "n", "p", "p2", "q"])
+@pytest.mark.parametrize("name", ["one", "two", "n", "p", "p2", "q", "y", "z", "yes"])
 def test_branches_stay_where_a_name_a_user_gave_would_be_gone(parse, name) -> None:
     graph = from_model(parse(TWO, yes=np.array(True), two=np.full(4, 2.0, np.float32)))
     assert without_decided(graph, lambda each: each == name) is graph
+
+
+UNSTEADY = {
+    "odd": "m = Mod (n, two)  c = Equal (m, one)",
+    "at least two": "m = Min (n, two)  c = Equal (m, two)",
+    "a sign": "d = Sub (n, one)  m = Sign (d)  c = Cast <to = 9> (m)",
+    "a part": "p = Slice (x, zero, two, zero)  d = Shape (p)  m = Gather <axis = 0> (d, zero)  c = Equal (m, two)",
+    "a rest": "p = Slice (x, far, end, zero)  d = Shape (p)  m = Gather <axis = 0> (d, zero)  c = Equal (m, zero)",
+}
+
+
+@pytest.mark.parametrize("condition", UNSTEADY.values(), ids=list(UNSTEADY))
+@pytest.mark.parametrize("decide", [inline_branches, canonicalize])
+def test_what_two_sizes_decide_alike_by_chance_stays(parse, run, condition, decide) -> None:
+    numbers = {"zero": 0, "one": 1, "two": 2, "far": 200, "end": 10000}
+    model = parse(
+        "net (float[N,6] x) => (float[N,6] y) { s = Shape (x)  n = Gather <axis = 0> (s, zero) "
+        + condition
+        + " y = If (c) <then_branch = t () => (p1) { p1 = Neg (x) }, else_branch = e () => (q) { q = Abs (x) }> }",
+        **{name: np.array([value]) for name, value in numbers.items()},
+    )
+    graph = from_model(model)
+    decide(graph, infer(graph))
+    for batch in (1, 2, 3, 4, 300):
+        feeds = {"x": np.random.default_rng(0).standard_normal((batch, 6)).astype(np.float32)}
+        np.testing.assert_array_equal(run(to_model(graph), **feeds)[0], run(model, **feeds)[0])
+
+
+def test_a_name_that_is_there_once_stays_where_it_is(parse) -> None:
+    text = TWO.replace("[m] p2", "[n__2] p2")
+    graph = from_model(parse(text, yes=np.array(True), two=np.full(4, 2.0, np.float32)))
+    inline_branches(graph, infer(graph))
+    assert [node.name for node in graph.nodes] == ["n", "m", "n__3", "n__2"]
 
 
 @pytest.mark.parametrize("name", ["k", "nothing"])

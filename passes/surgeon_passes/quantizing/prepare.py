@@ -29,11 +29,18 @@ def name_nodes(model: onnx.ModelProto) -> None:
 
 
 def names(model: onnx.ModelProto) -> Iterator[str]:
-    """Yields the names of the main graph's nodes and of what they read and make."""
+    """Yields the names of nodes and of what they read and make, in bodies as well."""
     for node in model.graph.node:
-        yield node.name
-        yield from node.input
-        yield from node.output
+        yield from names_of(node)
+
+
+def names_of(node: onnx.NodeProto) -> Iterator[str]:
+    """Yields the names of a node, of what it reads and makes, and of all that in its bodies."""
+    yield from filter(None, (node.name, *node.input, *node.output))
+    for attribute in node.attribute:
+        for body in (attribute.g, *attribute.graphs):
+            for inner in body.node:
+                yield from names_of(inner)
 
 
 def prepared(model: onnx.ModelProto, excluded: Callable[[str], bool], folder: Path) -> onnx.ModelProto:
@@ -52,7 +59,10 @@ def prepared(model: onnx.ModelProto, excluded: Callable[[str], bool], folder: Pa
     fused = fuse(model, folder)
     name_nodes(fused)
     left = set(names(fused))
-    lost = any(name not in left and excluded(name) for name in names(model) if name)
+    lost = any(name not in left and excluded(name) for name in names(model))
+    lost |= any(
+        excluded(name) for node in model.graph.node if node.op_type == "If" for name in names_of(node)
+    )
     result = model if lost else fused
     make_plain(result, excluded)
     return result
