@@ -52,8 +52,12 @@ def pattern_of(name: str) -> str:
 
 
 def misspelt(patterns: Iterable[str], known: Collection[str]) -> str | None:
-    """Returns the first pattern that matches no known name, as shell wildcards do."""
-    return next((each for each in patterns if not any(fnmatchcase(name, each) for name in known)), None)
+    """Returns the first pattern that matches no known name, as shell wildcards do; ``NAME__2`` is a use of ``NAME``."""
+    for pattern in patterns:
+        meant = {pattern, re.sub(r"__\d+$", "", pattern)}
+        if not any(fnmatchcase(name, each) for each in meant for name in known):
+            return pattern
+    return None
 
 
 def names_known(graph: gs.Graph, kept: dict[str, Any]) -> set[str]:

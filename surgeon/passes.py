@@ -84,8 +84,9 @@ class Pass(ABC):
         from surgeon.names import misspelt, pattern_of
         from surgeon.suggest import did_you_mean
 
-        patterns = self.options().get("exclude")
-        if isinstance(patterns, tuple) and (pattern := misspelt(patterns, known)) is not None:
+        given = self.options().get("exclude")
+        patterns = [each for each in given if isinstance(each, str)] if isinstance(given, tuple) else []
+        if (pattern := misspelt(patterns, known)) is not None:
             hint = did_you_mean(pattern, map(pattern_of, known))
             message = f"{pattern!r} matches no node and no tensor"
             raise UsageError(message, where=f"{self.name}.exclude", hint=hint)

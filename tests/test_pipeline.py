@@ -132,6 +132,17 @@ def test_an_exclusion_may_name_what_another_pass_made_or_took_away(graph):
 
 def test_a_pass_may_know_names_of_its_own(graph):
     run(graph, Knowing(exclude=("nothing like this",)))
+    run(graph, Excluding(exclude=(1, 2)))  # type: ignore[arg-type]  # a plugin's own kind of exclusions
+
+
+def test_uses_of_shared_weights_may_be_named_as_the_analysis_does(graph):
+    name = graph.nodes[0].name
+    run(graph, Excluding(exclude=(f"{name}__2",)))
+
+
+def test_names_are_not_checked_where_passes_are_only_tried(graph):
+    context = Context(Path("m.onnx"), trial=True)
+    pipeline.run_passes(graph, [Excluding(exclude=("made elsewhere",))], context)
 
 
 def test_a_pass_gets_its_own_copy(graph):

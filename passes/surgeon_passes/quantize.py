@@ -164,7 +164,11 @@ class Quantize(Pass):
 
         if self.mode == "fp16":
             prepare.name_nodes(model)
+        else:
+            model = prepare.prepared(model, excluded_by(context, self.exclude), folder)
+        if not context.trial:
             super().check_names({*known, *prepare.names(model)})
+        if self.mode == "fp16":
             return self._half(model, context, folder)
         if self.narrow and self._budget(context)[0] is None:
             raise UsageError(
@@ -172,8 +176,6 @@ class Quantize(Pass):
                 where="quantize.narrow",
                 hint="give --max-drop or quantize.max_drop",
             )
-        model = prepare.prepared(model, excluded_by(context, self.exclude), folder)
-        super().check_names({*known, *prepare.names(model)})
         maker = self._maker(model, context, folder)
         timed = self.guard and not context.trial  # what is tried is not timed
         found = guarded(maker, context) if timed else Guarded()

@@ -81,7 +81,7 @@ def without_decided(graph: gs.Graph, named: Callable[[str], bool]) -> gs.Graph:
     if not inline_branches(copy, infer(copy)):
         return graph
     drop_dead(copy)
-    return copy if _called(copy, named) == _called(graph, named) else graph
+    return graph if _called(graph, named) - _called(copy, named) else copy
 
 
 def _called(graph: gs.Graph, named: Callable[[str], bool]) -> Counter[str]:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     Values = Mapping[str, NDArray[Any]]
 
 # Odd and even ones, powers of two and their neighbours: a remainder, a minimum or a slice shows at some of them.
-_SIZES = (1, 2, 3, 4, 5, 7, 8, 12, 16, 31, 64, 100, 129, 224, 300, 512, 1000, 4096)
+_SIZES = (1, 2, 3, 4, 5, 7, 8, 12, 16, 31, 64, 100, 129, 224, 300, 512, 1000, 4096, 20_000, 1_000_000)
+_MANY = 4  # dimensions, of which each is tried alone at a third of the sizes
 
 
 def mark_unsteady(
@@ -34,13 +35,13 @@ def mark_unsteady(
         dimensions: The open dimensions.
         values_at: The known values of tensors at sizes of these. What cannot be computed there says nothing.
     """
-    for sizes in _assignments(dimensions) if _conditions(graph, shapes) else ():
+    probe = {key: shapes.probe[key] for key in dimensions}
+    for sizes in _assignments(probe) if _conditions(graph, shapes) else ():
         for name, found in values_at(sizes).items():
             value = shapes.values.get(name)
             if value is None or found is value.data:
                 continue
-            changed = found != value.data if found.shape == value.data.shape else np.True_
-            shapes.values[name] = replace(value, dynamic=value.dynamic | changed)
+            shapes.values[name] = replace(value, dynamic=value.dynamic | changed(value.data, found))
 
 
 def _conditions(graph: gs.Graph, shapes: Shapes) -> bool:
@@ -49,8 +50,20 @@ def _conditions(graph: gs.Graph, shapes: Shapes) -> bool:
     return any(name in shapes.values and shapes.values[name].static for name in names)
 
 
-def _assignments(dimensions: Sequence[str]) -> Iterator[dict[str, int]]:
-    """The same size for all dimensions, and different ones."""
-    for shift in range(min(len(dimensions), 2)):
+def _assignments(probe: Mapping[str, int]) -> Iterator[dict[str, int]]:
+    """Other sizes for each dimension alone, the same for all of them, and a different one for each."""
+    for key in probe:
+        for size in _SIZES if len(probe) <= _MANY else _SIZES[::3]:
+            yield {**probe, key: size}
+    for shift in range(2) if len(probe) > 1 else ():
         for first in range(len(_SIZES)):
-            yield {key: _SIZES[(first + shift * index) % len(_SIZES)] for index, key in enumerate(dimensions)}
+            yield {key: _SIZES[(first + shift * index) % len(_SIZES)] for index, key in enumerate(probe)}
+
+
+def changed(data: NDArray[Any], other: NDArray[Any] | None) -> NDArray[np.bool_]:
+    """Which elements of a value are not the same in another run; all where it is not known there."""
+    if data is other:
+        return np.zeros(data.shape, bool)
+    if other is None or other.shape != data.shape:
+        return np.ones(data.shape, bool)
+    return np.asarray((data != other) & ((data == data) | (other == other)))  # noqa: PLR0124  # NaN equals NaN here

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from surgeon.graph.conditions import mark_unsteady
+from surgeon.graph.conditions import changed, mark_unsteady
 from surgeon.graph.decisions import mark_decisions
 from surgeon.graph.inference import Program, Run
 from surgeon.graph.order import captured
@@ -188,9 +188,7 @@ def _compare(run: Run, other: Run, sizes: Mapping[str, int]) -> Shapes:
                 if same and second is not None
                 else ((True,) * len(dims))
             )
-    values = {
-        name: Value(data, _changed(data, again.values.get(name))) for name, data in found.values.items()
-    }
+    values = {name: Value(data, changed(data, again.values.get(name))) for name, data in found.values.items()}
     outside = frozenset(aside - counted)
     return Shapes(found.dims, found.dtypes, dynamic, values, dict(sizes), run.failures, outside)
 
@@ -219,11 +217,3 @@ def _with_bodies(run: Run, *, counts: bool = True) -> Iterator[tuple[Run, bool]]
     yield run, counts
     for body, counted in run.bodies:
         yield from _with_bodies(body, counts=counts and counted)
-
-
-def _changed(data: NDArray[Any], other: NDArray[Any] | None) -> NDArray[np.bool_]:
-    if data is other:
-        return np.zeros(data.shape, bool)
-    if other is None or other.shape != data.shape:
-        return np.ones(data.shape, bool)
-    return np.asarray((data != other) & ((data == data) | (other == other)))  # noqa: PLR0124  # NaN equals NaN here

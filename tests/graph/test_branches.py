@@ -114,6 +114,24 @@ def test_what_two_sizes_decide_alike_by_chance_stays(parse, run, condition, deci
         np.testing.assert_array_equal(run(to_model(graph), **feeds)[0], run(model, **feeds)[0])
 
 
+@pytest.mark.parametrize(("divisor", "batches"), [(2, (1, 2, 3)), (5000, (4999, 5000))])
+def test_sizes_are_tried_one_by_one_and_large_ones_too(parse, run, divisor, batches) -> None:
+    """A convolution takes no small images; a batch of one is tried all the same."""
+    model = parse(
+        "net (float[N,1,H,W] x) => (float[N,1,A,B] y) { k = Conv (x, w)  s = Shape (x)  n = Gather <axis = 0> (s, zero)"
+        " d = Div (n, by)  c = Cast <to = 9> (d)"
+        " y = If (c) <then_branch = t () => (p) { p = Neg (k) }, else_branch = e () => (q) { q = Abs (k) }> }",
+        w=np.ones((1, 1, 7, 7), np.float32),
+        zero=np.array([0]),
+        by=np.array([divisor]),
+    )
+    graph = from_model(model)
+    canonicalize(graph, infer(graph))
+    for batch in batches:
+        feeds = {"x": np.random.default_rng(0).standard_normal((batch, 1, 8, 8)).astype(np.float32)}
+        np.testing.assert_array_equal(run(to_model(graph), **feeds)[0], run(model, **feeds)[0])
+
+
 def test_a_name_that_is_there_once_stays_where_it_is(parse) -> None:
     text = TWO.replace("[m] p2", "[n__2] p2")
     graph = from_model(parse(text, yes=np.array(True), two=np.full(4, 2.0, np.float32)))

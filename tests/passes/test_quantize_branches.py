@@ -59,3 +59,19 @@ def test_a_branch_that_is_always_taken(text, mode, exclude, left) -> None:
     feeds = {"x": np.random.default_rng(0).standard_normal((64, 16)).astype(np.float32)}
     before, after = (run(session(each), feeds)[0] for each in (model, result))
     assert np.abs(before - after).max() < 0.05 * np.abs(before).max()
+
+
+def test_an_if_that_stays_keeps_no_fusion_from_what_is_around_it() -> None:
+    model = _parsed(
+        "net (float[N,4,8,8] x) => (float[N,4,8,8] y) { a = Conv <pads = [1, 1, 1, 1]> (x, w)"
+        " b = BatchNormalization (a, one, zero, zero, one)  g = ReduceMax <keepdims = 0> (b)  c = Greater (g, limit)"
+        " z = If (c) <then_branch = t () => (p) { p = Neg (b) }, else_branch = e () => (q) { q = Abs (b) }>"
+        " y = Conv <pads = [1, 1, 1, 1]> (z, w) }",
+        w=_weight(4, 4, 3, 3),
+        one=np.ones(4, np.float32),
+        zero=np.zeros(4, np.float32),
+        limit=np.array(1.0, np.float32),
+    )
+    options = Quantize(mode="static", guard=False, equalize=False, smooth=False, exclude=("z",))
+    result = to_model(options.run(from_model(model), context_for(model)))
+    assert "BatchNormalization" not in [node.op_type for node in result.graph.node]

@@ -60,9 +60,9 @@ def prepared(model: onnx.ModelProto, excluded: Callable[[str], bool], folder: Pa
     name_nodes(fused)
     left = set(names(fused))
     lost = any(name not in left and excluded(name) for name in names(model))
-    lost |= any(
-        excluded(name) for node in model.graph.node if node.op_type == "If" for name in names_of(node)
-    )
+    still = {tuple(node.output) for node in fused.graph.node if node.op_type == "If"}
+    gone = [node for node in model.graph.node if node.op_type == "If" and tuple(node.output) not in still]
+    lost |= any(excluded(name) for node in gone for name in names_of(node))
     result = model if lost else fused
     make_plain(result, excluded)
     return result
