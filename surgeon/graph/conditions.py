@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Odd and even ones, powers of two and their neighbours: a remainder, a minimum or a slice shows at some of them.
 _SIZES = (1, 2, 3, 4, 5, 7, 8, 12, 16, 31, 64, 100, 129, 224, 300, 512, 1000, 4096, 20_000, 1_000_000)
-_MANY = 4  # dimensions, of which each is tried alone at a third of the sizes
+_MANY = 4  # open dimensions; of more than these each is tried alone at a third of the sizes
 
 
 def mark_unsteady(
