@@ -116,6 +116,12 @@ class Judge:
                 where=f"--metric {metric.name}",
                 hint="check that the labels fit the outputs, or take another metric",
             )
+        if before.value != before.value:
+            raise UsageError(
+                "is not a number for the original already, so that no loss would show",
+                where=f"--metric {metric.name}",
+                hint="look for NaN in the labels and in what the model puts out",
+            )
         return Judge(metric, context, max_drop, before)
 
     @property

@@ -10,6 +10,7 @@ import onnx.helper as oh
 import pytest
 from onnx import numpy_helper as nh
 
+from surgeon.errors import UsageError
 from surgeon.graph.load import from_model
 from surgeon.judge import Judge
 from surgeon.passes import Context
@@ -65,3 +66,16 @@ def test_what_is_not_lost_may_be_measured_to_the_end(judge: Judge) -> None:
     lost = judge.measure(tilted(0.9), early="lost")
     assert lost.units < SAMPLES
     assert not lost.within
+
+
+def test_a_metric_that_is_no_number_for_the_original_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    onnx.save(classifier(np.eye(4)), str(path))
+    x = np.random.default_rng(0).standard_normal((SAMPLES, 4)).astype("f")
+    np.savez(tmp_path / "d.npz", x=x, labels=np.where(x > 3, np.nan, x))
+    inputs = tuple(graph_inputs(from_model(onnx.load(path))))
+    context = Context(
+        path, inputs=inputs, evaluation=open_data(str(tmp_path / "d.npz"), inputs), metric="mse"
+    )
+    with pytest.raises(UsageError, match="not a number for the original"):
+        Judge.of(context, 0.05, "--max-drop")

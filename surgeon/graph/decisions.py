@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from surgeon.graph.shapes import Shapes, Value
 
 COMPARISONS = frozenset({"Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"})
+SIZES = ("Shape", "Size")  # operators that read no elements
 # Operators that put the elements of their first input (of all inputs for Concat) elsewhere.
 _REARRANGING = frozenset(
     {"Identity", "Gather", "Slice", "Concat", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose", "Expand",
@@ -32,7 +33,7 @@ def mark_decisions(graph: gs.Graph, shapes: Shapes) -> None:
     marked: set[str] = set()
     for node in every_node(graph):
         names = [tensor.name for tensor in node.inputs]
-        reads = node.op not in ("Shape", "Size") and not marked.isdisjoint(names)
+        reads = node.op not in SIZES and not marked.isdisjoint(names)
         if node.op not in COMPARISONS and not reads:
             continue
         known = [shapes.values.get(name) for name in names]
@@ -40,13 +41,13 @@ def mark_decisions(graph: gs.Graph, shapes: Shapes) -> None:
             value = shapes.values.get(tensor.name)
             if value is None:
                 continue
-            new = _reached(node, known, value.data.shape, position) & ~value.dynamic
+            new = reached(node, known, value.data.shape, position) & ~value.dynamic
             if new.any():
                 shapes.values[tensor.name] = replace(value, dynamic=value.dynamic | new)
                 marked.add(tensor.name)
 
 
-def _reached(
+def reached(
     node: gs.Node, known: list[Value | None], shape: tuple[int, ...], position: int
 ) -> NDArray[np.bool_]:
     """Which elements of an output come from dynamic elements of the inputs; all where that is not obvious."""

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from surgeon.graph.conditions import changed, mark_unsteady
 from surgeon.graph.decisions import mark_decisions
 from surgeon.graph.inference import Program, Run
 from surgeon.graph.order import captured
 from surgeon.graph.probe import candidates, dynamic_dims, open_dimensions, taken_sizes
+from surgeon.graph.unsteady import changed, mark_unsteady
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
