@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from contextlib import suppress
@@ -116,11 +117,11 @@ class Judge:
                 where=f"--metric {metric.name}",
                 hint="check that the labels fit the outputs, or take another metric",
             )
-        if before.value != before.value:
+        if math.isnan(before.value):
             raise UsageError(
                 "is not a number for the original already, so that no loss would show",
                 where=f"--metric {metric.name}",
-                hint="look for NaN in the labels and in what the model puts out",
+                hint="look for NaN and infinity in the labels and in what the model puts out",
             )
         return Judge(metric, context, max_drop, before)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_graphsurgeon as gs
 
-from surgeon.graph.probe import dimension_key, open_dimensions
+from surgeon.graph.probe import complete, dimension_key, open_dimensions
 from surgeon.stats.data import graph_inputs
 from surgeon.stats.synthetic import synthetic
 
@@ -42,7 +42,7 @@ def probe_feeds(analysis: Analysis, seed: int = 0) -> Iterator[dict[str, NDArray
     choices = [dict(analysis.shapes.probe)]
     if dimensions:
         choices += [
-            {key: batch if d.kind == "batch" else other for key, d in dimensions.items()}
+            complete({key: batch if d.kind == "batch" else other for key, d in dimensions.items()}, {})
             for batch, other in SIZES
         ]
         if any(d.kind != "batch" for d in dimensions.values()):  # models that accept few sizes refuse those

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from surgeon.graph.shapes import Shapes, Value
 
 COMPARISONS = frozenset({"Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"})
-SIZES = ("Shape", "Size")  # operators that read no elements
+SIZES = frozenset({"Shape", "Size"})  # operators that read no elements
 # Operators that put the elements of their first input (of all inputs for Concat) elsewhere.
 _REARRANGING = frozenset(
     {"Identity", "Gather", "Slice", "Concat", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose", "Expand",
@@ -34,7 +34,7 @@ def mark_decisions(graph: gs.Graph, shapes: Shapes) -> None:
     for node in every_node(graph):
         names = [tensor.name for tensor in node.inputs]
         reads = node.op not in SIZES and not marked.isdisjoint(names)
-        if node.op not in COMPARISONS and not reads:
+        if not _compares(node, shapes) and not reads:
             continue
         known = [shapes.values.get(name) for name in names]
         for position, tensor in enumerate(node.outputs):
@@ -45,6 +45,12 @@ def mark_decisions(graph: gs.Graph, shapes: Shapes) -> None:
             if new.any():
                 shapes.values[tensor.name] = replace(value, dynamic=value.dynamic | new)
                 marked.add(tensor.name)
+
+
+def _compares(node: gs.Node, shapes: Shapes) -> bool:
+    """Whether a truth is made of numbers; a Cast compares them with zero."""
+    made = shapes.values.get(node.outputs[0].name) if node.op == "Cast" else None
+    return node.op in COMPARISONS or (made is not None and made.data.dtype == np.bool_)
 
 
 def reached(

@@ -39,8 +39,16 @@ _BLIND = frozenset(name for name in ARITHMETIC if not name.startswith("Reduce"))
 }
 _INTEGERS = {onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL}
 _FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16}
-# Sizes of axes that depend on data; the second run takes others, so that these axes come out as dynamic.
-_UNKNOWN = ((127, 113, 131, 109), (263, 269, 271, 277))
+# Sizes of axes that depend on data; another run takes others, so that these axes come out as dynamic.
+_UNKNOWN = (
+    (127, 113, 131, 109),
+    (263, 269, 271, 277),
+    (1, 2, 3, 4),
+    (8, 5, 2, 1),
+    (64, 100, 300, 32),
+    (1000, 4096, 77, 512),
+)
+VARIANTS = len(_UNKNOWN)
 
 
 def _same_as_first(node: gs.Node, dims: Sequence[Dims]) -> list[Dims]:
@@ -115,9 +123,9 @@ class Program:
             if _worth_reading(constant, self.kinds[name])
         }
 
-    def run(self, sizes: Mapping[str, int], *, second: bool) -> Run:
-        """Infers everything at the given sizes of the open dimensions."""
-        return Run(self, dict(sizes), second)
+    def run(self, sizes: Mapping[str, int], variant: int) -> Run:
+        """Infers everything at the given sizes of the open dimensions; axes that depend on data have others in each variant."""
+        return Run(self, dict(sizes), variant)
 
 
 def _worth_reading(constant: gs.Constant, kind: int) -> bool:
@@ -143,11 +151,11 @@ class Run:
         self,
         program: Program,
         sizes: dict[str, int],
-        second: bool,
+        variant: int,
         around: Run | None = None,
         given: Sequence[onnx.TypeProto | None] = (),
     ) -> None:
-        self.program, self.sizes, self.second = program, sizes, second
+        self.program, self.sizes, self.variant = program, sizes, variant
         self.dims: dict[str, Dims] = {}
         self.dtypes: dict[str, int] = {}
         self.values: dict[str, NDArray[Any]] = {}
@@ -156,7 +164,7 @@ class Run:
         self.types: dict[str, onnx.TypeProto] = {}
         self.data: dict[str, onnx.TensorProto] = {}
         self.bodies: list[tuple[Run, bool]] = []
-        self._unknown = chain(_UNKNOWN[second], count(1009 + 2 * second, 4))
+        self._unknown = chain(_UNKNOWN[variant], count(1009 + 2 * variant, 4 * VARIANTS))
         if around is not None:
             self._look_around(around)
         for tensor, found in zip_longest(program.graph.inputs, given):
@@ -175,7 +183,7 @@ class Run:
 
     def inside(self, program: Program, given: Sequence[onnx.TypeProto | None]) -> Run:
         """Runs a body, with what is known around it and the types of its inputs."""
-        return Run(program, self.sizes, self.second, self, given)
+        return Run(program, self.sizes, self.variant, self, given)
 
     def keep(self, body: Run, *, counts: bool) -> None:
         """Takes a body's run as what there is to know of that body; ``counts`` as in ``bodies``."""

@@ -123,8 +123,9 @@ def candidates(
 ) -> Iterator[tuple[Sizes, list[Sizes]]]:
     """Assignments to try, the most wanted first, each with alternatives to compare it with.
 
-    Whatever changes between an assignment and its alternative is dynamic. In the last alternative only the batch
-    is different, for models that accept a single size in all other dimensions. Forced sizes are the same in all
+    Whatever changes between an assignment and its alternative is dynamic. In the second all sizes are doubled, for models that
+    only accept multiples of some; in the last only the batch is different, for those that accept a single size in all other
+    dimensions. Forced sizes are the same in all
     assignments, not in their alternatives. The last candidates are sizes the model mentions itself, and round ones, for models
     that declare a dimension open but were exported with one length.
     """
@@ -140,13 +141,14 @@ def candidates(
         first = _assign(dimensions, groups, _pools(recipe), used)
         large = _assign(dimensions, groups, dict.fromkeys(("batch", "other", "image"), _LARGE), used)
         near = _assign(dimensions, groups, _pools(recipe), used)
+        doubled = {key: 2 * size for key, size in first.items()}
         batch = {
             key: near[key] if dimension.kind == "batch" else first[key]
             for key, dimension in dimensions.items()
         }
-        first = _complete(first, forced)
+        first = complete(first, forced)
         fixed = {key: size for key, size in forced.items() if key not in dimensions}
-        yield first, [_complete(sizes, fixed) for sizes in (large, near, batch)]
+        yield first, [complete(sizes, fixed) for sizes in (large, doubled, near, batch)]
 
 
 def _group(dimension: Dimension, tie: str) -> str:
@@ -180,7 +182,7 @@ def _assign(
     return {key: chosen[groups[key]] for key in dimensions}
 
 
-def _complete(sizes: Sizes, forced: Mapping[str, int]) -> Sizes:
+def complete(sizes: Sizes, forced: Mapping[str, int]) -> Sizes:
     """Forced sizes replace chosen ones; expressions and totals follow from the symbols they are made of."""
     result = {**sizes, **forced}
     for key, size in result.items():

@@ -6,7 +6,7 @@ the open dimensions, and what differs between the two is dynamic.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +15,11 @@ import numpy as np
 from surgeon.graph.decisions import mark_decisions
 from surgeon.graph.inference import Program, Run
 from surgeon.graph.order import captured
-from surgeon.graph.probe import candidates, dynamic_dims, open_dimensions, taken_sizes
-from surgeon.graph.unsteady import changed, mark_unsteady
+from surgeon.graph.probe import candidates, complete, dynamic_dims, open_dimensions, taken_sizes
+from surgeon.graph.unsteady import assignments, is_doubtful
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     import onnx_graphsurgeon as gs
     from numpy.typing import NDArray
@@ -90,18 +90,14 @@ def infer(graph: gs.Graph, sizes: Mapping[str, int] | None = None) -> Shapes:
         if _doubts(again) <= _doubts(best):
             best = again
     mark_decisions(graph, best)
-    mark_unsteady(
-        graph, best, list(dimensions), lambda sizes: _values_at(program, {**sizes, **forced}, best.failures)
-    )
+    if is_doubtful(graph, best):
+        probe = {key: best.probe[key] for key in dimensions}
+        for tried, variant in assignments(probe, len(program.nodes)):
+            run = program.run(complete(tried, forced), variant)
+            if set(run.failures) <= set(best.failures):  # sizes that a node refuses say nothing
+                _mark_changes(best, _joined(each for each, _ in _with_bodies(run)))
+        mark_decisions(graph, best)
     return best
-
-
-def _values_at(
-    program: Program, sizes: Mapping[str, int], failures: Collection[str]
-) -> dict[str, NDArray[Any]]:
-    """The values at some sizes, none where a node refuses these that did not refuse others."""
-    run = program.run(sizes, second=True)
-    return _joined(each for each, _ in _with_bodies(run)).values if set(run.failures) <= set(failures) else {}
 
 
 def infer_once(graph: gs.Graph, sizes: Mapping[str, int]) -> Shapes:
@@ -111,7 +107,7 @@ def infer_once(graph: gs.Graph, sizes: Mapping[str, int]) -> Shapes:
         UnsupportedModelError: The graph has a cycle.
     """
     first, _ = next(candidates(open_dimensions(graph), set(), sizes))
-    run = Program(graph).run(first, second=False)
+    run = Program(graph).run(first, 0)
     return _compare(run, run, first)
 
 
@@ -123,7 +119,7 @@ def _search(
     choice = not dimensions.keys() <= forced.keys()
     tries = max(4, LARGEST_SEARCH // (len(program.nodes) + 1)) if choice else 1
     for first, alternatives in islice(candidates(dimensions, taken, forced), tries):
-        run = program.run(first, second=False)
+        run = program.run(first, 0)
         if best is not None and len(run.failures) > len(best.failures):
             continue
         shapes = _compare(run, _accepted(program, run, alternatives), first)
@@ -141,7 +137,7 @@ def _accepted(program: Program, run: Run, alternatives: list[dict[str, int]]) ->
     if not run.sizes and not run.data_dependent:
         return run
     for sizes in alternatives:
-        other = program.run(sizes, second=True)
+        other = program.run(sizes, 1)
         if set(other.failures) <= set(run.failures):
             return other
     return other
@@ -177,20 +173,40 @@ def _compare(run: Run, other: Run, sizes: Mapping[str, int]) -> Shapes:
     runs = list(_with_bodies(run, counts=True))
     aside = {name for each, counts in runs if not counts for name in each.dims}
     counted = {name for each, counts in runs if counts for name in each.dims}
-    found, again = _joined(each for each, _ in runs), _joined(each for each, _ in _with_bodies(other))
-    dynamic = {}
-    for name, dims in found.dims.items():
-        second = again.dims.get(name)
-        if dims is not None:
-            same = second is not None and len(second) == len(dims)
-            dynamic[name] = (
-                tuple(a != b for a, b in zip(dims, second, strict=True))
-                if same and second is not None
-                else ((True,) * len(dims))
-            )
-    values = {name: Value(data, changed(data, again.values.get(name))) for name, data in found.values.items()}
+    found = _joined(each for each, _ in runs)
+    dynamic = {name: (False,) * len(dims) for name, dims in found.dims.items() if dims is not None}
+    values = {name: Value(data, np.zeros(data.shape, bool)) for name, data in found.values.items()}
     outside = frozenset(aside - counted)
-    return Shapes(found.dims, found.dtypes, dynamic, values, dict(sizes), run.failures, outside)
+    shapes = Shapes(found.dims, found.dtypes, dynamic, values, dict(sizes), run.failures, outside)
+    _mark_changes(shapes, _joined(each for each, _ in _with_bodies(other)))
+    return shapes
+
+
+def _mark_changes(shapes: Shapes, again: _Joined) -> None:
+    """Marks as dynamic what is not the same in another run; all of what is not known there."""
+    for name, flags in shapes.dynamic.items():
+        dims, other = shapes.dims[name], again.dims.get(name)
+        if dims is None or other is None or len(other) != len(dims):
+            shapes.dynamic[name] = (True,) * len(flags)
+        elif dims != other:
+            shapes.dynamic[name] = tuple(was or a != b for was, a, b in zip(flags, dims, other, strict=True))
+    for name, value in list(shapes.values.items()):
+        data = again.values.get(name)
+        if data is value.data:
+            continue
+        if value.data.size == 0 and (data is None or data.shape != value.data.shape):
+            del shapes.values[name]  # nothing is there to be marked
+            continue
+        new = _changed(value.data, data)
+        if new.any():
+            shapes.values[name] = replace(value, dynamic=value.dynamic | new)
+
+
+def _changed(data: NDArray[Any], other: NDArray[Any] | None) -> NDArray[np.bool_]:
+    """Which elements of a value are not the same in another run; all where it is not known there."""
+    if other is None or other.shape != data.shape:
+        return np.ones(data.shape, bool)
+    return np.asarray((data != other) & ((data == data) | (other == other)))  # noqa: PLR0124  # NaN equals NaN here
 
 
 @dataclass

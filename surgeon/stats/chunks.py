@@ -238,8 +238,8 @@ def _cast(array: Array, entry: Input, notes: Notes, where: str) -> Array:
     if want.kind == "f" and have.kind == "f":
         bad = ~np.isfinite(array.reshape(array.shape[0], -1)).all(axis=1) if array.size else np.zeros(1, bool)
         if bad.any():
-            masks = "for a mask, the lowest number of the type does what -infinity does"
-            hint = masks if np.isneginf(array).any() and not np.isnan(array).any() else None
+            masks = "in a mask, a large negative number does what -infinity does"
+            hint = masks if np.isneginf(array[~np.isfinite(array)]).all() else None
             found = f"{entry.name!r} has NaN or infinity in sample {int(bad.argmax())}"
             raise DataError(found, where=where, hint=hint)
     if have == want:
