@@ -236,13 +236,22 @@ def _products(op: Op, analysis: Analysis, shapes: Shapes, known: dict[object, Ax
         for ref in refs:
             if isinstance(ref, Ref):
                 axes.append((analysis.axes[ref.tensor] or [])[ref.axis])
-                found = shapes.dims.get(ref.tensor) or op.shapes.dims[ref.tensor] or ()
-                dims.append(found[ref.axis])
+                dims.append(_sizes(ref.tensor, op, shapes)[ref.axis])
             else:
                 axes.append(ref)
                 dims.append(ref.size)
         result.append(_term("macs", 1.0, axes, dims, known))
     return result
+
+
+def _sizes(name: str, op: Op, shapes: Shapes) -> tuple[int, ...]:
+    """The shape of a tensor with as many axes as it has at the probe sizes; a Squeeze takes some of one sample away."""
+    found, usual = shapes.dims.get(name), op.shapes.dims[name] or ()
+    if not found:
+        return usual
+    if len(found) == len(usual):
+        return found
+    return tuple(1 if dynamic else size for size, dynamic in zip(usual, op.shapes.dynamic[name], strict=True))
 
 
 def _times(terms: Sequence[tuple[Op, Sequence[Term]]], shapes: Shapes) -> dict[int, float]:

@@ -124,7 +124,10 @@ class Program:
         }
 
     def run(self, sizes: Mapping[str, int], variant: int) -> Run:
-        """Infers everything at the given sizes of the open dimensions; axes that depend on data have others in each variant."""
+        """Infers everything at the given sizes of the open dimensions.
+
+        Axes that depend on data have other sizes in each of the `VARIANTS`.
+        """
         return Run(self, dict(sizes), variant)
 
 

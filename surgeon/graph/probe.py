@@ -123,11 +123,11 @@ def candidates(
 ) -> Iterator[tuple[Sizes, list[Sizes]]]:
     """Assignments to try, the most wanted first, each with alternatives to compare it with.
 
-    Whatever changes between an assignment and its alternative is dynamic. In the second all sizes are doubled, for models that
-    only accept multiples of some; in the last only the batch is different, for those that accept a single size in all other
-    dimensions. Forced sizes are the same in all
-    assignments, not in their alternatives. The last candidates are sizes the model mentions itself, and round ones, for models
-    that declare a dimension open but were exported with one length.
+    Whatever changes between an assignment and its alternative is dynamic. In the second alternative all sizes are
+    doubled, for models that only accept multiples of some. In the last only the batch is different, for models that
+    accept a single size in all other dimensions. Forced sizes are the same in all assignments, not in their
+    alternatives. The last candidates are sizes the model mentions itself, and round ones, for models that declare a
+    dimension open but were exported with one length.
     """
     kinds = {dimension.kind for dimension in dimensions.values()}
     mentioned = sorted(

@@ -14,7 +14,7 @@ import numpy as np
 
 from surgeon.graph.decisions import mark_decisions
 from surgeon.graph.inference import Program, Run
-from surgeon.graph.order import captured
+from surgeon.graph.order import captured, every_node
 from surgeon.graph.probe import candidates, complete, dynamic_dims, open_dimensions, taken_sizes
 from surgeon.graph.unsteady import assignments, is_doubtful
 
@@ -92,10 +92,10 @@ def infer(graph: gs.Graph, sizes: Mapping[str, int] | None = None) -> Shapes:
     mark_decisions(graph, best)
     if is_doubtful(graph, best):
         probe = {key: best.probe[key] for key in dimensions}
-        for tried, variant in assignments(probe, len(program.nodes)):
+        for tried, variant in assignments(probe, sum(1 for _ in every_node(graph))):
             run = program.run(complete(tried, forced), variant)
             if set(run.failures) <= set(best.failures):  # sizes that a node refuses say nothing
-                _mark_changes(best, _joined(each for each, _ in _with_bodies(run)))
+                _mark_changes(best, _joined(each for each, _ in _with_bodies(run)), ranks=False)
         mark_decisions(graph, best)
     return best
 
@@ -178,16 +178,25 @@ def _compare(run: Run, other: Run, sizes: Mapping[str, int]) -> Shapes:
     values = {name: Value(data, np.zeros(data.shape, bool)) for name, data in found.values.items()}
     outside = frozenset(aside - counted)
     shapes = Shapes(found.dims, found.dtypes, dynamic, values, dict(sizes), run.failures, outside)
-    _mark_changes(shapes, _joined(each for each, _ in _with_bodies(other)))
+    _mark_changes(shapes, _joined(each for each, _ in _with_bodies(other)), ranks=True)
     return shapes
 
 
-def _mark_changes(shapes: Shapes, again: _Joined) -> None:
-    """Marks as dynamic what is not the same in another run; all of what is not known there."""
+def _mark_changes(shapes: Shapes, again: _Joined, *, ranks: bool) -> None:
+    """Marks as dynamic what is not the same in another run, and all elements that are not known there.
+
+    What is empty in one of the two cannot be marked, and is forgotten.
+
+    Args:
+        shapes: What was found in the first.
+        again: What was found in the other.
+        ranks: Whether all axes change where there are more or fewer of them, or nobody knows how many. At odd sizes that says
+            nothing: a Squeeze takes the batch away if it is one.
+    """
     for name, flags in shapes.dynamic.items():
         dims, other = shapes.dims[name], again.dims.get(name)
         if dims is None or other is None or len(other) != len(dims):
-            shapes.dynamic[name] = (True,) * len(flags)
+            shapes.dynamic[name] = (True,) * len(flags) if ranks else flags
         elif dims != other:
             shapes.dynamic[name] = tuple(was or a != b for was, a, b in zip(flags, dims, other, strict=True))
     for name, value in list(shapes.values.items()):

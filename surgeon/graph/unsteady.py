@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
     from surgeon.graph.shapes import Shapes
 
-# Odd and even ones, powers of two and their neighbours: a remainder, a minimum or a slice shows at some of them.
-_SIZES = (1, 2, 3, 4, 5, 7, 8, 12, 16, 31, 64, 100, 129, 224, 300, 512, 1000, 4096, 20_000, 1_000_000)
+# Odd and even ones, powers of two and their neighbours: a remainder, a minimum or a slice shows at some of them. The
+# first are the most different.
+_SIZES = (4, 1, 1000, 7, 64, 2, 300, 3, 20_000, 5, 16, 129, 1_000_000, 8, 12, 31, 100, 224, 512, 4096)
 _FACTORS = (2, 3, 5)  # of the probe sizes, for models that only take multiples of some
 LARGEST_TRIES = 50_000  # nodes to infer in all, a second or so
-LEAST = 27  # assignments that are tried however large the graph is
+LEAST = 12  # assignments that are tried however large the graph is
 _SHORTENING = (
     frozenset({"Slice"}) | WINDOWED
 )  # an axis that is short comes out shorter, a long one as long as ever
@@ -47,7 +48,7 @@ def _is_doubtful(node: gs.Node, shapes: Shapes) -> bool:
 
 
 def _shortens(node: gs.Node, shapes: Shapes) -> bool:
-    """Whether an axis that has any length comes out with the same one; the first of all is always there."""
+    """Whether an axis that has any length comes out with always the same; one element from the start is no shorter."""
     names = node.inputs[0].name, node.outputs[0].name
     lost = [
         axis
@@ -67,22 +68,21 @@ def assignments(probe: Mapping[str, int], nodes: int) -> Iterator[tuple[dict[str
 
     Args:
         probe: The sizes that were tried, by open dimension.
-        nodes: How many nodes each of them takes to infer; of large graphs fewer are tried.
+        nodes: How many nodes each of them takes to infer, in bodies too. Of large graphs only the first are tried: the same
+            size for all.
     """
     return islice(_all(probe), max(LEAST, LARGEST_TRIES // (nodes + 1)))
 
 
 def _all(probe: Mapping[str, int]) -> Iterator[tuple[dict[str, int], int]]:
-    """Multiples, other data, the same size for all, another one for each alone, and a different one for each."""
+    """Multiples, the same size for all, other data, another size for each alone, and a different one for each."""
+    for factor in _FACTORS if probe else ():
+        yield {key: factor * size for key, size in probe.items()}, 1
+    for size in _SIZES if probe else ():
+        yield dict.fromkeys(probe, size), 1
     for variant in range(2, VARIANTS):
         yield dict(probe), variant
-    if not probe:
-        return
-    for factor in _FACTORS:
-        yield {key: factor * size for key, size in probe.items()}, 1
-    for size in _SIZES:
-        yield dict.fromkeys(probe, size), 1
-    if len(probe) == 1:
+    if len(probe) < 2:
         return
     for size in _SIZES:
         for key in probe:

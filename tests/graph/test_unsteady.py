@@ -8,6 +8,7 @@ import pytest
 
 import surgeon
 from surgeon.graph.canonical import canonicalize
+from surgeon.graph.inference import Program
 from surgeon.graph.load import from_model
 from surgeon.graph.save import to_model
 from surgeon.graph.shapes import infer
@@ -108,8 +109,8 @@ def test_such_models_are_cut(parse, run, tmp_path, body) -> None:
 
 @pytest.mark.parametrize("window", [7, 11])
 def test_models_that_only_take_multiples_of_a_number(parse, run, window) -> None:
-    body = "k = Div (n, seven)  t = Concat <axis = 0> (batch, rows, k, seven)  v = Reshape (r, t)  p = Reshape (v, back)"
-    model = _used(_model(parse, body.replace("batch, rows", "keep, rows")))
+    body = "k = Div (n, seven)  t = Concat <axis = 0> (keep, rows, k, seven)  v = Reshape (r, t)  p = Reshape (v, back)"
+    model = _used(_model(parse, body))
     for name, value in {"seven": window, "keep": 0, "rows": 16}.items():
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([value]), name))
     canonical = _canonical(model)
@@ -131,4 +132,36 @@ def test_of_large_graphs_fewer_sizes_are_tried() -> None:
     many = {f"past_{index}": 13 for index in range(200)}
     assert len(list(assignments(many, 10_000))) == LEAST
     assert len(list(assignments(many, 100))) < 1000
-    assert {"N": 1_000_000} in [sizes for sizes, _ in assignments({"N": 13}, 10_000)]
+    assert {"N": 20_000} in [sizes for sizes, _ in assignments({"N": 13}, 10_000)]
+
+
+def test_nodes_in_bodies_count_among_those_of_large_graphs(parse, monkeypatch) -> None:
+    """A decoder with and without a cache is one If with two large branches."""
+    chain = " ".join(f"p{k + 1} = Relu (p{k})" for k in range(3000))
+    model = parse(
+        "net (float[B,4,N] x, bool c) => (float[B,4,M] y) { p0 = Slice (x, zero, four, last)"
+        f" y = If (c) <then_branch = t () => (p3000) {{ {chain} }}, else_branch = e () => (q) {{ q = Abs (p0) }}> }}",
+        **{name: np.array([value]) for name, value in {"zero": 0, "four": 4, "last": 2}.items()},
+    )
+    runs = []
+    run = Program.run
+    monkeypatch.setattr(Program, "run", lambda *given: runs.append(given[1]) or run(*given))
+    infer(from_model(model))
+    assert LEAST < len(runs) < LEAST + 10
+
+
+def test_a_squeeze_of_a_single_sample_does_not_make_channels_dynamic(parse, tmp_path) -> None:
+    random = np.random.default_rng(0)
+    model = parse(
+        "net (float[B,3,H,W] x) => (float[B,5] y) { c = Conv <pads = [1, 1, 1, 1]> (x, w)  r = Relu (c)"
+        " a = Slice (r, start, end, axes)  g = GlobalAveragePool (a)  s = Squeeze (g)  m = MatMul (s, v)  y = Relu (m) }",
+        start=np.array([0, 0]),
+        end=np.array([8, 8]),
+        axes=np.array([2, 3]),
+        w=random.standard_normal((16, 3, 3, 3)).astype(np.float32),
+        v=random.standard_normal((16, 5)).astype(np.float32),
+    )
+    assert infer(from_model(model)).dynamic["s"] == (True, False)
+    onnx.save(model, tmp_path / "model.onnx")
+    cut = to_model(surgeon.run(tmp_path / "model.onnx", passes=["prune{macs=0.6}"]).graph)
+    assert next(each for each in cut.graph.initializer if each.name.startswith("v")).dims[0] < 16
