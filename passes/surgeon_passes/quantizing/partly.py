@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import onnx
 
+from surgeon_passes.quantizing.clipped import keep_integer
 from surgeon_passes.quantizing.keep import keep_float
 from surgeon_passes.quantizing.prepare import sort_nodes
 
@@ -78,6 +79,7 @@ class Parts:
         del result.graph.value_info[:]
         sort_nodes(result)
         keep_float(result)
+        keep_integer(result)
         return result
 
 

@@ -17,6 +17,7 @@ from surgeon.stats.ranges import PERCENTILE
 from surgeon_passes.quantizing.activations import UNROUNDED, Activations
 from surgeon_passes.quantizing.calibrate import Calibration, calibrate
 from surgeon_passes.quantizing.choose import Choice
+from surgeon_passes.quantizing.clipped import keep_integer
 from surgeon_passes.quantizing.keep import keep_float
 from surgeon_passes.quantizing.promised import with_one_scale
 
@@ -133,6 +134,7 @@ class Static:
         quantizer.quantize_model()
         result: onnx.ModelProto = quantizer.model.model
         keep_float(result)
+        keep_integer(result)
         return result
 
     def _why_not(self, node: onnx.NodeProto) -> str | None:
