@@ -13,108 +13,116 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from surgeon_passes.quantizing.choose import read_by
+from surgeon_passes.quantizing.nodes import free_name, set_nodes
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    Weights = Mapping[str, onnx.TensorProto]
 
 _PRODUCTS = ("Gemm", "MatMul")
 
 
-def keep_integer(model: onnx.ModelProto) -> list[str]:
-    """Writes Relus and Clips as Max and Min where onnxruntime would compute the product before them in floats.
+def keep_integer(model: onnx.ModelProto) -> None:
+    """Writes Relus and Clips as Max and Min, in place, where onnxruntime would compute the product before them in floats.
 
     Args:
-        model: A model with QuantizeLinear and DequantizeLinear, changed in place.
-
-    Returns:
-        The names of the Relus and Clips.
+        model: A model with QuantizeLinear and DequantizeLinear.
     """
     graph = model.graph
     weights = {entry.name: entry for entry in graph.initializer}
     makers = {output: node for node in graph.node for output in node.output}
-    readers: dict[str, list[onnx.NodeProto]] = {output.name: [] for output in graph.output}
-    outputs = set(readers)
-    taken = {*weights, *makers}
+    taken = {*weights, *makers, *(entry.name for entry in graph.input)}
+    named = {node.name for node in graph.node}
+    readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
-        for name in node.input:
+        inside = set(read_by(node)) - set(node.input)
+        for name in (*node.input, *inside):
             readers.setdefault(name, []).append(node)
+    outputs = {output.name for output in graph.output}
 
     def only_reader(name: str) -> onnx.NodeProto | None:
-        return readers[name][0] if name not in outputs and len(readers.get(name, ())) == 1 else None
+        found = readers.get(name, [])
+        return found[0] if len(found) == 1 and name not in outputs else None
 
-    found: dict[int, list[onnx.NodeProto]] = {}
+    pieces: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
-        clip = (
-            only_reader(node.output[0]) if node.op_type in _PRODUCTS and _is_rounded(node, makers) else None
-        )
-        if clip is None or clip.op_type not in ("Relu", "Clip"):
+        kind = _type_of(node, makers, weights) if node.op_type in _PRODUCTS else None
+        clip = only_reader(node.output[0]) if kind is not None else None
+        if kind is None or clip is None or clip.op_type not in ("Relu", "Clip"):
             continue
         after = only_reader(clip.output[0])
-        if after is not None and not _says_no_more(clip, after, weights):
-            scale = weights.get(makers[node.input[0]].input[1])
-            element = onnx.TensorProto.FLOAT if scale is None else scale.data_type
-            found[id(clip)] = list(_in_pieces(clip, graph, element, taken))
-    if not any(found.values()):
-        return []
-    names = [node.name for node in graph.node if found.get(id(node))]
-    nodes = [piece for node in graph.node for piece in found.get(id(node)) or [node]]
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]  # which the messages lived in
-    graph.node.extend(copies)
-    return names
+        if after is None or _is_dropped(clip, after, weights):
+            continue
+        bounds = list(clip.input[1:3])
+        if clip.op_type == "Relu":
+            bounds = [free_name(f"{clip.output[0]}/zero", taken)]
+            graph.initializer.append(helper.make_tensor(bounds[0], kind, [], [0.0]))
+        pieces[clip.output[0]] = list(_in_pieces(clip, bounds, taken, named))
+    if pieces:
+        set_nodes(graph, [each for node in graph.node for each in pieces.get(node.output[0], [node])])
 
 
-def _is_rounded(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> bool:
-    """Whether both factors of a product are."""
-    return all(name in makers and makers[name].op_type == "DequantizeLinear" for name in node.input[:2])
+def _type_of(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto], weights: Weights) -> int | None:
+    """The type of a product of two rounded factors, which is that of their scales; None if one is not rounded."""
+    kinds = []
+    for name in node.input[:2]:
+        maker = makers.get(name)
+        if maker is None or maker.op_type != "DequantizeLinear" or maker.input[1] not in weights:
+            return None
+        kinds.append(weights[maker.input[1]].data_type)
+    return kinds[0]
 
 
-def _says_no_more(
-    clip: onnx.NodeProto, after: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]
-) -> bool:
-    """Whether what comes after clips at least as much, so that onnxruntime drops the Relu or Clip."""
-    if (
-        after.op_type != "QuantizeLinear"
-        or len(after.input) < 3
-        or not weights.keys() >= set(after.input[1:3])
-    ):
+def _is_dropped(clip: onnx.NodeProto, after: onnx.NodeProto, weights: Weights) -> bool:
+    """Whether what comes after clips at least as much, so that onnxruntime leaves the Relu or Clip away."""
+    if after.op_type != "QuantizeLinear" or len(after.input) < 3:
         return False
-    scale, zero = (float(numpy_helper.to_array(weights[name])) for name in after.input[1:3])
-    kind = np.iinfo(helper.tensor_dtype_to_np_dtype(weights[after.input[2]].data_type))
-    bounds = [0.0, np.inf] if clip.op_type == "Relu" else [-np.inf, np.inf]
-    for place, name in enumerate(clip.input[1:3]):
-        if name:
-            if name not in weights:
-                return False
-            bounds[place] = float(numpy_helper.to_array(weights[name]).reshape(-1)[0])
-    if bounds[0] <= (kind.min - zero) * scale and bounds[1] >= (kind.max - zero) * scale:
+    scale, zero = (_number(name, weights) for name in after.input[1:3])
+    bounds = _bounds(clip, weights)
+    if scale is None or zero is None or bounds is None:
+        return False
+    kind = helper.tensor_dtype_to_np_dtype(weights[after.input[2]].data_type)
+    if kind.kind not in "iu":
+        return False
+    low, high = bounds
+    steps = np.iinfo(kind)
+    if low <= (steps.min - zero) * scale and high >= (steps.max - zero) * scale:
         return True
-    low, high = np.rint(
-        np.array(bounds) / scale
-    )  # in steps it compares int32, where a larger one becomes the lowest
-    return bool(low + zero <= kind.min and kind.max <= high + zero < 2**31)
+    # onnxruntime compares steps as well, as int32: a number beyond becomes the lowest one
+    first, last = (float(np.rint(np.float32(bound) / np.float32(scale))) + zero for bound in (low, high))
+    return first <= steps.min and steps.max <= last < 2**31
+
+
+def _bounds(clip: onnx.NodeProto, weights: Weights) -> tuple[float, float] | None:
+    """What a Relu or Clip lets through; None where that is computed."""
+    if clip.op_type == "Relu":
+        return 0.0, np.inf
+    found = [-np.inf, np.inf]
+    for place, name in enumerate(clip.input[1:3]):
+        value = _number(name, weights) if name else found[place]
+        if value is None:
+            return None
+        found[place] = value
+    return found[0], found[1]
+
+
+def _number(name: str, weights: Weights) -> float | None:
+    """The value of a constant with one element."""
+    array = numpy_helper.to_array(weights[name]) if name in weights else None
+    return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
 
 
 def _in_pieces(
-    clip: onnx.NodeProto, graph: onnx.GraphProto, element: int, taken: set[str]
+    clip: onnx.NodeProto, bounds: list[str], taken: set[str], named: set[str]
 ) -> Iterator[onnx.NodeProto]:
-    """The same as a Max, a Min, or both."""
-    bounds = list(clip.input[1:3])
-    if clip.op_type == "Relu":
-        bounds = [_free(f"{clip.output[0]}/zero", taken)]
-        graph.initializer.append(helper.make_tensor(bounds[0], element, [], [0.0]))
-    steps = [(op, name) for op, name in zip(("Max", "Min"), bounds, strict=False) if name]
+    """The same as a Max, a Min, or both; an Identity where nothing bounds."""
+    steps = [(op, bound) for op, bound in zip(("Max", "Min"), bounds, strict=False) if bound]
     source = clip.input[0]
-    for op, name in steps[:-1]:
-        target = _free(f"{clip.output[0]}/above", taken)
-        yield helper.make_node(op, [source, name], [target], name=f"{clip.name}/above")
+    for op, bound in steps[:-1]:
+        target = free_name(f"{clip.output[0]}/above", taken)
+        yield helper.make_node(op, [source, bound], [target], name=free_name(f"{clip.name}/above", named))
         source = target
-    for op, name in steps[-1:]:
-        yield helper.make_node(op, [source, name], clip.output, name=clip.name)
-
-
-def _free(name: str, taken: set[str]) -> str:
-    """A name that nothing has, which is taken from now on."""
-    while name in taken:
-        name += "_"
-    taken.add(name)
-    return name
+    op, inputs = (steps[-1][0], [source, steps[-1][1]]) if steps else ("Identity", [source])
+    yield helper.make_node(op, inputs, clip.output, name=clip.name)

@@ -11,6 +11,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from surgeon_passes.quantizing.nodes import free_name, set_nodes
+
 _MEANT = ("Conv", "ConvTranspose", "Gemm")
 
 
@@ -39,9 +41,7 @@ def keep_float(model: onnx.ModelProto) -> list[str]:
     if found:
         used = {name for node in nodes for name in node.input} | {output.name for output in graph.output}
         live = [node for node in nodes if node.op_type != "DequantizeLinear" or node.output[0] in used]
-        copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in live]
-        del graph.node[:]  # which the messages lived in
-        graph.node.extend(copies)
+        set_nodes(graph, live)
     return found
 
 
@@ -54,7 +54,7 @@ def _own(
     taken: set[str],
 ) -> onnx.NodeProto:
     """Returns a node to put before ``node``, which reads it: its own DequantizeLinear, with a scale for every channel."""
-    output = _free(f"{node.input[0]}_of_{node.name}", taken)
+    output = free_name(f"{node.input[0]}_of_{node.name}", taken)
     if channels == 1:  # one scale is all there can be; a Clip that clips nothing parts the two as well
         made = onnx.helper.make_node("Clip", [node.input[0]], [output], name=output)
     else:
@@ -62,7 +62,7 @@ def _own(
         for name in rounded.input[1:]:
             value = numpy_helper.to_array(weights[name])
             repeated = np.broadcast_to(value.reshape(-1), (channels,)).copy()
-            inputs.append(_free(f"{name}_of_{node.name}", taken))
+            inputs.append(free_name(f"{name}_of_{node.name}", taken))
             graph.initializer.append(numpy_helper.from_array(repeated, inputs[-1]))
         made = onnx.helper.make_node("DequantizeLinear", inputs, [output], name=output, axis=1)
     node.input[0] = output
@@ -77,10 +77,3 @@ def _channels(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
     if node.op_type == "ConvTranspose":
         return int(weight.dims[0])
     return int(weight.dims[1] * attributes.get("group", 1))
-
-
-def _free(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_"
-    taken.add(name)
-    return name
