@@ -23,9 +23,8 @@ _SIZES = (4, 1, 1000, 7, 64, 2, 300, 3, 20_000, 5, 16, 129, 1_000_000, 8, 12, 31
 _FACTORS = (2, 3, 5)  # of the probe sizes, for models that only take multiples of some
 LARGEST_TRIES = 50_000  # nodes to infer in all, a second or so
 LEAST = 12  # assignments that are tried however large the graph is
-_SHORTENING = (
-    frozenset({"Slice"}) | WINDOWED
-)  # an axis that is short comes out shorter, a long one as long as ever
+# Behind these an axis that is short comes out shorter, and a long one as long as ever.
+_SHORTENING = frozenset({"Slice"}) | WINDOWED
 _COUNTING = frozenset({"NonZero", "Compress", "Unique", "Range"})  # as long as the values of their inputs say
 
 

@@ -109,9 +109,9 @@ def test_such_models_are_cut(parse, run, tmp_path, body) -> None:
 
 @pytest.mark.parametrize("window", [7, 11])
 def test_models_that_only_take_multiples_of_a_number(parse, run, window) -> None:
-    body = "k = Div (n, seven)  t = Concat <axis = 0> (keep, rows, k, seven)  v = Reshape (r, t)  p = Reshape (v, back)"
+    body = "k = Div (n, wide)  t = Concat <axis = 0> (keep, rows, k, wide)  v = Reshape (r, t)  p = Reshape (v, back)"
     model = _used(_model(parse, body))
-    for name, value in {"seven": window, "keep": 0, "rows": 16}.items():
+    for name, value in {"wide": window, "keep": 0, "rows": 16}.items():
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([value]), name))
     canonical = _canonical(model)
     for length in (window, 2 * window, 10 * window):

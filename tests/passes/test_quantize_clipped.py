@@ -15,6 +15,8 @@ from surgeon.stats.kernels import optimized
 from surgeon_passes.quantizing.clipped import keep_integer
 from surgeon_passes.quantizing.kernels import count
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
+
 SIZE = 64
 
 
@@ -28,6 +30,7 @@ BEFORE = {
     "Clip": [oh.make_node("Clip", ["a", "low", "high"], ["b"], name="clip")],
     "Clip above": [oh.make_node("Clip", ["a", "", "high"], ["b"], name="clip")],
     "Clip of nothing": [oh.make_node("Clip", ["a"], ["b"], name="clip")],
+    "Clip as good as below": [oh.make_node("Clip", ["a", "low", "far"], ["b"], name="clip")],
     "Clip below": [oh.make_node("Clip", ["a", "low"], ["b"], name="clip")],
 }
 BEHIND = {
@@ -65,6 +68,7 @@ def network(product: str, clip: str, behind: str) -> onnx.ModelProto:
         "c": np.full(SIZE, 0.1, "f"),
         "low": np.array(-0.25, "f"),
         "high": np.array(0.75, "f"),
+        "far": np.array(np.finfo("f").max),
     }
     read = {name for node in nodes for name in node.input}
     constants = [nh.from_array(array, name) for name, array in weights.items() if name in read]

@@ -91,7 +91,8 @@ def _is_dropped(clip: onnx.NodeProto, after: onnx.NodeProto, weights: Weights) -
     if low <= (steps.min - zero) * scale and high >= (steps.max - zero) * scale:
         return True
     # onnxruntime compares steps as well, as int32: a number beyond becomes the lowest one
-    first, last = (float(np.rint(np.float32(bound) / np.float32(scale))) + zero for bound in (low, high))
+    with np.errstate(over="ignore"):  # a Clip that is open above may end at the largest float
+        first, last = (float(np.rint(np.float32(bound) / np.float32(scale))) + zero for bound in (low, high))
     return first <= steps.min and steps.max <= last < 2**31
 
 
