@@ -101,11 +101,19 @@ class Notes:
 def layout_of(inputs: Sequence[Input], batch: int) -> Layout:
     """Chooses the batch size that fits all inputs, ``batch`` where they leave it open."""
     sizes = {entry.shape[0] for entry in inputs if entry.shape and isinstance(entry.shape[0], int)}
-    if len(sizes) > 1 or any(not entry.shape for entry in inputs):
+    if len(sizes) > 1 or any(not entry.shape for entry in inputs) or _batch_lies_elsewhere(inputs):
         return Layout(1, fixed=True, whole=True)
     if sizes:
         return Layout(sizes.pop(), fixed=True)
     return Layout(max(batch, 1))
+
+
+def _batch_lies_elsewhere(inputs: Sequence[Input]) -> bool:
+    """Whether what others have open along their first axis is open along a later one of an input, such as a state ``[layers, batch, size]``."""
+    opened = {entry.shape[0] for entry in inputs if not isinstance(entry.shape[0], int)}
+    stacked = [entry for entry in inputs if isinstance(entry.shape[0], int) and entry.shape[0] != 1]
+    later = {size for entry in stacked for size in entry.shape[1:] if not isinstance(size, int)}
+    return bool(opened) and (None in later or not opened.isdisjoint(later))
 
 
 def fit(chunk: Chunk, inputs: Sequence[Input], layout: Layout, notes: Notes, where: str) -> Chunk:
@@ -127,7 +135,11 @@ def fit(chunk: Chunk, inputs: Sequence[Input], layout: Layout, notes: Notes, whe
     if labels is not None:
         sizes["labels"] = labels.shape[0] if labels.ndim else -1
     if len(set(sizes.values())) > 1:
-        raise DataError(f"different numbers of samples: {sizes}", where=where)
+        raise DataError(
+            f"different numbers of samples: {sizes}",
+            where=where,
+            hint="the first axis of every array counts the samples",
+        )
     return Chunk(arrays, labels)
 
 

@@ -131,6 +131,23 @@ def test_weights_shared_with_another_layer_are_not_changed_for_it(tmp_path):
     assert np.array_equal(constant(after, "w"), weights["w"])
 
 
+@pytest.mark.parametrize(("norms", "left"), [("nn", 2), ("nm", 4)])
+def test_layers_that_share_all_they_read_share_it_folded(tmp_path, norms, left):
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        norm("c", "d", norms[0]),
+        helper.make_node("Conv", ["z", "w"], ["e"]),
+        norm("e", "f", norms[1]),
+        helper.make_node("Sub", ["d", "f"], ["y"]),
+    ]
+    nodes[3].name = "second"
+    weights = {"w": draw(5, 3, 1, 1), **norm_parameters(5), **norm_parameters(5, "m")}
+    shape = ["n", 3, 4, 4]
+    after, _ = cleaned(model(nodes, weights, {"x": shape, "z": shape}, {"y": ["n", 5, 4, 4]}), tmp_path)
+    assert ops(after) == ["Conv", "Conv", "Sub"]
+    assert len(after.graph.initializer) == left
+
+
 def test_arrays_of_the_original_are_never_written_into(tmp_path):
     nodes = [helper.make_node("Conv", ["x", "w", "b"], ["c"]), norm("c", "y")]
     weights = {"w": draw(5, 3, 1, 1), "b": draw(5), **norm_parameters(5)}

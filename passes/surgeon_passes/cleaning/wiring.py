@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from surgeon.graph.order import bodies
@@ -37,6 +38,7 @@ class Wiring:
         self._inputs = {id(tensor) for tensor in graph.inputs}
         self._taken: set[str] | None = None
         self._numbers: dict[str, int] = {}
+        self._made: dict[str, list[gs.Constant]] = {}
         self._stale: dict[int, gs.Tensor] = {}  # tensors whose list of readers still names some that left
 
     def is_bound(self, tensor: gs.Tensor) -> bool:
@@ -58,17 +60,22 @@ class Wiring:
     ) -> None:
         """Make input ``index`` of ``node`` a constant with ``values``.
 
-        A constant that nothing else uses keeps its name; otherwise the node gets one of its own, so that other users
-        keep the old values. Arrays are never written into: other copies of the graph may hold them.
+        A constant that nothing else uses keeps its name; otherwise the node gets another, so that other users keep the old
+        values. Nodes that get the same values under the same name share them: they shared a weight before. Arrays are never
+        written into: other copies of the graph may hold them.
         """
         if index < len(node.inputs):
             old = node.inputs[index]
             if isinstance(old, gs.Constant) and self.only_consumer(old) is node:
                 old.values = values
                 return
-        constant = gs.Constant(self.fresh(name), values)
         while len(node.inputs) <= index:
             node.inputs.append(gs.Variable.empty())
+        made = self._made.setdefault(name, [])
+        constant = next((each for each in made if _holds(each, values)), None)
+        if constant is None:
+            constant = gs.Constant(self.fresh(name), values)
+            made.append(constant)
         self.set_input(node, index, constant)
 
     def set_input(self, node: gs.Node, index: int, tensor: gs.Tensor) -> None:
@@ -190,6 +197,13 @@ def captured_names(node: gs.Node) -> set[str]:
 def fixed_values(tensor: gs.Tensor) -> NDArray[Any] | None:
     """The values of a constant as an array that must not be written into, or None for anything else."""
     return peek(tensor) if isinstance(tensor, gs.Constant) else None
+
+
+def _holds(constant: gs.Constant, values: NDArray[Any] | DerivedValues) -> bool:
+    """Whether these are the constant's values, type and all."""
+    if tuple(constant.shape) != tuple(values.shape) or constant.dtype != values.dtype:
+        return False
+    return np.array_equal(peek(constant), values if isinstance(values, np.ndarray) else values.load())
 
 
 def _set(connections: list[Any], items: list[Any]) -> None:
