@@ -8,12 +8,26 @@ from dataclasses import dataclass, field
 import onnx
 from onnx import TensorProto
 
-from surgeon_passes.quantizing.choose import Choice, read_by
+from surgeon_passes.quantizing.choose import SELECTING, Choice, read_by
 
 #: A float result straight from the integer product is more accurate and saves a rounding.
 UNROUNDED = ("MatMul", "Gemm")
-#: Operators with the same values in their result as in their first input, in another shape.
-RESHAPING = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+# operators with the same values in their result as in their first input, in other places
+_RESHAPING = frozenset(
+    {
+        "DepthToSpace",
+        "Expand",
+        "Flatten",
+        "Identity",
+        "Reshape",
+        "Squeeze",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+    }
+)
+#: Operators that pass rounded values on unchanged, or some of them.
+PASSING = _RESHAPING | SELECTING | {"MaxPool"}
 _CLIPPING = frozenset({"Clip", "Relu"})
 _ROUNDABLE = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16})
 
@@ -27,7 +41,8 @@ class Activations:
         readers: The nodes that read a tensor, by its name.
         outputs: Names of the model's outputs.
         leaders: Which tensor the range of another comes from. What a Relu or Clip alone reads has the range of what
-            that makes of it; what is only reshaped has the range of what it was before.
+            that makes of it; what is only reshaped has the range of what it was before, and so has what is selected in
+            8 bits.
     """
 
     types: Mapping[str, int]
@@ -36,8 +51,9 @@ class Activations:
     leaders: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
-    def of(model: onnx.ModelProto) -> Activations:
-        """Reads a model whose tensors have inferred types."""
+    def of(model: onnx.ModelProto, choice: Choice | None = None) -> Activations:
+        """Reads a model whose tensors have inferred types, and of which the chosen nodes may have 8 bits."""
+        chosen = set(choice.nodes) if choice is not None else set[str]()
         graph = model.graph
         constants = {entry.name for entry in graph.initializer}
         types = {
@@ -59,7 +75,7 @@ class Activations:
                 continue
             if node.op_type in _CLIPPING and len(readers[source]) == 1 and source not in outputs:
                 leaders[source] = target
-            elif node.op_type in RESHAPING:
+            elif node.op_type in _RESHAPING or (node.op_type in SELECTING and node.name in chosen):
                 leaders.setdefault(target, source)
         return Activations(types, readers, outputs, leaders)
 

@@ -15,10 +15,17 @@ _NEVER = {"GRU", "RNN", "LSTM", "Einsum", "Attention", "MultiHeadAttention"}
 _SMALLEST_TABLE = 1024  # elements; smaller Gathers pick constants, not embeddings
 _FOLLOWERS = {"Relu", "Clip", "MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"}
 _JOINS = {"Add", "Mul", "Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool"}
+#: Operators whose results are some of the values that they read. ReduceMax is none: onnxruntime is slower at it in 8 bits.
+SELECTING = {"Gather", "Slice"}
+_SPREADING = {"DepthToSpace", "Expand", "Tile"}
+# and which of their inputs are data
+_MOVERS = {
+    "Concat": slice(None),
+    **dict.fromkeys(("Resize", "Split", *sorted(SELECTING | _SPREADING)), slice(1)),
+}
 # onnxruntime computes them in 8 bits wherever all they read and all that reads them has such
-FUSED = {*_JOINS, "Concat", "Resize"}
-_MOVERS = {"Concat": slice(None), "Split": slice(1), "Resize": slice(1)}  # and which of their inputs are data
-_STREAM = {*_JOINS, *_FOLLOWERS, "Pad", "Slice", "Split", "Concat", "Resize"}
+FUSED = {*_JOINS, *_MOVERS} - {"Split"}
+_STREAM = {*_JOINS, *_FOLLOWERS, *_MOVERS, "Pad"}
 _LAST = {
     "Flatten",
     "Reshape",
@@ -216,9 +223,8 @@ def _may_follow(
             return False
     elif node.op_type not in _JOINS:
         return False
-    return all(
-        _convolution_before(name, producers) in quantized for name in data_of(node) if name not in weights
-    )
+    data = [name for name in data_of(node) if name not in weights]
+    return bool(data) and all(_convolution_before(name, producers) in quantized for name in data)
 
 
 def _moves_integers(node: onnx.NodeProto) -> bool:

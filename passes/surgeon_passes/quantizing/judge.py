@@ -19,13 +19,11 @@ from onnx import TensorProto
 
 from surgeon.graph.sessions import run, session
 from surgeon.stats.ranges import Range
-from surgeon_passes.quantizing.activations import RESHAPING, Activations
+from surgeon_passes.quantizing.activations import PASSING, Activations
 from surgeon_passes.quantizing.taps import prune
 
 Array = NDArray[Any]
 
-#: What passes rounded values on unchanged: judged is what is behind.
-_PASSING = RESHAPING | {"MaxPool"}
 #: Operators that differ from one run to the next.
 _RANDOM = frozenset({"Bernoulli", "Dropout", "Multinomial", "RandomNormalLike", "RandomUniformLike"})
 
@@ -142,7 +140,8 @@ class Judge:
             pairs = [
                 (n, c) for n, c in zip(reader.output, copy.output, strict=True) if n in self.activations.types
             ]
-            passing = reader.op_type in _PASSING and reader.input[0] == name and len(pairs) == 1
+            # judged is what is behind
+            passing = reader.op_type in PASSING and reader.input[0] == name and len(pairs) == 1
             if passing and reader.output[0] not in self.activations.outputs:
                 self._follow(index, judged, *pairs[0])
                 continue

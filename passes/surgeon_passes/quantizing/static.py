@@ -82,7 +82,7 @@ class Static:
         types = tuple(sorted({node.op_type for node in model.graph.node if node.name in set(choice.nodes)}))
         symmetric = activation == "int8"
         inferred = load_model_with_shape_infer(path)
-        activations = Activations.of(inferred)
+        activations = Activations.of(inferred, choice)
         found = calibrate(
             inferred,
             activations,
