@@ -196,8 +196,8 @@ def fused_conv(op: Op, x: Axes, w: Axes, b: Axes | None = None, z: Axes | None =
 @rule("NhwcConv", "NhwcFusedConv", domain=DOMAIN)
 def nhwc_conv(op: Op, x: Axes, w: Axes, b: Axes | None = None, z: Axes | None = None) -> list[Axes]:
     """The same with channels last; the weight is laid out as usual."""
-    ((_, channels, *_),) = convolve(op, [x[0], x[-1], *x[1:-1]], w, b)
-    result = [x[0], *op.fixed_output("spatial extent")[1:-1], channels]
+    ((batch, channels, *extents),) = convolve(op, [x[0], x[-1], *x[1:-1]], w, b, channels_last=True)
+    result = [batch, *extents, channels]
     if z is not None:
         result = op.broadcast(result, z)
     op.zeros(factors=[0, 1], terms=[2, 3])

@@ -14,14 +14,23 @@ def conv(op: Op, x: Axes, w: Axes, b: Axes | None = None) -> list[Axes]:
 
 
 def convolve(
-    op: Op, x: Axes, w: Axes, b: Axes | None, places: tuple[int, int, int] = (0, 1, 2)
+    op: Op,
+    x: Axes,
+    w: Axes,
+    b: Axes | None,
+    places: tuple[int, int, int] = (0, 1, 2),
+    *,
+    channels_last: bool = False,
 ) -> list[Axes]:
-    """A convolution of any layout of inputs; ``places`` are the inputs data, weight and bias."""
+    """A convolution of any layout of inputs; ``places`` are the inputs data, weight and bias.
+
+    ``x`` and what is returned have their channels behind the batch, also where the tensors have them last.
+    """
     channels, out = grouped(op, w[1].size, w[0].size)
     op.unify(x[1], product(*channels))
     op.unify(w[1], channels[1])
     op.unify(w[0], product(*out))
-    return slide(op, x, w, b, product(*out), w[1:], places)
+    return slide(op, x, w, b, product(*out), w[1:], places, channels_last=channels_last)
 
 
 @rule("ConvTranspose")
@@ -52,15 +61,35 @@ def slide(
     out: Axis,
     contracted: Axes,
     places: tuple[int, int, int] = (0, 1, 2),
+    *,
+    channels_last: bool = False,
 ) -> list[Axes]:
     """The weight slides over what is behind batch and channels; ``places`` are the inputs data, weight and bias."""
     data, weight, bias = places
     op.pin(w[2:], "kernel taps")
-    op.pin(x[2:], "spatial extent")
+    sizes = op.out_dims()[1:-1] if channels_last else op.out_dims()[2:]
+    extents: Axes = []
+    for axis, size, alone in zip(x[2:], sizes, _positions_apart(op, w), strict=True):
+        if alone and axis.size == size:
+            extents.append(axis)
+        else:
+            op.pin(axis, "spatial extent")
+            extents.append(op.fixed(size, "spatial extent"))
     if b is not None:
         op.unify(b[0], out)
     op.contract(weight, *contracted)
     transposed = op.node.op == "ConvTranspose"
     op.multiply(op.refs(data) if transposed else op.out_refs(), op.refs(weight, range(1, len(w))))
     op.zeros(factors=[data, weight], terms=[bias])
-    return [[x[0], out, *op.fixed_output("spatial extent")[2:]]]
+    return [[x[0], out, *extents]]
+
+
+def _positions_apart(op: Op, w: Axes) -> list[bool]:
+    """Along which spatial axes every position is computed from its own alone, as in a product of matrices."""
+    count = len(w) - 2
+    strides, pads = op.attribute("strides") or [1] * count, op.attribute("pads") or [0] * 2 * count
+    added = op.attribute("output_padding") or [0] * count
+    return [
+        w[2 + k].size == strides[k] == 1 and not (pads[k] or pads[k + count] or added[k])
+        for k in range(count)
+    ]

@@ -56,14 +56,13 @@ def qlinear_conv(
     """A convolution; with ``channels_last`` the weight is still laid out as usual."""
     del y_scale, y_zero_point
     last = bool(op.attribute("channels_last", 0))
-    ((batch, channels, *spatial),) = convolve(op, _channels_first(x, last), w, b, (0, 3, 8))
+    data = _channels_first(x, last)
+    ((batch, channels, *spatial),) = convolve(op, data, w, b, (0, 3, 8), channels_last=last)
     scaled(op, 0, x[0], 0, (1, x_scale), (2, x_zero_point))
     scaled(op, 3, channels, 0, (4, w_scale), (5, w_zero_point))
     if b is not None:
         op.quantized(8)
-    if last:
-        return [[batch, *op.fixed_output("spatial extent")[1:-1], channels]]
-    return [[batch, channels, *spatial]]
+    return [[batch, *spatial, channels] if last else [batch, channels, *spatial]]
 
 
 def _channels_first(x: Axes, last: bool) -> Axes:

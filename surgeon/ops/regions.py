@@ -74,6 +74,7 @@ def deform_conv(
 ) -> list[Axes]:
     """A convolution whose taps move, alike for all channels of an offset group."""
     (result,) = convolve(op, x, w, b, (0, 1, 3))
+    op.pin(x[2:], "places")
     count = op.attribute("offset_group", 1)
     groups = Atom(count)
     op.unify(x[1], product(groups, Atom(x[1].size // count)))

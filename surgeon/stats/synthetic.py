@@ -31,7 +31,7 @@ def synthetic(
     Args:
         inputs: The graph's inputs.
         seed: Seed of the values; an input's values do not depend on the other inputs.
-        batch: Size of a dynamic first dimension that ``sizes`` does not name.
+        batch: Size of a dynamic first dimension that ``sizes`` does not name, wherever its symbol occurs.
         sizes: Sizes of symbolic dimensions.
         bounds: For integer inputs by name: least value and the first one beyond the greatest.
 
@@ -39,9 +39,12 @@ def synthetic(
         UnsupportedModelError: An input holds neither numbers nor booleans, or more of them than there is memory for.
     """
     feeds: Feeds = {}
-    for position, entry in enumerate(inputs_of(inputs)):
+    known = inputs_of(inputs)
+    firsts = {entry.shape[0] for entry in known if entry.shape}
+    given = {first: batch for first in firsts if isinstance(first, str)} | dict(sizes or {})
+    for position, entry in enumerate(known):
         shape = tuple(
-            _dimension(size, axis, batch=batch, sizes=sizes or {}) for axis, size in enumerate(entry.shape)
+            _dimension(size, axis, batch=batch, sizes=given) for axis, size in enumerate(entry.shape)
         )
         random = np.random.default_rng([seed, position])
         feeds[entry.name] = _values(entry, shape, random, (bounds or {}).get(entry.name, _BOUNDS))

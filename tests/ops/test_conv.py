@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from ops.oracle import check, check_cut, drop, images, of_size, only, reasons, solved
+from ops.oracle import build, check, check_cut, drop, images, of_size, only, reasons, solved
 
 
 def test_conv_frees_both_sides():
@@ -107,3 +107,27 @@ def test_one_weight_used_twice_ties_both_uses():
     b = Conv (d, w)
     """
     check(images(body, 12, {"w": (12, 12, 1, 1)}), [12])
+
+
+@pytest.mark.parametrize("kind", ["Conv", "ConvTranspose"])
+@pytest.mark.parametrize(
+    ("attributes", "passes"), [("group=1", True), ("strides=[1], dilations=[3]", True), ("pads=[1,0]", False)]
+)
+def test_positions_that_are_computed_apart_can_be_cut(kind, attributes, passes):
+    """A product along the tokens, written as a convolution of width 1, as in a gated MLP."""
+    length = 13 if passes else 12 if kind == "ConvTranspose" else 14
+    model = build(
+        "float[N,7,5] x",
+        "float[N,7,3] y",
+        f"a = MatMul (x, w1)  b = {kind} <{attributes}> (a, w2, v)  y = MatMul (b, w3)",
+        {"w1": (5, 13), "w2": (7, 7, 1), "v": (7,), "w3": (length, 3)},
+    )
+    found = solved(model)
+    assert ("spatial extent" in reasons(found)) != passes
+    check(model, [13] if passes else [])
+
+
+def test_two_axes_of_a_convolution_may_differ():
+    weights = {"w1": (5, 9), "w": (4, 6, 3, 1), "w3": (9, 3)}
+    body = "a = MatMul (x, w1)  b = Conv <pads=[1,0,1,0]> (a, w)  y = MatMul (b, w3)"
+    check(build("float[N,6,8,5] x", "float[N,4,8,3] y", body, weights), [9])

@@ -28,6 +28,14 @@ def test_types_sizes_and_values() -> None:
     assert 0 <= int(feeds["rate"]) < 40
 
 
+def test_the_batch_is_as_large_wherever_its_symbol_occurs() -> None:
+    inputs = [("x", "float32", ("N", "T", 5)), ("state", "float32", (2, "N", 3))]
+    assert [feeds.shape for feeds in synthetic(inputs, seed=0).values()] == [(1, 8, 5), (2, 1, 3)]
+    assert [feeds.shape for feeds in synthetic(inputs, 0, 4, {"N": 6}).values()] == [(6, 8, 5), (2, 6, 3)]
+    (whole, *_) = synthetic_dataset(inputs, seed=0, samples=8, batch=4)
+    assert [feeds.shape for feeds in whole[0].values()] == [(4, 8, 5), (2, 4, 3)]
+
+
 def test_the_seed_decides() -> None:
     one, same, other = (synthetic(INPUTS, seed=seed)["image"] for seed in (1, 1, 2))
     assert (one == same).all()

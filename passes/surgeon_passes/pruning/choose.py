@@ -10,6 +10,7 @@ import numpy as np
 from surgeon.allocate import Candidate, Limits, by_ratio, evenly_to_target, to_target
 from surgeon.cost import count
 from surgeon.errors import GateError, UsageError
+from surgeon.states import find_states
 from surgeon.surgery import keep_of
 from surgeon_passes.pruning.eligible import eligible, one_factor
 from surgeon_passes.pruning.exact import Wish, wishes
@@ -159,7 +160,7 @@ def _to_goals(
         if not excess:
             return kept
         lowered |= {kind: targets[kind] - more / whole[kind] for kind, more in excess.items()}
-    raise _unreachable(model, candidates, wanted, one_sided=one_sided)
+    raise _unreachable(options, model, candidates, wanted, one_sided=one_sided)
 
 
 def _excess(
@@ -232,7 +233,7 @@ def _candidates(
 
 
 def _unreachable(
-    model: Model, candidates: Sequence[Candidate], wanted: Sequence[Goal], *, one_sided: bool
+    options: Prune, model: Model, candidates: Sequence[Candidate], wanted: Sequence[Goal], *, one_sided: bool
 ) -> OutOfReachError:
     parts = []
     for goal, left in zip(wanted, _at_limits(model, candidates, wanted), strict=True):
@@ -241,6 +242,10 @@ def _unreachable(
     hint = "looser min_keep, max_ratio, multiple_of or exclude, or allow_structural, free more"
     if one_sided:
         hint += "; so does product=both, which lets both factors of a product shrink"
+    if not options.cut_cache and find_states(model.analysis):
+        hint += (
+            "; so does cut_cache, which lets caches and states shrink, and the model's interface with them"
+        )
     return OutOfReachError(
         f"the target is out of reach: the most that can be removed within the limits leaves {', '.join(parts)}",
         where="prune",
