@@ -177,6 +177,9 @@ def own_constants(graph: gs.Graph) -> list[gs.Constant]:
 
     Those its own nodes and outputs use, and those that more than one of its bodies use; a constant that
     only one body uses is written with that body.
+
+    Raises:
+        InternalError: Two of them have one name, and a file would hold but the values of either.
     """
     found = {
         id(tensor): tensor
@@ -194,7 +197,11 @@ def own_constants(graph: gs.Graph) -> list[gs.Constant]:
                 )
                 if shared:
                     found.setdefault(id(tensor), tensor)
-    return list(found.values())
+    constants: dict[str, gs.Constant] = {}
+    for tensor in found.values():
+        if constants.setdefault(tensor.name, tensor) is not tensor:
+            raise InternalError(f"two constants are called {tensor.name!r}")
+    return list(constants.values())
 
 
 def nested_nodes(body: gs.Graph) -> Iterator[gs.Node]:

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from surgeon.axes import Keep, mask
 from surgeon.graph.weights import peek
 from surgeon.refit.behind import kept_weight
-from surgeon.refit.norms import is_norm
+from surgeon.refit.norms import FITTED, is_norm, put_vector
 from surgeon.stats.bias import read_bias, write_bias
 from surgeon.stats.grid import grid_of, set_integers
 from surgeon.stats.linear import Linear, linear_views
@@ -119,7 +119,7 @@ def _rows_and_columns(flags: NDArray[np.bool_]) -> dict[int, tuple[NDArray[np.bo
 def _carry_norm(
     analysis: Analysis, original: gs.Node, before: Current, after: Current, old: gs.Node, new: gs.Node
 ) -> None:
-    for index in (1, 2):
+    for index in FITTED:
         axis = (analysis.axes[original.inputs[index].name] or [])[0]
         had, has = mask(axis, before.keep), mask(axis, after.keep)
-        new.inputs[index] = gs.Constant(new.inputs[index].name, peek(old.inputs[index])[has[had]])
+        put_vector(new, index, peek(old.inputs[index])[has[had]])

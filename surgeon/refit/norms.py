@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 EVERY = 6  # one sample in so many is held out
 DAMPING = 1e-3
 _SCALE, _SHIFT, _MEAN, _VARIANCE = range(1, 5)
+FITTED = {_SCALE: "scale", _SHIFT: "shift"}  # inputs
 
 
 def is_norm(op: Op) -> bool:
@@ -68,9 +69,18 @@ def refit_norm(node: gs.Node, inputs: Sequence[Array], targets: Sequence[Array])
     slope, offset = np.where(better, best, slope), np.where(better, moved, offset)
     kind = peek(node.inputs[_SCALE]).dtype
     for index, values in ((_SCALE, slope * deviation), (_SHIFT, offset + mean * slope)):
-        node.inputs[index] = gs.Constant(node.inputs[index].name, values.astype(kind))
+        put_vector(node, index, values.astype(kind))
     energy = max(float((held_out[5] - held_out[2] ** 2 / held_out[0]).sum()), 1e-12)
     return float(before.sum()) / energy, float(np.minimum(before, after).sum()) / energy
+
+
+def put_vector(node: gs.Node, index: int, values: Array) -> None:
+    """Give a norm another scale or shift, under a name of its own where something else reads the one it had."""
+    old = node.inputs[index]
+    if np.array_equal(peek(old), values):
+        return
+    name = old.name if len(old.outputs) == 1 else f"{node.outputs[0].name}/surgeon/{FITTED[index]}"
+    node.inputs[index] = gs.Constant(name, values)
 
 
 def thinned(array: Array, every: int, batch: int) -> Array:

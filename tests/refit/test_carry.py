@@ -46,6 +46,7 @@ MODELS = {
     "mixed": networks.mixed,
     "redundant": lambda: networks.redundant_convolutions(dependent=False),
     "unfused": unfused,
+    "shared norms": lambda: unfused(shared=True),
     "convolutions": convolutions,
     "a bias behind a sum": lambda: gemms("m = MatMul (r, w2) y = Add (m, c)", c=(5,)),
     "a shared bias": lambda: gemms("m = MatMul (r, w2) a = Add (m, c) k = MatMul (r, w3) b = Add (k, c) y = Mul (a, b)", c=(5,)),

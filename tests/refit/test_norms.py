@@ -191,8 +191,8 @@ def test_other_operators_are_none():
     assert not is_norm(found.ops[0])
 
 
-def unfused(seed=0, *, shortcut=True):
-    """Normalization that cannot be fused, for a Relu or a sum is before it."""
+def unfused(seed=0, *, shortcut=True, shared=False):
+    """Normalization that cannot be fused, for a Relu or a sum is before it; two may share their scale and shift."""
     body = f"""
     a = Conv <pads=[1,1,1,1]> (x, w1)
     n = BatchNormalization (a, s1, c1, m1, v1)
@@ -213,12 +213,16 @@ def unfused(seed=0, *, shortcut=True):
         weights |= {f"{name}{k}": random.uniform(0.5, 1.5, size).astype(np.float32) for name in "scmv"}
     if not shortcut:
         del weights["w3"]
+    if shared:
+        body = body.replace("(u, s3, c3", "(u, s2, c2")
+        del weights["s3"], weights["c3"]
     return build("float[N,3,6,6] x", "float[N,5] y", body, weights, seed=seed)
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_norms_behind_a_cut_are_refitted_in_turn(seed):
-    model = unfused(seed)
+def test_norms_behind_a_cut_are_refitted_in_turn(seed, shared):
+    model = unfused(seed, shared=shared)
     before, after, result = refitted(model, every_second, seed=seed)
     assert {"o", "d"} < set(result.errors)
     assert "n" not in result.errors  # what it gets is what it got
@@ -226,7 +230,9 @@ def test_norms_behind_a_cut_are_refitted_in_turn(seed):
     unseen = networks.images(100, seed=9)
     assert networks.relative_error(model, after, unseen) < networks.relative_error(model, before, unseen)
     old, new = networks.weights(before), networks.weights(after)
-    assert not np.array_equal(old["s2"], new["s2"])
+    scales = {node.output[0]: new[node.input[1]] for node in after.graph.node if len(node.input) == 5}
+    assert not np.array_equal(old["s2"], scales["o"])
+    assert not np.array_equal(scales["o"], scales["d"])
     for name in ("s1", "m2", "v2", "m3", "v3"):
         np.testing.assert_array_equal(old[name], new[name])
 
