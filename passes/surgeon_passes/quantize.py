@@ -140,11 +140,15 @@ class Quantize(Pass):
         from surgeon.graph.source import source_of
         from surgeon.names import names_known
         from surgeon.stats.promises import noted
+        from surgeon_passes.quantizing.widen import widened
 
         if to_model(graph).ByteSize() > _LARGEST:
             raise GateError("models over 2 GB cannot be quantized", where="pass quantize", hint="prune first")
+        wide = graph if self.mode == "fp16" else widened(graph)
+        if wide is not graph:
+            context.record["widened"] = True
         with tempfile.TemporaryDirectory(prefix="surgeon-quantize-") as folder, _quiet():
-            decided = without_decided(graph, excluded_by(context, self.exclude))
+            decided = without_decided(wide, excluded_by(context, self.exclude))
             scaled = self._with_steps(decided, context, Path(folder))
             model = self._quantized(to_model(scaled), names_known(graph, context.kept), context, Path(folder))
         if kept := noted(scaled if self.mode == "fp16" else context.unrounded):
@@ -205,16 +209,12 @@ class Quantize(Pass):
         name_nodes(model)
         mode, choice = mode_of(model, self, excluded, dataless=context.data is None)
         tried = mode == "static" and bool(choice.weighted)
-        known: dict[str, bool] = context.kept.get(
-            _STEPS, {}
-        )  # a pass before this has tried them on its candidates
+        # a pass before this has tried them on its candidates
+        known: dict[str, bool] = context.kept.get(_STEPS, {})
+        equalize, smooth = known.get("equalize", self.equalize), known.get("smooth", self.smooth)
         steps = [
-            Step(
-                Equalize(self.per_channel, exclude=self.exclude), known.get("equalize", self.equalize), tried
-            ),
-            Step(
-                Smooth(None, self.per_channel, exclude=self.exclude), known.get("smooth", self.smooth), tried
-            ),
+            Step(Equalize(self.per_channel, exclude=self.exclude), equalize, tried),
+            Step(Smooth(None, self.per_channel, exclude=self.exclude), smooth, tried),
         ]
 
         def quantized(candidate: Graph, data: Dataset) -> onnx.ModelProto:

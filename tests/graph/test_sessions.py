@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +63,35 @@ def test_what_does_not_load_is_told_in_one_line(capfd: pytest.CaptureFixture[str
         assert "\n" not in str(caught.value)
         assert "ONNXRuntimeError" not in str(caught.value)
     assert capfd.readouterr().err == ""
+
+
+HALF = """
+<ir_version: 8, opset_import: ["" : 17]>
+products (float16[5, N, 8] x) => (float16[N, 5, 8] y) {
+  t = Transpose <perm = [1, 0, 2]> (x)
+  m = MatMul (t, w)
+  y = Add (b, m)
+}
+"""
+
+
+def test_half_precision_that_crashes_an_optimizer_of_onnxruntime(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(HALF)
+    for name, shape in (("w", (8, 8)), ("b", (8,))):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(shape, np.float16), name))
+    path = tmp_path / "half.onnx"
+    onnx.save(model, str(path))
+    for given in ("path", "path.read_bytes()", "onnx.load(path)"):
+        # in a process of its own, for it is the process that would die
+        code = (
+            "import sys, onnx, pathlib, numpy; from surgeon.graph.sessions import run, session\n"
+            f"path = pathlib.Path(sys.argv[1]); runner = session({given})\n"
+            "assert (run(runner, {'x': numpy.ones((5, 2, 8), numpy.float16)})[0] == 9).all()"
+        )
+        done = subprocess.run(  # our own code
+            [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
 
 
 def test_data_that_do_not_fit() -> None:

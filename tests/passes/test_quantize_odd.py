@@ -337,10 +337,10 @@ def test_products_in_bodies_are_said_to_stay_float(make, inner: set[str], static
 
 @pytest.mark.parametrize("mode", ["static", "weights"])
 def test_weights_of_another_type_are_said_to_be_such(mode: str) -> None:
-    table = nh.from_array(nh.to_array(array("half", 64, 64)).astype(np.float16), "half")
+    table = nh.from_array(nh.to_array(array("twice", 64, 64)).astype(np.float64), "twice")
     nodes = [
-        oh.make_node("Cast", ["x"], ["h"], to=onnx.TensorProto.FLOAT16),
-        oh.make_node("MatMul", ["h", "half"], ["p"], name="other"),
+        oh.make_node("Cast", ["x"], ["h"], to=onnx.TensorProto.DOUBLE),
+        oh.make_node("MatMul", ["h", "twice"], ["p"], name="other"),
         oh.make_node("Cast", ["p"], ["f"], to=onnx.TensorProto.FLOAT),
         oh.make_node("MatMul", ["f", "w"], ["y"], name="usual"),
     ]
@@ -348,4 +348,4 @@ def test_weights_of_another_type_are_said_to_be_such(mode: str) -> None:
     context = context_for(model)
     Quantize(mode=mode, guard=False).run(from_model(model), context)  # type: ignore[arg-type]  # one of its modes
     left = context.record["left_float"]
-    assert left == [{"node": "other", "operator": "MatMul", "reason": "its weights are float16"}]
+    assert left == [{"node": "other", "operator": "MatMul", "reason": "its weights are double"}]
