@@ -142,11 +142,11 @@ class Quantize(Pass):
         from surgeon.stats.promises import noted
         from surgeon_passes.quantizing.widen import widened
 
-        if to_model(graph).ByteSize() > _LARGEST:
-            raise GateError("models over 2 GB cannot be quantized", where="pass quantize", hint="prune first")
         wide = graph if self.mode == "fp16" else widened(graph)
         if wide is not graph:
             context.record["widened"] = True
+        if to_model(wide).ByteSize() > _LARGEST:
+            raise GateError("models over 2 GB cannot be quantized", where="pass quantize", hint="prune first")
         with tempfile.TemporaryDirectory(prefix="surgeon-quantize-") as folder, _quiet():
             decided = without_decided(wide, excluded_by(context, self.exclude))
             scaled = self._with_steps(decided, context, Path(folder))

@@ -178,8 +178,10 @@ def own_constants(graph: gs.Graph) -> list[gs.Constant]:
     Those its own nodes and outputs use, and those that more than one of its bodies use; a constant that
     only one body uses is written with that body.
 
+    A constant that took the place of one that is an output as well gets a name of its own, for the output keeps that.
+
     Raises:
-        InternalError: Two of them have one name, and a file would hold but the values of either.
+        InternalError: Two others have one name, and a file would hold but the values of either.
     """
     found = {
         id(tensor): tensor
@@ -197,11 +199,21 @@ def own_constants(graph: gs.Graph) -> list[gs.Constant]:
                 )
                 if shared:
                     found.setdefault(id(tensor), tensor)
-    constants: dict[str, gs.Constant] = {}
+    named: dict[str, gs.Constant] = {}
+    outputs = {tensor.name: tensor for tensor in graph.outputs if isinstance(tensor, gs.Constant)}
     for tensor in found.values():
-        if constants.setdefault(tensor.name, tensor) is not tensor:
+        if outputs.get(tensor.name, tensor) is not tensor:
+            tensor.name = _unused(f"{tensor.name}__read", graph)
+        if named.setdefault(tensor.name, tensor) is not tensor:
             raise InternalError(f"two constants are called {tensor.name!r}")
-    return list(constants.values())
+    return list(found.values())
+
+
+def _unused(name: str, graph: gs.Graph) -> str:
+    taken = {tensor.name for node in graph.nodes for tensor in (*node.inputs, *node.outputs)}
+    while name in taken:
+        name += "_"
+    return name
 
 
 def nested_nodes(body: gs.Graph) -> Iterator[gs.Node]:

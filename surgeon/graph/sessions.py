@@ -10,12 +10,11 @@ from typing import Any
 
 import onnx
 import onnxruntime as ort
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from surgeon.errors import DataError, UnsupportedModelError
-from surgeon.graph.wire import read_light
+from surgeon.graph.halves import CRASHING, is_half, survives
 
 Array = NDArray[Any]
 
@@ -36,8 +35,6 @@ RUNTIME_ERRORS = (
     ValueError,
 )
 MANY_NODES = 2000  # above, time for planning matters more than memory of activations
-# of onnxruntime; it dies, and the process with it, of some recurrent layers in half precision (seen in 1.32)
-_CRASHING = "NchwcTransformer"
 _FATAL_ONLY = 4
 _LARGEST_MESSAGE = 2**31 - 1  # bytes protobuf can hold in one message
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : (\w+) : ")
@@ -51,6 +48,7 @@ def session(
     frugal: bool = False,
     reuse: bool = True,
     integers: bool = True,
+    timed: bool = False,
 ) -> ort.InferenceSession:
     """Opens a model on the CPU, silently and deterministically.
 
@@ -65,6 +63,7 @@ def session(
             grows with the square of the number of nodes.
         integers: Whether onnxruntime may compute in integers what QuantizeLinear and DequantizeLinear round; it looks
             for that in gradients too, where it does not find its way.
+        timed: Whether time matters, so that nothing is switched off that users have, unless onnxruntime dies of it.
 
     Raises:
         UnsupportedModelError: onnxruntime cannot load the model; the message is its first line.
@@ -75,7 +74,7 @@ def session(
         chosen.add_session_config_entry("session.disable_quant_qdq", "1")
     where = str(model) if isinstance(model, Path) else None
     try:
-        return open_with(model, chosen)
+        return open_with(model, chosen, timed=timed)
     except RUNTIME_ERRORS as error:
         raise UnsupportedModelError(
             f"onnxruntime cannot load the model: {first_line(error)}",
@@ -159,13 +158,15 @@ def session_options(
     return chosen
 
 
-def open_with(model: onnx.ModelProto | bytes | Path, options: ort.SessionOptions) -> ort.InferenceSession:
+def open_with(
+    model: onnx.ModelProto | bytes | Path, options: ort.SessionOptions, *, timed: bool = False
+) -> ort.InferenceSession:
     """Opens a model on the CPU as `session` does, with options of one's own.
 
     Raises:
         RUNTIME_ERRORS: onnxruntime cannot load it.
     """
-    without = [_CRASHING] if _has_half(model) else []
+    without = [CRASHING] if is_half(model) and not (timed and survives(model)) else []
     if isinstance(model, onnx.ModelProto) and model.ByteSize() > _LARGEST_MESSAGE:
         with tempfile.TemporaryDirectory(prefix="surgeon-") as folder:
             path = Path(folder) / "model.onnx"
@@ -181,23 +182,4 @@ def open_with(model: onnx.ModelProto | bytes | Path, options: ort.SessionOptions
 def _open(model: str | bytes, options: ort.SessionOptions, without: list[str]) -> ort.InferenceSession:
     return ort.InferenceSession(
         model, options, providers=["CPUExecutionProvider"], disabled_optimizers=without
-    )
-
-
-def _has_half(model: onnx.ModelProto | bytes | Path) -> bool:
-    """Whether inputs, constants or casts of a model's main graph are float16; what cannot be read has none."""
-    try:
-        if isinstance(model, Path):
-            read = read_light(model)
-            model = read[0] if read is not None else onnx.ModelProto()
-        elif isinstance(model, bytes):
-            model = onnx.load_from_string(model)
-    except (OSError, ValueError, DecodeError):
-        return False
-    graph, half = model.graph, onnx.TensorProto.FLOAT16
-    casts = (node for node in graph.node if node.op_type == "Cast")
-    return (
-        any(info.type.tensor_type.elem_type == half for info in graph.input)
-        or any(entry.data_type == half for entry in graph.initializer)
-        or any(attribute.i == half for node in casts for attribute in node.attribute)
     )

@@ -89,7 +89,8 @@ def _positions_apart(op: Op, w: Axes) -> list[bool]:
     count = len(w) - 2
     strides, pads = op.attribute("strides") or [1] * count, op.attribute("pads") or [0] * 2 * count
     added = op.attribute("output_padding") or [0] * count
+    fixed = op.attribute("output_shape") is not None
     return [
-        w[2 + k].size == strides[k] == 1 and not (pads[k] or pads[k + count] or added[k])
+        w[2 + k].size == strides[k] == 1 and not (fixed or pads[k] or pads[k + count] or added[k])
         for k in range(count)
     ]

@@ -109,11 +109,10 @@ def layout_of(inputs: Sequence[Input], batch: int) -> Layout:
 
 
 def _batch_lies_elsewhere(inputs: Sequence[Input]) -> bool:
-    """Whether what others have open along their first axis is open along a later one of an input, such as a state ``[layers, batch, size]``."""
-    opened = {entry.shape[0] for entry in inputs if not isinstance(entry.shape[0], int)}
+    """Whether the first axis of one input is a later axis of another, as of a state ``[layers, batch, size]``."""
+    opened = {entry.shape[0] for entry in inputs if isinstance(entry.shape[0], str)}
     stacked = [entry for entry in inputs if isinstance(entry.shape[0], int) and entry.shape[0] != 1]
-    later = {size for entry in stacked for size in entry.shape[1:] if not isinstance(size, int)}
-    return bool(opened) and (None in later or not opened.isdisjoint(later))
+    return any(not opened.isdisjoint(entry.shape[1:]) for entry in stacked)
 
 
 def fit(chunk: Chunk, inputs: Sequence[Input], layout: Layout, notes: Notes, where: str) -> Chunk:

@@ -124,7 +124,7 @@ def _elements(outputs: list[dict[str, list[int]]]) -> int:
 
 def _open(model: onnx.ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
     try:
-        return sessions.open_with(model, options)
+        return sessions.open_with(model, options, timed=True)
     except sessions.RUNTIME_ERRORS as error:
         raise UnsupportedModelError(
             f"onnxruntime cannot load the model: {sessions.first_line(error)}",

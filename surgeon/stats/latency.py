@@ -75,7 +75,7 @@ def compare(
         UnsupportedModelError: A model does not load or run.
         DataError: The feeds do not fit.
     """
-    runners = [sessions.session(model, threads=threads) for model in models]
+    runners = [sessions.session(model, threads=threads, timed=True) for model in models]
     given = [feeds] * len(runners) if isinstance(feeds, Mapping) else list(feeds)
     for runner, each in zip(runners, given, strict=True):
         for _ in range(warm_up):

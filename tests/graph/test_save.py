@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import pytest
 
-from surgeon.errors import UsageError
+from surgeon.errors import InternalError, UsageError
 from surgeon.graph import save as saving
 from surgeon.graph.load import from_model, load
 from surgeon.graph.save import save, to_model
@@ -133,3 +134,18 @@ def test_places_that_cannot_be_written(model: onnx.ModelProto, tmp_path: Path) -
 def test_unused_initializers_are_left_out(parse) -> None:
     graph = from_model(parse("net (float[2] x) => (float[2] y) { y = Relu(x) }", w=np.ones(4, np.float32)))
     assert not to_model(graph).graph.initializer
+
+
+def test_what_takes_the_place_of_a_constant_that_is_an_output_gets_a_name_of_its_own(parse) -> None:
+    text = "net (float[N,4] x) => (float[N,4] y, float[4] w) <float[4] w = {1, 2, 3, 4}> { z = Add (x, w)  y = Mul (z, w) }"
+    graph = from_model(parse(text))
+    (add, mul) = graph.nodes
+    add.inputs[1] = gs.Constant("w", np.full(4, 7, np.float32))
+    stored = {
+        entry.name: onnx.numpy_helper.to_array(entry).tolist() for entry in to_model(graph).graph.initializer
+    }
+    assert stored == {"w": [1, 2, 3, 4], "w__read": [7, 7, 7, 7]}
+    assert add.inputs[1].name == "w__read"
+    mul.inputs[1] = gs.Constant("w__read", np.full(4, 8, np.float32))
+    with pytest.raises(InternalError, match="w__read"):
+        to_model(graph)

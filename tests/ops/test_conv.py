@@ -127,6 +127,12 @@ def test_positions_that_are_computed_apart_can_be_cut(kind, attributes, passes):
     check(model, [13] if passes else [])
 
 
+def test_an_output_shape_that_is_written_down_is_kept():
+    weights = {"w1": (5, 13), "w2": (7, 7, 1), "w3": (13, 3)}
+    body = "a = MatMul (x, w1)  b = ConvTranspose <output_shape=[13]> (a, w2)  y = MatMul (b, w3)"
+    check(build("float[N,7,5] x", "float[N,7,3] y", body, weights), [])
+
+
 def test_two_axes_of_a_convolution_may_differ():
     weights = {"w1": (5, 9), "w": (4, 6, 3, 1), "w3": (9, 3)}
     body = "a = MatMul (x, w1)  b = Conv <pads=[1,0,1,0]> (a, w)  y = MatMul (b, w3)"

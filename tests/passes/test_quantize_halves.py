@@ -8,11 +8,12 @@ import pytest
 from onnx import TensorProto, numpy_helper
 from quantizable import context_for
 
+from surgeon.graph.halves import graphs_of
 from surgeon.graph.load import from_model
 from surgeon.graph.save import to_model
 from surgeon.graph.sessions import run, session
 from surgeon_passes.quantize import Quantize
-from surgeon_passes.quantizing.widen import graphs_of, widened
+from surgeon_passes.quantizing.widen import widened
 
 INSIDE = (
     "net (float[N,3,8,8] x) => (float[N,40] y) { a = Cast <to = 10> (x)  c = Conv <pads = [1, 1, 1, 1]> (a, w)  r = Relu (c)"
@@ -35,7 +36,12 @@ BODY = (
     " d = Conv <pads = [1, 1, 1, 1]> (r, w)  q = Add (c, d)"
     " p = ReduceMean <axes = [2, 3], keepdims = 0> (q)  y = MatMul (p, v) }"
 )
-TEXTS = {"inside": INSIDE, "ends": ENDS, "constants": CONSTANTS, "body": BODY}
+ODD_ENDS = (
+    "net (float16[N,3,8,8] x) => (float16[N,3,8,8] x, float16[64,40] v, float16[N,40] y, float16[N,40] y)"
+    " { [y_cast] c = Conv <pads = [1, 1, 1, 1]> (x, w)  [x_wide] r = Relu (c)"
+    " p = ReduceMean <axes = [2, 3], keepdims = 0> (r)  y = MatMul (p, v) }"
+)
+TEXTS = {"inside": INSIDE, "ends": ENDS, "constants": CONSTANTS, "body": BODY, "odd ends": ODD_ENDS}
 
 
 def _model(text: str) -> onnx.ModelProto:
@@ -64,7 +70,8 @@ def _feeds(model: onnx.ModelProto, sign: float = 1.0) -> dict[str, np.ndarray]:
 def test_a_widened_model_computes_the_same_but_for_rounding(name: str, sign: float) -> None:
     model = _model(TEXTS[name])
     wide = to_model(widened(from_model(model)))
-    onnx.checker.check_model(wide, full_check=True)
+    if name != "odd ends":  # of which the checker says it is not in SSA form, and onnxruntime nothing
+        onnx.checker.check_model(wide, full_check=True)
     assert list(wide.graph.input) == list(model.graph.input)
     assert list(wide.graph.output) == list(model.graph.output)
     assert TensorProto.FLOAT16 not in {entry.data_type for entry in wide.graph.initializer}
@@ -91,6 +98,18 @@ def test_half_precision_is_quantized(name: str, mode: str) -> None:
         difference = np.linalg.norm(before.astype("f") - after.astype("f"))
         errors.append(difference / np.linalg.norm(before.astype("f")))
     assert 0 < max(errors) < 0.1
+
+
+@pytest.mark.parametrize("end", ["input", "output"])
+def test_sequences_at_the_ends_leave_a_model_as_it_is(end: str) -> None:
+    ends, body = {
+        "input": ("seq(float16[N,4]) s, int64 i) => (float16[N,4] y", "y = SequenceAt (s, i)"),
+        "output": ("float16[N,4] x) => (seq(float16[N,4]) s", "s = SequenceConstruct (x, x)"),
+    }[end]
+    graph = from_model(
+        onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g ({ends}) {{ {body} }}')
+    )
+    assert widened(graph) is graph
 
 
 def test_what_computes_in_single_precision_stays_the_same_graph() -> None:

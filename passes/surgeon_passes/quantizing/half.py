@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +12,8 @@ from onnx import numpy_helper
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
 from surgeon.errors import GateError
+from surgeon.graph.halves import loads
 
-_LOAD = """
-import sys, onnxruntime
-options = onnxruntime.SessionOptions()
-options.log_severity_level = 4
-onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-"""
 _LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -64,8 +57,7 @@ def to_half(model: onnx.ModelProto, kept: Collection[str], folder: Path) -> Half
         del half.graph.value_info[:]
         path = folder / "half.onnx"
         onnx.save(half, str(path))
-        command = [sys.executable, "-c", _LOAD, str(path)]
-        if not subprocess.run(command, capture_output=True, check=False).returncode:  # noqa: S603  # our own code
+        if loads(path):
             return Half(half, dict(_left(model, blocked)))
     raise GateError("onnxruntime does not load this model in half precision", where="pass quantize")
 

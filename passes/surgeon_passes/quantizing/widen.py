@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from surgeon.graph.halves import TYPES, graphs_of, is_half
 from surgeon.graph.load import from_model
 from surgeon.graph.save import to_model
 from surgeon.graph.source import source_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     import onnx_graphsurgeon as gs
-
-# attributes that name the type of a result
-_TYPES = {"to", "dtype", "output_dtype", "output_datatype"}
 
 
 def widened(graph: gs.Graph) -> gs.Graph:
     """Returns a graph that computes in float32 what this one does in float16; the same one where that is nothing.
 
-    Inputs and outputs keep their types.
+    Inputs and outputs keep their types; those that are sequences or options of float16 leave the graph as it is.
     """
     model = to_model(graph)
-    if not any(map(_is_half, graphs_of(model.graph))):
+    ends = (*model.graph.input, *model.graph.output)
+    if not is_half(model) or any(not _is_tensor(info) and _widen_type(_copy(info.type)) for info in ends):
         return graph
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
@@ -39,34 +39,16 @@ def widened(graph: gs.Graph) -> gs.Graph:
     return result
 
 
-def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """Yields a graph and the bodies in it, however deep."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from graphs_of(body)
-
-
-def _is_half(graph: onnx.GraphProto) -> bool:
-    if any(entry.data_type == TensorProto.FLOAT16 for entry in graph.initializer):
-        return True
-    return any(
-        attribute.t.data_type == TensorProto.FLOAT16
-        or (attribute.name in _TYPES and attribute.i == TensorProto.FLOAT16)
-        for node in graph.node
-        for attribute in node.attribute
-    )
-
-
 def _widen(graph: onnx.GraphProto) -> None:
     """Everything in one graph, but not in its bodies, that says float16 says float32."""
     tensors = list(graph.initializer)
     for node in graph.node:
         for attribute in node.attribute:
             tensors += [attribute.t] if attribute.HasField("t") else []
-            if attribute.name in _TYPES and attribute.i == TensorProto.FLOAT16:
+            if attribute.name in TYPES and attribute.i == TensorProto.FLOAT16:
                 attribute.i = TensorProto.FLOAT
+            if attribute.HasField("tp"):
+                _widen_type(attribute.tp)
     for tensor in tensors:
         if tensor.data_type == TensorProto.FLOAT16:
             values = numpy_helper.to_array(tensor).astype(np.float32)
@@ -75,34 +57,44 @@ def _widen(graph: onnx.GraphProto) -> None:
         _widen_type(info.type)
 
 
-def _widen_type(kind: onnx.TypeProto) -> None:
-    if kind.HasField("tensor_type") and kind.tensor_type.elem_type == TensorProto.FLOAT16:
+def _widen_type(kind: onnx.TypeProto) -> bool:
+    """Makes float32 of float16 in a type; whether there was any."""
+    if kind.HasField("sequence_type"):
+        return _widen_type(kind.sequence_type.elem_type)
+    if kind.HasField("optional_type"):
+        return _widen_type(kind.optional_type.elem_type)
+    half = kind.HasField("tensor_type") and kind.tensor_type.elem_type == TensorProto.FLOAT16
+    if half:
         kind.tensor_type.elem_type = TensorProto.FLOAT
-    elif kind.HasField("sequence_type"):
-        _widen_type(kind.sequence_type.elem_type)
-    elif kind.HasField("optional_type"):
-        _widen_type(kind.optional_type.elem_type)
+    return half
+
+
+def _copy(kind: onnx.TypeProto) -> onnx.TypeProto:
+    result = onnx.TypeProto()
+    result.CopyFrom(kind)
+    return result
+
+
+def _is_tensor(info: onnx.ValueInfoProto) -> bool:
+    return bool(info.type.HasField("tensor_type"))
 
 
 def _keep_interface(graph: onnx.GraphProto, original: onnx.GraphProto) -> None:
     """Casts what comes in, and what goes out, where its type has changed."""
-    taken = {name for each in graphs_of(graph) for node in each.node for name in (*node.input, *node.output)}
-    taken |= {entry.name for each in graphs_of(graph) for entry in (*each.initializer, *each.input)}
-    before, after = [], []
-    renamed: dict[str, str] = {}
-    for info in original.input:
-        if _is_half_tensor(info):
-            renamed[info.name] = _unused(f"{info.name}_wide", taken)
-            before.append(_cast(info.name, renamed[info.name], TensorProto.FLOAT))
-    for info in original.output:
-        if _is_half_tensor(info):
-            source = renamed.setdefault(info.name, _unused(f"{info.name}_wide", taken))
-            after.append(_cast(source, info.name, TensorProto.FLOAT16))
-    for each in graphs_of(graph):
-        _rename(each, renamed, inside=each is not graph)
-    nodes = list(graph.node)
+    every = list(graphs_of(graph))
+    nodes = [node for each in every for node in each.node]
+    taken = {name for node in nodes for name in (node.name, *node.input, *node.output)}
+    taken |= {entry.name for each in every for entry in chain(each.initializer, each.input, each.output)}
+    ins = [info.name for info in original.input if _is_half_tensor(info)]
+    outs = [info.name for info in original.output if _is_half_tensor(info) and info.name not in ins]
+    wide = {name: _unused(f"{name}_wide", taken) for name in (*ins, *dict.fromkeys(outs))}
+    before = [_cast(name, wide[name], TensorProto.FLOAT, taken) for name in ins]
+    after = [_cast(wide[name], name, TensorProto.FLOAT16, taken) for name in dict.fromkeys(outs)]
+    for each in every:
+        _rename(each, wide, inside=each is not graph)
+    inner = list(graph.node)
     del graph.node[:], graph.input[:], graph.output[:]
-    graph.node.extend([*before, *nodes, *after])
+    graph.node.extend([*before, *inner, *after])
     graph.input.extend(original.input)
     graph.output.extend(original.output)
 
@@ -111,16 +103,16 @@ def _is_half_tensor(info: onnx.ValueInfoProto) -> bool:
     return bool(info.type.tensor_type.elem_type == TensorProto.FLOAT16)
 
 
-def _cast(source: str, target: str, to: int) -> onnx.NodeProto:
-    return onnx.helper.make_node("Cast", [source], [target], f"cast/{source}", to=to)
+def _cast(source: str, target: str, to: int, taken: set[str]) -> onnx.NodeProto:
+    return onnx.helper.make_node("Cast", [source], [target], _unused(f"{target}_cast", taken), to=to)
 
 
-def _rename(graph: onnx.GraphProto, renamed: Mapping[str, str], *, inside: bool) -> None:
+def _rename(graph: onnx.GraphProto, wide: Mapping[str, str], *, inside: bool) -> None:
     for node in graph.node:
-        node.input[:] = [renamed.get(name, name) for name in node.input]
-        node.output[:] = [renamed.get(name, name) for name in node.output]
-    for info in (*graph.value_info, *(graph.output if inside else ())):
-        info.name = renamed.get(info.name, info.name)
+        node.input[:] = [wide.get(name, name) for name in node.input]
+        node.output[:] = [wide.get(name, name) for name in node.output]
+    for info in chain(graph.value_info, graph.initializer, graph.output if inside else ()):
+        info.name = wide.get(info.name, info.name)
 
 
 def _unused(name: str, taken: set[str]) -> str:
