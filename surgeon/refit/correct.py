@@ -79,10 +79,13 @@ def correct_biases(
         progress: Called with 1 after each operator of every few samples.
     """
     given = give_biases(graph)
-    walks = []
-    for part in _parted(feeds):
-        walk = _Walk(graph, reference, part, threads, limit_bytes)
-        walks.append((sum(map(samples_in, part)), walk.run(excluded, progress), walk.undo()))
+    twins = Twins.of(graph, reference)
+
+    def walked(part: Feeds) -> tuple[int, Corrected, list[tuple[Linear, NDArray[np.float64]]]]:
+        walk = _Walk(twins, graph, reference, part, threads, limit_bytes)
+        return sum(map(samples_in, part)), walk.run(excluded, progress), walk.undo()
+
+    walks = [walked(part) for part in _parted(feeds)]
     if not walks:
         drop_zero_biases(graph, given)
         return Corrected()
@@ -141,10 +144,16 @@ class _Sums:
 
 class _Walk:
     def __init__(
-        self, graph: gs.Graph, reference: Reference, feeds: Feeds, threads: int, limit_bytes: int
+        self,
+        twins: Twins,
+        graph: gs.Graph,
+        reference: Reference,
+        feeds: Feeds,
+        threads: int,
+        limit_bytes: int,
     ) -> None:
         self.reference = reference
-        self.twins = Twins.of(graph, reference)
+        self.twins = twins
         options: dict[str, Any] = {"threads": threads, "limit_bytes": limit_bytes}
         self.old = Replay(reference.graph, self.twins.original_shapes.dtypes, feeds, **options)
         self.new = Replay(graph, self.twins.shapes.dtypes, feeds, **options)

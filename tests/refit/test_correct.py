@@ -118,9 +118,9 @@ def test_few_samples_are_held_at_a_time_and_all_count_alike(monkeypatch):
     parts = [{"x": each.astype(np.float32)} for each in np.split(x, [20, 30, 62])]
     sizes, walk = [], correct._Walk
 
-    def spy(graph, reference, feeds, *rest):
+    def spy(twins, graph, reference, feeds, *rest):
         sizes.append([len(each["x"]) for each in feeds])
-        return walk(graph, reference, feeds, *rest)
+        return walk(twins, graph, reference, feeds, *rest)
 
     monkeypatch.setattr(correct, "_Walk", spy)
     biases, errors = [], []
