@@ -14,6 +14,7 @@ from onnx import numpy_helper
 from surgeon.errors import GateError, UnsupportedModelError
 from surgeon.graph.sessions import run, session
 from surgeon_passes.quantizing.blocks import pack
+from surgeon_passes.quantizing.nodes import free_name, set_nodes
 from surgeon_passes.quantizing.prepare import raise_opset
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def halved(model: onnx.ModelProto, names: Collection[str]) -> tuple[onnx.ModelPr
     casts = []
     for entry in result.graph.initializer:
         if entry.name in fitting:
-            stored = _unused(f"{entry.name}4", taken)
+            stored = free_name(f"{entry.name}4", taken)
             casts.append(
                 onnx.helper.make_node("Cast", [stored], [entry.name], stored, to=onnx.TensorProto.INT8)
             )
@@ -65,9 +66,7 @@ def halved(model: onnx.ModelProto, names: Collection[str]) -> tuple[onnx.ModelPr
             entry.name, entry.data_type = stored, onnx.TensorProto.INT4
             entry.ClearField("int32_data")
             entry.raw_data = pack(steps, 4).tobytes()
-    nodes = list(result.graph.node)
-    del result.graph.node[:]
-    result.graph.node.extend([*casts, *nodes])
+    set_nodes(result.graph, [*casts, *result.graph.node])
     return result, fitting
 
 
@@ -97,10 +96,3 @@ def same_outputs(one: onnx.ModelProto, other: onnx.ModelProto, feeds: Mapping[st
 def _fits(entry: onnx.TensorProto) -> bool:
     values = numpy_helper.to_array(entry)
     return bool(values.size) and bool(values.min() >= _LOW) and bool(values.max() <= _HIGH)
-
-
-def _unused(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_"
-    taken.add(name)
-    return name

@@ -8,7 +8,7 @@ model: the file is smaller, the arithmetic the same. (A DequantizeLinear it woul
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,7 @@ import onnx.helper as oh
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
+from surgeon.graph.halves import graphs_of
 from surgeon.stats.promises import Promise
 from surgeon_passes.quantizing.blocks import Blocks, around_zero, in_blocks, scaled_axes, with_common_scale
 from surgeon_passes.quantizing.promised import eight_bits, few_values
@@ -147,18 +148,10 @@ def store_weights(
     run = _Run(storage, excluded)
     _replace(_Scope(model.graph, None, run))
     domains = {entry.domain for entry in model.opset_import}
-    used = {node.domain for graph in _graphs(model.graph) for node in graph.node}
+    used = {node.domain for graph in graphs_of(model.graph) for node in graph.node}
     if MICROSOFT in used - domains:
         model.opset_import.append(oh.make_opsetid(MICROSOFT, 1))
     return run.result
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from _graphs(body)
 
 
 def _replace(scope: _Scope) -> None:
@@ -178,8 +171,8 @@ def _replace(scope: _Scope) -> None:
 
 def _drop_unused(graph: onnx.GraphProto) -> None:
     """Drops the float weights nobody reads any more."""
-    used = {name for each in _graphs(graph) for node in each.node for name in node.input}
-    used |= {entry.name for each in _graphs(graph) for entry in each.output}
+    used = {name for each in graphs_of(graph) for node in each.node for name in node.input}
+    used |= {entry.name for each in graphs_of(graph) for entry in each.output}
     kept = [entry for entry in graph.initializer if entry.name in used]
     del graph.initializer[:]
     graph.initializer.extend(kept)

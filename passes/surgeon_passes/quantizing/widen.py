@@ -13,6 +13,7 @@ from surgeon.graph.halves import TYPES, graphs_of, is_half
 from surgeon.graph.load import from_model
 from surgeon.graph.save import to_model
 from surgeon.graph.source import source_of
+from surgeon_passes.quantizing.nodes import free_name, set_nodes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,14 +88,13 @@ def _keep_interface(graph: onnx.GraphProto, original: onnx.GraphProto) -> None:
     taken |= {entry.name for each in every for entry in chain(each.initializer, each.input, each.output)}
     ins = [info.name for info in original.input if _is_half_tensor(info)]
     outs = [info.name for info in original.output if _is_half_tensor(info) and info.name not in ins]
-    wide = {name: _unused(f"{name}_wide", taken) for name in (*ins, *dict.fromkeys(outs))}
+    wide = {name: free_name(f"{name}_wide", taken) for name in (*ins, *dict.fromkeys(outs))}
     before = [_cast(name, wide[name], TensorProto.FLOAT, taken) for name in ins]
     after = [_cast(wide[name], name, TensorProto.FLOAT16, taken) for name in dict.fromkeys(outs)]
     for each in every:
         _rename(each, wide, inside=each is not graph)
-    inner = list(graph.node)
-    del graph.node[:], graph.input[:], graph.output[:]
-    graph.node.extend([*before, *inner, *after])
+    set_nodes(graph, [*before, *graph.node, *after])
+    del graph.input[:], graph.output[:]
     graph.input.extend(original.input)
     graph.output.extend(original.output)
 
@@ -104,7 +104,7 @@ def _is_half_tensor(info: onnx.ValueInfoProto) -> bool:
 
 
 def _cast(source: str, target: str, to: int, taken: set[str]) -> onnx.NodeProto:
-    return onnx.helper.make_node("Cast", [source], [target], _unused(f"{target}_cast", taken), to=to)
+    return onnx.helper.make_node("Cast", [source], [target], free_name(f"{target}_cast", taken), to=to)
 
 
 def _rename(graph: onnx.GraphProto, wide: Mapping[str, str], *, inside: bool) -> None:
@@ -113,10 +113,3 @@ def _rename(graph: onnx.GraphProto, wide: Mapping[str, str], *, inside: bool) ->
         node.output[:] = [wide.get(name, name) for name in node.output]
     for info in chain(graph.value_info, graph.initializer, graph.output if inside else ()):
         info.name = wide.get(info.name, info.name)
-
-
-def _unused(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_"
-    taken.add(name)
-    return name
