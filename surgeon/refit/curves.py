@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from surgeon.refit.behind import beside, kept_weight, touched
+from surgeon.refit.definite import has_inverse
 from surgeon.refit.dimensions import dimension_problems
-from surgeon.refit.eliminate import Elimination, eliminate, inverted
+from surgeon.refit.eliminate import Apart, Elimination, eliminate, inverted
 from surgeon.refit.sampling import Draw, Places
 from surgeon.refit.target import sums_into
 from surgeon.stats.linear import Linear, contracted_coordinates, linear_views
@@ -158,23 +159,18 @@ class _Walk:
         problems = self.problems
         result: dict[str, Curve] = {}
         for view in self.consumers:
-            grams, weights, energy = self._measure(view)
-            inverses = [inverted(gram) for gram in grams]
+            uses = [
+                (group, use) for group in self.groups for use in self.uses[group.atom] if use.view is view
+            ]
+            found = self._problems(view, [use for _, use in uses])
             for name in self._streams(view):
                 self.old.release(name)
             for name in view.reads:
                 self.new.release(name)
-            for group in self.groups:
-                for use in self.uses[group.atom]:
-                    if use.view is not view:
-                        continue
-                    problems[group.atom] += [
-                        (Elimination.among(inverse, w, block), energy)
-                        for inverse, w, block in zip(inverses, weights, use.blocks, strict=True)
-                        if block is not None
-                    ]
-                    if use is self.uses[group.atom][-1]:
-                        result[group.id] = self._curve(problems.pop(group.atom), group.atom)
+            for (group, use), each in zip(uses, found, strict=True):
+                problems[group.atom] += each
+                if use is self.uses[group.atom][-1]:
+                    result[group.id] = self._curve(problems.pop(group.atom), group.atom)
             progress(1)
         for group in self.groups:  # only multiplied with other activations
             if problems.get(group.atom):
@@ -190,16 +186,57 @@ class _Walk:
         kept = self.keep.get(atom)
         return np.arange(atom.size) if kept is None else np.flatnonzero(kept)
 
-    def _measure(self, view: Linear) -> tuple[Array, Array, float]:
-        """Second moments ``[groups, inputs + 1, inputs + 1]``, weights with bias, and the energy of the stream."""
+    def _problems(self, view: Linear, uses: Sequence[_Use]) -> list[list[tuple[Problem, float]]]:
+        """For each use of a product what it costs to remove indices, for each of its matrices, and the energy of the stream."""
         node = self.nodes[view.op.node.outputs[0].name]
         weight = weight_values(node.inputs[view.weight])
         matrices = view.matrices(node, weight).astype(np.float64)
         weights = np.concatenate([matrices, np.zeros_like(matrices[:, :1])], axis=1)
-        groups, inputs, _ = weights.shape
+        invertible = has_inverse(view, node)
+        if not invertible:
+            parts = [list(use.blocks) for use in uses]
+        else:  # all that there is, of which they share the inverse
+            parts = [[np.arange(weights.shape[1])[None]] * len(weights)]
+        moments, energy = self._measure(view, (len(weights), weights.shape[1], 0), parts)
+        if not invertible:
+            return [
+                [
+                    (Apart.among(gram, w, block), energy)
+                    for gram, w, block in zip(grams, weights, use.blocks, strict=True)
+                    if block is not None
+                ]
+                for use, grams in zip(uses, moments, strict=True)
+            ]
+        inverses = [inverted(gram[0]) for gram in moments[0]]
+        return [
+            [
+                (Elimination.among(inverse, w, block), energy)
+                for inverse, w, block in zip(inverses, weights, use.blocks, strict=True)
+                if block is not None
+            ]
+            for use in uses
+        ]
+
+    def _measure(
+        self,
+        view: Linear,
+        width: tuple[int, int, int],
+        parts: Sequence[Sequence[NDArray[np.int64] | None]],
+    ) -> tuple[list[list[Array]], float]:
+        """Second moments of some of a product's inputs, one more being constant, and the energy of the stream.
+
+        Args:
+            view: The product.
+            width: Groups, inputs with the constant one, and 0, as places are drawn for.
+            parts: Each ``[blocks, rows]`` for each group: the inputs whose moments are wanted together; None for none.
+
+        Returns:
+            ``[blocks, rows, rows]`` for each part and group, empty for None.
+        """
+        node = self.nodes[view.op.node.outputs[0].name]
         self.old.advance(self._streams(view))
         self.new.advance(view.reads)
-        grams = np.zeros((groups, inputs, inputs))
+        grams: list[list[Array]] = [[np.zeros(())] * len(part) for part in parts]
         energy, seen, used = 0.0, 0, 0
         for batch in range(self.old.batches):
 
@@ -207,14 +244,19 @@ class _Walk:
                 return self.new.get(name, batch)
 
             total = view.count(read)
-            places = self.draw.places_of(batch, total, (groups, inputs, 0))
+            places = self.draw.places_of(batch, total, width)
             rows = view.rows(node, read, places).astype(np.float32)
             rows = np.concatenate([rows, np.ones((*rows.shape[:2], 1), rows.dtype)], axis=2)
-            grams += rows.transpose(0, 2, 1) @ rows
+            for found, part in zip(grams, parts, strict=True):
+                for group, blocks in enumerate(part):
+                    if blocks is not None:
+                        chosen = rows[group] if blocks.size == width[1] else rows[group][:, blocks]
+                        chosen = chosen.reshape(len(chosen), *blocks.shape).transpose(1, 0, 2)
+                        found[group] = found[group] + (chosen.transpose(0, 2, 1) @ chosen).astype(np.float64)
             energy += self._energy(view, batch, places)
             seen += total
             used += len(places)
-        return grams, weights, max(energy * used / max(seen, 1) if view.output else energy, TINY)
+        return grams, max(energy * used / max(seen, 1) if view.output else energy, TINY)
 
     def _streams(self, view: Linear) -> list[str]:
         """What the energy is taken from: the residual sum an operator's output goes into, or the output itself."""

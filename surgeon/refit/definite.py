@@ -6,12 +6,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from surgeon.stats.weight import weight_values
+
 if TYPE_CHECKING:
+    import onnx_graphsurgeon as gs
     from numpy.typing import NDArray
+
+    from surgeon.stats.linear import Linear
 
     Floats = NDArray[Any]
 
 SMALL = 24  # rows up to which all of a stack together take less time than a call for each
+
+
+MOST_INPUTS = 10_000  # of a product whose moments are inverted: a minute, and some copies of 0.8 GB
+
+
+def has_inverse(view: Linear, node: gs.Node) -> bool:
+    """Whether a product's inputs are few enough for their second moments to be inverted."""
+    matrices = view.matrices(node, weight_values(node.inputs[view.weight]))
+    return bool(matrices.shape[1] < MOST_INPUTS)
 
 
 def inverses(matrices: Floats) -> Floats:

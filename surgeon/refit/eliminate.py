@@ -92,6 +92,36 @@ class Elimination:
         self.inverse[rows, rows] = 1.0  # keeps the block solvable; it is never asked for again
 
 
+@dataclass
+class Apart:
+    """The inputs of one product that has too many for an inverse; what goes is made up for by nothing, and costs what it does.
+
+    Attributes:
+        squares: ``[indices]``, the mean square of what each adds to the result.
+    """
+
+    squares: NDArray[np.float64]
+
+    @staticmethod
+    def among(grams: Matrix, w: Matrix, blocks: NDArray[np.int64]) -> Apart:
+        """Nothing removed yet.
+
+        Args:
+            grams: ``[indices, block, block]``, second moments of the rows that belong to each index.
+            w: ``[inputs + 1, outputs]``, the present weights.
+            blocks: ``[indices, block]`` rows of the product that belong to each removable index.
+        """
+        part = w[blocks]
+        return Apart(np.einsum("abn,abc,acn->a", part, grams, part, optimize=True))
+
+    def costs(self, alive: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The increase of the squared error if one more of the indices ``alive`` is removed, for each."""
+        return self.squares[alive]
+
+    def remove(self, index: int) -> None:
+        """Remove an index, of which the others take no notice."""
+
+
 def inverted(gram: Matrix, strength: float = DAMPING) -> Matrix:
     """The inverse of damped second moments; see `Elimination.start`."""
     damped = gram + np.diag(np.full(len(gram), strength * scale_of(gram)))

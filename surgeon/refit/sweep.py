@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 from surgeon.axes import Keep, mask
 from surgeon.refit.behind import beside, changed, kept_part, kept_weight, touched
 from surgeon.refit.carry import get_weight, set_weight
+from surgeon.refit.definite import has_inverse
 from surgeon.refit.fit import Effort, Sample
 from surgeon.refit.joint import Wanted, fit_both
 from surgeon.refit.keeping import Promised, best
@@ -167,10 +168,10 @@ class Sweep:
         return self._is_free(view) and self.promised.of(view) is None
 
     def _is_free(self, view: Linear) -> bool:
-        """A shared weight stays one, and what the model gives out before its bias is added stays what it is."""
+        """A shared weight, one with too many inputs, and what is given out before its bias is added stay what they are."""
         node = self.nodes[view.op.node.outputs[0].name]
         inside = view.output in ("", node.outputs[0].name) or node.outputs[0].name not in self.outputs
-        return inside and not is_shared(node.inputs[view.weight])
+        return inside and not is_shared(node.inputs[view.weight]) and has_inverse(view, node)
 
     def run(self, progress: Callable[[int], None]) -> Refitted:
         """Refit everything that is behind a cut."""

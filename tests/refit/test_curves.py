@@ -15,9 +15,10 @@ from surgeon.engine import analyse
 from surgeon.errors import SurgeonError
 from surgeon.graph.load import from_model
 from surgeon.graph.save import to_model
-from surgeon.refit import sensitivity
+from surgeon.refit import definite, sensitivity
 from surgeon.refit.curves import Curve, error_curves
 from surgeon.refit.sweep import refit
+from surgeon_passes.pruning import describe
 
 X = networks.images()
 UNSEEN = networks.images(100, seed=9)
@@ -54,6 +55,35 @@ def test_pruning_finds_redundant_channels_and_restores_the_network(tmp_path, dep
     assert networks.relative_error(model, result.model, UNSEEN) < 1e-5
     worse = networks.pruned(model, "prune{macs=0.51 score=random multiple_of=1 reconstruct=false}", path)
     assert networks.relative_error(model, worse.model, UNSEEN) > 0.05
+
+
+@pytest.mark.parametrize("name", ["convolutions", "mixed"])
+def test_products_with_too_many_inputs_lose_what_each_index_adds(name, monkeypatch):
+    """No inverse: an index costs the square of what it adds, and the others are not moved."""
+    model = convolutions() if name == "convolutions" else networks.mixed()
+    found, usual = curves_of(model)
+    monkeypatch.setattr(definite, "MOST_INPUTS", 1)
+    _, curves = curves_of(model)
+    assert curves.keys() == usual.keys()
+    for group in found.groups:
+        if group.id in curves:
+            assert sorted(curves[group.id].order) == list(range(group.size))
+            assert list(curves[group.id].steps) == sorted(curves[group.id].steps)
+            # what is made up for costs less, but for the damping
+            assert curves[group.id].steps[0] > 0.9 * usual[group.id].steps[0] - 1e-4
+
+
+def test_the_run_says_what_is_not_refitted(tmp_path, monkeypatch):
+    model = networks.redundant_convolutions(dependent=False)
+    path = tmp_path / "data.npz"
+    np.savez(path, x=X)
+    monkeypatch.setattr(definite, "MOST_INPUTS", 1)
+    monkeypatch.setattr(describe, "MOST_INPUTS", 1)
+    result = networks.pruned(model, "prune{macs=0.51 score=obs multiple_of=1}", path)
+    assert any("not refitted" in warning for warning in result.report["warnings"])
+    assert not next(each for each in result.report["passes"] if each["name"] == "prune")["reconstruct"][
+        "operators"
+    ]
 
 
 def test_steps_are_the_errors_of_refits():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from refit.products import extended, problem
 
-from surgeon.refit.eliminate import Elimination, eliminate, inverted
+from surgeon.refit.eliminate import Apart, Elimination, eliminate, inverted
 
 
 def gram_of(x):
@@ -160,3 +160,16 @@ def test_an_input_that_never_moves_is_free():
     order, steps = eliminate([(Elimination.start(gram_of(x), w, np.arange(6)[:, None]), 1.0)], np.arange(6))
     assert order[0] == 3
     assert steps[0] == pytest.approx(1e-3 * np.square(x).sum(axis=0).mean() * np.square(w[3]).sum(), rel=1e-6)
+
+
+def test_what_stands_apart_costs_what_it_adds():
+    random = np.random.default_rng(0)
+    x, w = random.standard_normal((50, 12)), random.standard_normal((12, 5))
+    blocks = np.array([[0, 7], [3, 4], [11, 2]])
+    grams = np.stack([x[:, rows].T @ x[:, rows] for rows in blocks])
+    problem = Apart.among(grams, w, blocks)
+    expected = [np.square(x[:, rows] @ w[rows]).sum() for rows in blocks]
+    np.testing.assert_allclose(problem.costs(np.arange(3)), expected)
+    order, steps = eliminate([(problem, 1.0)], np.arange(3))
+    assert order == np.argsort(expected).tolist()
+    np.testing.assert_allclose(steps, np.sort(expected))

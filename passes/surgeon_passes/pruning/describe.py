@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from surgeon.refit.definite import MOST_INPUTS, has_inverse
+from surgeon.stats.linear import linear_views
 from surgeon.stats.promises import noted
+from surgeon.stats.sequences import name_of
 from surgeon_passes.pruning.interface import note_interface
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ def note(found: Cut, cutting: Cutting, context: Context) -> None:
     context.note_cut(model, found.proved.plan)
     note_interface(cutting.graph, found.graph, found.proved.plan, context)
     if found.refitted is not None:
-        _describe(found.refitted, found, cutting, context)
+        _describe(found.refitted, kept, found, cutting, context)
 
 
 def _groups(model: Model, kept: Container[str], reasons: Mapping[str, str]) -> dict[str, Any]:
@@ -44,7 +47,18 @@ def _groups(model: Model, kept: Container[str], reasons: Mapping[str, str]) -> d
     return {"total": len(model.groups), "cut": sum(g.id in kept for g in model.groups), "whole": whole}
 
 
-def _describe(refitted: Refitted, found: Cut, cutting: Cutting, context: Context) -> None:
+def _large(cutting: Cutting) -> set[str]:
+    """The operators whose weights have too many inputs to be fitted."""
+    return {
+        name_of(op.node)
+        for op in cutting.model.analysis.ops
+        if any(not has_inverse(view, op.node) for view in linear_views(op))
+    }
+
+
+def _describe(
+    refitted: Refitted, cut: Container[str], found: Cut, cutting: Cutting, context: Context
+) -> None:
     """Record what the refit did, and what was measured before."""
     if not refitted.errors:
         context.warn("no weights were refitted: only constants of floats are; expect to lose accuracy")
@@ -52,6 +66,11 @@ def _describe(refitted: Refitted, found: Cut, cutting: Cutting, context: Context
         context.warn(
             f"activations took more than prune.memory ({cutting.options.memory} MB) and went to temporary files, "
             "which takes longer; fewer samples or more memory avoid it"
+        )
+    behind = {name for group in cutting.model.groups if group.id in cut for name in group.consumers}
+    if large := sorted(behind & _large(cutting)):
+        context.warn(
+            f"not refitted, for they have {MOST_INPUTS} inputs or more, whose channels rank by what they add: {', '.join(large)}"
         )
     context.record["reconstruct"] = {
         "seconds": found.seconds,
