@@ -26,8 +26,8 @@ _RESHAPING = frozenset(
         "Unsqueeze",
     }
 )
-#: Operators that pass rounded values on unchanged, or some of them.
-PASSING = _RESHAPING | SELECTING | {"MaxPool"}
+#: What passes rounded values on unchanged to who judges them; what picks some of them shows no reader all of them.
+PASSING = _RESHAPING | {"MaxPool"}
 _CLIPPING = frozenset({"Clip", "Relu"})
 _ROUNDABLE = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16})
 
